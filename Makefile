@@ -1,0 +1,41 @@
+# Every target installs what it needs into .venv; `make -j` is safe.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_DOCUMENT ?= examples/demo_document.txt
+DEMO_QUESTION ?= What is the question?
+
+.PHONY: demo test test-gpu lint type fmt bench exactness ci
+
+# torch first and constrained, so that a build for the machine at hand is taken and kept
+.venv/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv && $(PIP) torch && $(PIP) -e . && touch $@
+
+.venv/.installed: .venv/.core
+	$(PIP) -e '.[dev]' && touch $@
+
+demo: .venv/.core
+	@$(BIN)/remamba ask --document $(DEMO_DOCUMENT) --question "$(DEMO_QUESTION)" --compare
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu
+
+lint: .venv/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: .venv/.installed
+	$(BIN)/mypy
+
+fmt: .venv/.installed
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: .venv/.installed
+	$(BIN)/remamba bench
+
+exactness: .venv/.installed
+	$(BIN)/python benchmarks/exactness.py
+
+ci: lint type test

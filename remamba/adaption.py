@@ -1,0 +1,58 @@
+"""Stage 2, selective adaption: the kept positions' scores enter the time step (Eq. 8)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Adaption(NamedTuple):
+    """What stage 2 changes at the kept positions; a slice of it goes with a slice of the input."""
+
+    alpha: Tensor
+    """(b, l) ReLU of the kept scores; 1 at every other position."""
+    selected: Tensor
+    """(b, l) bool, True at the kept positions."""
+    exact: bool
+    """True: alpha scales Delta itself, after softplus. False: alpha scales W x (as released)."""
+
+    def piece(self, begin: int, end: int) -> Adaption:
+        return Adaption(self.alpha[:, begin:end], self.selected[:, begin:end], self.exact)
+
+    @property
+    def dt_scale(self) -> Tensor | None:
+        """(b, l) factor after softplus for the scans, or None when Delta is left alone there."""
+        return self.alpha if self.exact else None
+
+
+def adapt_dt(dt: Tensor, adaption: Adaption, theta: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Time step before softplus with scores and Theta in it (Eq. 8): alpha * W x + Theta + bias.
+
+    Alpha does not scale the bias, as in the authors' code. Positions that were not kept are
+    returned as they came, bit for bit.
+
+    Args:
+        dt: (b, l, e) or (b, l, h), W x + bias (or W x alone when `bias` is None).
+        adaption: alpha and the kept positions, (b, l).
+        theta: (e,) or (h,), the layer's trainable offset.
+        bias: (e,) the part of `dt` that alpha must not scale.
+    """
+    projected = dt if bias is None else dt - bias
+    selected = adaption.selected.unsqueeze(-1)
+    change = theta.expand_as(dt)
+    if not adaption.exact:
+        change = change + (adaption.alpha.unsqueeze(-1) - 1) * projected
+    return torch.where(selected, dt + change, dt).to(dt.dtype)
+
+
+class DtAdaption(nn.Module):
+    """Theta of one layer, in a module of its own so that adapters can name it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, dt: Tensor, adaption: Adaption, bias: Tensor | None = None) -> Tensor:
+        return adapt_dt(dt, adaption, self.theta, bias)

@@ -1,0 +1,77 @@
+"""Embeddings, blocks and the final norm: any Mamba from embeddings to last-layer states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from remamba.adaption import Adaption
+from remamba.cache import StateCache
+from remamba.configuration_remamba import ReMambaConfig
+from remamba.mixer import MambaMixer
+from remamba.mixer2 import Mamba2Mixer
+from remamba.norm import RMSNorm
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)). It holds no state, so that checkpointing may run it again."""
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__()
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mixer = (Mamba2Mixer if config.backbone_type == "mamba2" else MambaMixer)(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        lengths: Tensor | None,
+        adaption: Adaption | None,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        residual = hidden.float() if self.residual_in_fp32 else hidden
+        mixed, conv_state, ssm_state = self.mixer(
+            self.norm(hidden), lengths, adaption, conv_state, ssm_state
+        )
+        return residual + mixed, conv_state, ssm_state
+
+
+class Backbone(nn.Module):
+    """A Mamba, Mamba-2 or Falcon-Mamba without its language-model head."""
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        nn.init.normal_(self.embeddings.weight, std=config.initializer_range)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        lengths: Tensor | None = None,
+        adaption: Adaption | None = None,
+        cache: StateCache | None = None,
+    ) -> Tensor:
+        """Last-layer states after the final norm, (b, l, d).
+
+        Args:
+            embeds: (b, l, d), right-padded.
+            lengths: (b,) real tokens of each row; None when all l are. A pad changes no state.
+            adaption: the kept positions of stage 2.
+            cache: the pass starts from its states, if it has any, and leaves its own in it.
+        """
+        hidden = embeds
+        for i, block in enumerate(self.layers):
+            states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
+            arguments = (hidden, lengths, adaption, *states)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                hidden, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                hidden, conv, ssm = block(*arguments)
+            if cache is not None:
+                cache.update(i, conv, ssm)
+        return self.norm_f(hidden)

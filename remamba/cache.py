@@ -1,0 +1,287 @@
+"""What is carried between passes: the states of a batch, and a document read once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from remamba.configuration_remamba import CompressionConfig
+from remamba.errors import InputError
+
+STATE_FORMAT = "remamba-state-1"
+MEMORY_FORMAT = "remamba-memory-1"
+
+
+class Span(NamedTuple):
+    """The positions to compress, one range a row: 0-based, half-open."""
+
+    start: Tensor
+    """(b,) int64."""
+    stop: Tensor
+    """(b,) int64; equal to `start` where nothing is compressed."""
+
+    @property
+    def length(self) -> Tensor:
+        return self.stop - self.start
+
+
+class Kept(NamedTuple):
+    """The kept positions of each row, in ascending order, padded on the right."""
+
+    index: Tensor  # type: ignore[assignment]
+    """(b, k) int64, counted from the row's first real token (of the document, if there is one)."""
+    scores: Tensor
+    """(b, k) cosine of Key and Query (Eq. 3)."""
+    values: Tensor
+    """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
+    lengths: Tensor
+    """(b,) how many of the k are real."""
+
+    def rows(self) -> list[list[tuple[int, float]]]:
+        """Position and score of every kept token, one list a row."""
+        index, scores, lengths = self.index.tolist(), self.scores.tolist(), self.lengths.tolist()
+        return [
+            list(zip(i[:n], s[:n], strict=True))
+            for i, s, n in zip(index, scores, lengths, strict=True)
+        ]
+
+
+class StateCache:
+    """Convolution windows and SSM states of a batch, one pair a layer.
+
+    `conv_states[i]` is (b, w - 1, channels), the last inputs of the convolution; `ssm_states[i]` is
+    float32, (b, e, n) in Mamba and (b, h, p, n) in Mamba-2. Both are None until a pass fills them.
+    """
+
+    is_compileable = False
+
+    def __init__(self, num_layers: int):
+        self.conv_states: list[Tensor | None] = [None] * num_layers
+        self.ssm_states: list[Tensor | None] = [None] * num_layers
+        self.kept: Kept | None = None
+
+    @property
+    def is_filled(self) -> bool:
+        return self.ssm_states[0] is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows held; 0 when nothing has been read."""
+        return 0 if self.ssm_states[0] is None else self.ssm_states[0].shape[0]
+
+    def update(self, layer: int, conv_state: Tensor, ssm_state: Tensor) -> None:
+        self.conv_states[layer] = conv_state
+        self.ssm_states[layer] = ssm_state
+
+    def assign(self, other: StateCache) -> None:
+        """Take over another cache's states; whoever holds this one sees them."""
+        self.conv_states, self.ssm_states = other.conv_states, other.ssm_states
+        self.kept = other.kept
+
+    def reset(self) -> None:
+        """Forget everything: the next pass starts from zero states."""
+        self.assign(StateCache(len(self.conv_states)))
+
+    def _map(self, function: Any) -> StateCache:
+        other = StateCache(len(self.conv_states))
+        for name in ("conv_states", "ssm_states"):
+            states = getattr(self, name)
+            setattr(other, name, [None if state is None else function(state) for state in states])
+        other.kept = self.kept
+        return other
+
+    def clone(self) -> StateCache:
+        """A cache of its own that shares no storage."""
+        return self._map(lambda state: state.clone())
+
+    def select(self, index: Tensor) -> StateCache:
+        """The rows `index` (n,), in that order; rows may repeat."""
+        return self._map(lambda state: state.index_select(0, index.to(state.device)))
+
+    def scale_rows(self, factor: Tensor) -> StateCache:
+        """States times `factor` (b,): 0 gives a row that has read nothing, 1 leaves it."""
+        return self._map(lambda state: state * factor.to(state).view(-1, *[1] * (state.dim() - 1)))
+
+    def to(self, device: torch.device | str) -> StateCache:
+        return self._map(lambda state: state.to(device))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i takes the states of row `beam_idx[i]` (called by beam search)."""
+        chosen = self.select(beam_idx)
+        self.conv_states, self.ssm_states = chosen.conv_states, chosen.ssm_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: a state has no length. Generation asks, and must not cut its inputs by it."""
+        return 0
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """The states by name, as they are written to a file."""
+        named = {}
+        for i, (conv, ssm) in enumerate(zip(self.conv_states, self.ssm_states, strict=True)):
+            if conv is None or ssm is None:
+                raise InputError("this cache has read nothing yet: there is no state to save")
+            named[f"{prefix}layers.{i}.conv_state"] = conv.detach().contiguous()
+            named[f"{prefix}layers.{i}.ssm_state"] = ssm.detach().contiguous()
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], prefix: str = "") -> StateCache:
+        layers = sum(name.startswith(prefix) and name.endswith(".ssm_state") for name in tensors)
+        cache = cls(layers)
+        for i in range(len(cache.conv_states)):
+            name = f"{prefix}layers.{i}."
+            cache.update(i, tensors[f"{name}conv_state"], tensors[f"{name}ssm_state"])
+        return cache
+
+    def save(self, path: str | Path, fingerprint: str = "") -> None:
+        """Write the states to a safetensors file, bound to a model by its fingerprint."""
+        _write(path, self.tensors(), {"format": STATE_FORMAT, "fingerprint": fingerprint})
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str = "") -> StateCache:
+        """The states of a file.
+
+        Raises:
+            InputError: no such file, no state file, or one of another model.
+        """
+        tensors, metadata = _read(path, STATE_FORMAT)
+        check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
+        return cls.from_tensors(tensors)
+
+
+@dataclass
+class DocumentMemory:
+    """A document read once (stage 1), from which many questions are answered.
+
+    Holds b documents. A row of questions uses document `row // (rows // b)`.
+    """
+
+    hidden: Tensor
+    """(b, m, d) last-layer states of the span, right-padded, in the model's dtype."""
+    span: Span
+    """The positions of the document to compress."""
+    lengths: Tensor
+    """(b,) tokens of each document."""
+    cache: StateCache
+    """States after each document's last token."""
+    compression: CompressionConfig | None
+    """The settings it was read with; None: read by plain Mamba."""
+    fingerprint: str = ""
+    """The model it belongs to; empty when that was not asked for."""
+    input_ids: Tensor | None = field(default=None, repr=False)
+    """(b, l) the document's tokens, right-padded, if they were given as ids."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.lengths.shape[0]
+
+    def select(self, index: Tensor) -> DocumentMemory:
+        """The documents `index` (n,), in that order; they may repeat."""
+        return DocumentMemory(
+            self.hidden.index_select(0, index),
+            Span(self.span.start[index], self.span.stop[index]),
+            self.lengths[index],
+            self.cache.select(index),
+            self.compression,
+            self.fingerprint,
+            None if self.input_ids is None else self.input_ids.index_select(0, index),
+        )
+
+    def to(self, device: torch.device | str) -> DocumentMemory:
+        return DocumentMemory(
+            self.hidden.to(device),
+            Span(self.span.start.to(device), self.span.stop.to(device)),
+            self.lengths.to(device),
+            self.cache.to(device),
+            self.compression,
+            self.fingerprint,
+            None if self.input_ids is None else self.input_ids.to(device),
+        )
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a safetensors file.
+
+        Args:
+            dtype: of the span's states. None keeps the model's own, which is exact;
+                torch.bfloat16 halves a float32 memory.
+        """
+        tensors = {
+            "hidden": self.hidden.detach().to(dtype or self.hidden.dtype).contiguous(),
+            "span.start": self.span.start.contiguous(),
+            "span.stop": self.span.stop.contiguous(),
+            "lengths": self.lengths.contiguous(),
+            **self.cache.tensors("cache."),
+        }
+        if self.input_ids is not None:
+            tensors["input_ids"] = self.input_ids.contiguous()
+        settings = None if self.compression is None else self.compression.to_dict()
+        metadata = {
+            "format": MEMORY_FORMAT,
+            "fingerprint": self.fingerprint,
+            "compression": json.dumps(settings),
+        }
+        _write(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str = "") -> DocumentMemory:
+        """The memory of a file.
+
+        Args:
+            fingerprint: of the model that is to use it; empty skips the comparison.
+
+        Raises:
+            InputError: no such file, no memory file, or one of another model.
+        """
+        tensors, metadata = _read(path, MEMORY_FORMAT)
+        check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
+        settings = json.loads(metadata["compression"])
+        return cls(
+            tensors["hidden"],
+            Span(tensors["span.start"], tensors["span.stop"]),
+            tensors["lengths"],
+            StateCache.from_tensors(tensors, "cache."),
+            None if settings is None else CompressionConfig.from_dict(settings),
+            metadata.get("fingerprint", ""),
+            tensors.get("input_ids"),
+        )
+
+
+def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
+    """Raise InputError when a state file was written by another model."""
+    if wanted and stored and stored != wanted:
+        raise InputError(
+            f"{path} was written by another model (its fingerprint is {stored}, this model's is "
+            f"{wanted}); read the document again with this model"
+        )
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    part = path.with_name(path.name + ".part")
+    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
+    part.replace(path)
+
+
+def _read(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file; `remamba read DOCUMENT --output {path}` makes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != wanted_format:
+                raise InputError(
+                    f"{path} is no {wanted_format} file (its format is {metadata.get('format')!r})"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or corrupt ({error}); write it again") from error

@@ -1,0 +1,176 @@
+"""The `remamba` command: finds the subcommand, reads its arguments, turns errors into exit codes.
+
+Exit codes: 0 done; 2 what the user gave cannot be used (one line on stderr, no traceback);
+1 anything else. A subcommand's module is imported only when that subcommand runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.metadata
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from remamba.errors import InputError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "ask": ("remamba.commands.ask", "answer a question from a long document"),
+    "read": ("remamba.commands.read", "read a document once into a memory file for many questions"),
+    "generate": ("remamba.commands.generate", "continue a prompt, streamed"),
+    "convert": (
+        "remamba.commands.convert",
+        "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
+    ),
+    "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
+    "eval": ("remamba.commands.eval", "predict and score LongBench-E, L-Eval and other tasks"),
+    "eval score": ("remamba.commands.eval_score", "score predictions made earlier"),
+    "reproduce": ("remamba.commands.reproduce", "rebuild a table or figure of the paper"),
+    "bench": ("remamba.commands.bench", "measure speed and memory beside plain Mamba"),
+    "serve": ("remamba.commands.serve", "run an OpenAI-compatible HTTP server"),
+    "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
+}
+"""Command words -> (module, one-line help), in the order of `remamba --help`."""
+
+EXAMPLES = (
+    'remamba ask --document report.txt --question "Who signed the contract?" --compare',
+    "remamba convert state-spaces/mamba-130m-hf models/remamba-130m",
+    "remamba read report.txt --output report.memory",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _reader_left()
+        if isinstance(error, _UNUSABLE_FILE):
+            return _refuse(_file_message(error))
+        raise
+    except UnicodeDecodeError as error:
+        return _refuse(
+            f"a file is not {error.encoding} text (byte {error.start}: {error.reason}); "
+            "save it as UTF-8"
+        )
+    except KeyboardInterrupt:
+        print("remamba: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"remamba {_version()}")
+        return 0
+    name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), None)
+    if name is None:
+        raise InputError(_unknown(argv[0]))
+    module = importlib.import_module(COMMANDS[name][0])
+    args = _parse(module.Args, name, argv[len(name.split()) :])
+    code = module.run(args)
+    sys.stdout.flush()
+    return 0 if code is None else code
+
+
+def _parse(args_type: Any, name: str, argv: list[str]) -> Any:
+    """Reads `argv` into `args_type`; tyro's framed message becomes one InputError line."""
+    import tyro
+
+    prog = f"remamba {name}"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(args_type, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise InputError(f"{_unframe(said.getvalue())}; see {prog} --help") from None
+
+
+def _unframe(panel: str) -> str:
+    """The sentence inside tyro's framed error: no frame, no advice, no line breaks."""
+    sections: list[list[str]] = [[]]
+    for line in panel.splitlines():
+        line = line.strip("│ ")
+        if line and line[0] in "╭╰":
+            continue
+        if line.strip("─-"):
+            sections[-1].append(line)
+        elif line:
+            sections.append([])
+    # a terminal without box characters gets the title inside, as a section of its own
+    if "╭" not in panel and len(sections) > 1:
+        del sections[0]
+    message = " ".join(sections[0]).rstrip(".:; ") or "the arguments cannot be used"
+    for section in sections[1:]:
+        if section[:1] == ["Perhaps you meant:"] and len(section) > 1:
+            message += f" (perhaps {section[1]})"
+    return message
+
+
+def help_text() -> str:
+    """What `remamba --help` prints: the commands with a line each, and three examples."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    examples = "\n".join(f"  {example}" for example in EXAMPLES)
+    return (
+        "usage: remamba COMMAND [OPTIONS]\n\n"
+        "Mamba models on inputs longer than they can remember.\n\n"
+        f"commands:\n{commands}\n\n"
+        f"examples:\n{examples}\n\n"
+        "remamba COMMAND --help lists a command's options. A model of a few megabytes is\n"
+        "embedded; --model names another one."
+    )
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
+    mend = f"did you mean {near[0]!r}?" if near else "remamba --help lists the commands"
+    return f"{word!r} is not a command; {mend}"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("remamba")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed; running from a checkout)"
+
+
+_UNUSABLE_FILE = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def _file_message(error: OSError) -> str:
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return f"{name}{error.strerror or error}; check the path"
+
+
+def _refuse(message: str) -> int:
+    print(f"remamba: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _reader_left() -> int:
+    """Quiet end for `remamba ... | head`: the interpreter's own flush at exit must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""`remamba train`: train a ReMamba, or a plain Mamba on the same data."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from remamba.train.config import TrainArgs as Args
+
+__all__ = ["Args", "run"]
+
+
+def run(args: Args) -> int:
+    """Trains; prints the summary as one JSON object, or as a sentence on stderr."""
+    from remamba.train.run import train
+
+    summary = train(args)
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        accuracy = summary["accuracy"]
+        said = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
+        print(
+            f"{summary['steps']} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s"
+            f"{said} ({summary['stopped']}); the model is in {args.output}",
+            file=sys.stderr,
+        )
+    return 0

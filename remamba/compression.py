@@ -1,0 +1,222 @@
+"""Stage 1 to selection: the span, its scores, the kept vectors and the splice (Eq. 3-7)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from remamba.adaption import Adaption
+from remamba.cache import Kept, Span
+from remamba.configuration_remamba import CompressionConfig
+
+ROUNDING = 1e-9
+"""Products such as 0.1 * 30 = 3.0000000000000004 are rounded as 3, not up to 4."""
+SCORE_LOSS_SCALE = 16.0
+
+
+def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
+    """The positions to compress: start = floor(s L), length = max(ceil(p L), 1).
+
+    Args:
+        lengths: (b,) tokens of each prompt, or of its document if the question stands apart [L].
+        limit: (b,) first position that must not be compressed (the last prompt token, or the
+            question); the span is cut there.
+
+    Returns:
+        The span; empty for rows shorter than `min_prompt_length`.
+    """
+    exact = lengths.double()
+    start = torch.floor(compression.start * exact + ROUNDING).long()
+    length = torch.ceil(compression.length * exact - ROUNDING).long().clamp(min=1)
+    stop = torch.minimum(start + length, limit)
+    stop = torch.where(lengths < compression.min_prompt_length, start, stop)
+    return Span(start, torch.maximum(start, stop))
+
+
+def num_kept(span: Span, compression: CompressionConfig) -> Tensor:
+    """K = max(ceil(rho * length), 1) of each row, (b,) int64; 0 if the span is empty or dropped."""
+    length = span.length
+    if compression.selector == "drop":
+        return torch.zeros_like(length)
+    if compression.num_kept is None:
+        kept = torch.ceil(compression.keep_ratio * length.double() - ROUNDING).long().clamp(min=1)
+    else:
+        kept = torch.full_like(length, compression.num_kept)
+    return torch.minimum(kept, length)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose backward multiplies by its own value."""
+
+    @staticmethod
+    def forward(ctx, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(alpha)
+        return alpha.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (alpha,) = ctx.saved_tensors
+        return gradient * alpha
+
+
+def importance(scores: Tensor, compression: CompressionConfig) -> Tensor:
+    """alpha = ReLU(score) (Eq. 8), its gradient times alpha when `score_gradient` is "scaled"."""
+    alpha = torch.relu(scores)
+    return _ScaleGradient.apply(alpha) if compression.score_gradient == "scaled" else alpha
+
+
+def _feed_forward(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+
+
+class Compressor(nn.Module):
+    """Query, Key and Value: which hidden states of the span are kept, and what they become."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.query_proj = _feed_forward(hidden_size)
+        self.key_proj = _feed_forward(hidden_size)
+        self.value_proj = _feed_forward(hidden_size)
+        self.tie_query()
+
+    def tie_query(self) -> None:
+        """Give Query a copy of Key's values (preset "tied"): scores then start well above zero."""
+        self.query_proj.load_state_dict(self.key_proj.state_dict())
+
+    def scores(self, hidden: Tensor, last_hidden: Tensor) -> Tensor:
+        """Importance scores (Eq. 3): cosine of Key(h_i) and Query(h_L), float32.
+
+        Args:
+            hidden: (b, m, d) last-layer states of the span [h_i].
+            last_hidden: (b * n, d) of the last prompt token [h_L]; n questions a document.
+
+        Returns:
+            (b * n, m).
+        """
+        keys = F.normalize(self.key_proj(hidden).float(), dim=-1, eps=1e-8)
+        query = F.normalize(self.query_proj(last_hidden).float(), dim=-1, eps=1e-8)
+        query = query.view(hidden.shape[0], -1, query.shape[-1])
+        return (query @ keys.transpose(1, 2)).flatten(0, 1)
+
+    def keep(
+        self, hidden: Tensor, scores: Tensor, span: Span, compression: CompressionConfig
+    ) -> Kept:
+        """The K kept positions in ascending order and their vectors (Eq. 4-6).
+
+        Args:
+            hidden: (b, m, d) states of the span.
+            scores: (b * n, m).
+            span: of the b documents.
+        """
+        per_document = scores.shape[0] // hidden.shape[0]
+        length = span.length.repeat_interleave(per_document)
+        kept_lengths = num_kept(span, compression).repeat_interleave(per_document)
+        index = _select(scores.detach(), length, kept_lengths, compression.selector)
+        real = torch.arange(index.shape[1], device=index.device) < kept_lengths[:, None]
+        kept_scores = scores.gather(1, index)
+        document = torch.arange(scores.shape[0], device=index.device) // per_document
+        values = self.value_proj(hidden[document[:, None], index])
+        if compression.adaption == "multiplicative":
+            values = values * importance(kept_scores, compression).unsqueeze(-1).to(values.dtype)
+        position = span.start.repeat_interleave(per_document)[:, None] + index
+        return Kept(
+            torch.where(real, position, 0), torch.where(real, kept_scores, 0), values, kept_lengths
+        )
+
+
+def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tensor:
+    """Which K of the span's positions are kept (Eq. 4-5): (b, k), ascending; 0 beyond a row's K."""
+    rows, m = scores.shape
+    k = int(kept.max()) if rows else 0
+    rank = torch.arange(k, device=scores.device).expand(rows, k)
+    if selector == "fixed":  # the last position of each of K equal parts
+        parts = kept[:, None].clamp(min=1)
+        index = ((rank + 1) * length[:, None] + parts - 1) // parts - 1
+    else:
+        order = torch.rand_like(scores) if selector == "random" else scores
+        outside = torch.arange(m, device=scores.device) >= length[:, None]
+        index = order.masked_fill(outside, -torch.inf).topk(k, dim=1).indices
+        index = index.masked_fill(rank >= kept[:, None], m).sort(dim=1).values
+    return torch.where(rank < kept[:, None], index, 0)
+
+
+def score_loss(scores: Tensor, targets: Tensor, length: Tensor) -> Tensor:
+    """Loss on the score itself: -log of the softmax mass of 16 * cosine on the target positions.
+
+    With one target a row it is the cross-entropy against the evidence; with several (all places
+    where the answer occurs) any of them serves.
+
+    Args:
+        scores: (b, m) cosines over the span.
+        targets: (b, m) bool.
+        length: (b,) real positions of the span.
+
+    Returns:
+        Scalar, the mean over rows that have a target; 0 when none has.
+    """
+    position = torch.arange(scores.shape[1], device=scores.device)
+    # an empty row keeps one position, so that its softmax stays finite
+    outside = position >= length[:, None].clamp(min=1)
+    log_mass = (SCORE_LOSS_SCALE * scores).masked_fill(outside, -torch.inf).log_softmax(dim=1)
+    targets = targets & (position < length[:, None])
+    has_target = targets.any(dim=1)
+    # rows without a target get a harmless one, so that no -inf enters the backward pass
+    targets = targets | (~has_target[:, None] & ~outside)
+    loss = -log_mass.masked_fill(~targets, -torch.inf).logsumexp(dim=1)
+    return torch.where(has_target, loss, 0).sum() / has_target.sum().clamp(min=1)
+
+
+class Splice(NamedTuple):
+    """Stage 2's sequence as places to take each position from."""
+
+    index: Tensor  # type: ignore[assignment]
+    """(b, l') position in the prompt's row; meaningless where a kept vector stands."""
+    rank: Tensor
+    """(b, l') which kept vector stands here; -1 where a prompt token does."""
+    lengths: Tensor
+    """(b,) real positions of each row."""
+
+
+def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
+    """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
+
+    Args:
+        lengths: (b,) tokens of each row.
+        at: (b,) where the kept vectors go in.
+        removed: (b,) how many prompt tokens they replace there; 0 when they are only inserted.
+        kept: (b,) K.
+    """
+    spliced = lengths - removed + kept
+    longest = int(spliced.max()) if spliced.numel() else 0
+    position = torch.arange(longest, device=lengths.device).expand(len(lengths), longest)
+    rank = position - at[:, None]
+    is_kept = (rank >= 0) & (rank < kept[:, None])
+    after = position - kept[:, None] + removed[:, None]
+    index = torch.where(rank < 0, position, after).clamp(min=0)
+    index = torch.minimum(index, (lengths[:, None] - 1).clamp(min=0))
+    return Splice(index, torch.where(is_kept, rank, -1), spliced)
+
+
+def splice(embeds: Tensor, rank: Tensor, kept: Kept) -> Tensor:
+    """Stage 2's input embeddings (Eq. 7): kept vectors where `rank` names one, `embeds` elsewhere.
+
+    Args:
+        embeds: (b, l', d) prompt embeddings already taken at Splice.index.
+        rank: (b, l') Splice.rank.
+    """
+    if kept.values.shape[1] == 0:
+        return embeds
+    values = kept.values.gather(1, rank.clamp(min=0).unsqueeze(-1).expand(-1, -1, embeds.shape[-1]))
+    return torch.where((rank >= 0).unsqueeze(-1), values.to(embeds.dtype), embeds)
+
+
+def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> Adaption | None:
+    """What the mixers change at the kept positions, or None when the adaption leaves dt alone."""
+    if compression.adaption not in ("selective", "exact") or kept.values.shape[1] == 0:
+        return None
+    selected = plan.rank >= 0
+    alpha = importance(kept.scores, compression).gather(1, plan.rank.clamp(min=0))
+    return Adaption(torch.where(selected, alpha, 1.0), selected, compression.adaption == "exact")

@@ -1,0 +1,100 @@
+"""transformers' generate over a model that carries states in place of keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.utils import ModelOutput
+
+from remamba.batch import enter, take_positions
+from remamba.cache import StateCache
+
+
+def pad_left(
+    mask: Tensor, ids: Tensor | None, embeds: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Mask (b, l), ids (b, l) and embeddings (b, l, d) with each row's pads moved to its left."""
+    rows = enter(ids if embeds is None else None, mask, embeds)
+    column = torch.arange(rows.width, device=mask.device)
+    index = column - (rows.width - rows.lengths)[:, None]
+    moved = index % rows.width
+    return (
+        (index >= 0).to(mask.dtype),
+        None if rows.input_ids is None else rows.input_ids.gather(1, moved),
+        None if rows.embeds is None else take_positions(rows.embeds, moved),
+    )
+
+
+class StatefulGeneration(GenerationMixin):
+    """GenerationMixin for ReMamba: compressed prefill, then plain Mamba token by token."""
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore
+        """transformers' generate (greedy, sampling, beam), with this model's options.
+
+        Besides generate's own arguments: `compression`, `question_lengths`, `memory`,
+        `piece_length` (see `forward`). Right-padded prompts are moved to the right first, so that
+        every row ends in its last token; the sequences returned are then left-padded.
+
+        Returns:
+            (b, l + new) int64; with return_dict_in_generate=True an output whose `kept` tells the
+            kept positions and scores of each row (None for plain Mamba) and whose `cache_params`
+            continues the text.
+        """
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not bool(mask[:, -1].all()):
+            named = kwargs.get("input_ids")
+            kwargs["attention_mask"], ids, embeds = pad_left(
+                mask, inputs if named is None else named, kwargs.get("inputs_embeds")
+            )
+            if embeds is not None:
+                kwargs["inputs_embeds"] = embeds
+            elif named is not None:
+                kwargs["input_ids"] = ids
+            else:
+                inputs = ids
+        if kwargs.get("use_cache", True) and kwargs.get("cache_params") is None:
+            kwargs["cache_params"] = StateCache(self.config.num_hidden_layers)
+        out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(out, ModelOutput):
+            cache = kwargs.get("cache_params")
+            out.cache_params = cache
+            out.kept = None if cache is None else cache.kept
+        return out
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        cache_params: StateCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What each step reads: the whole prompt first, then one token on the cache's states."""
+        if cache_params is not None and cache_params.is_filled and not is_first_iteration:
+            return {
+                "input_ids": input_ids[:, -1:],
+                "cache_params": cache_params,
+                "logits_to_keep": 1,
+            }
+        step: dict[str, Any] = {
+            "cache_params": cache_params,
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+            "attention_mask": attention_mask,
+        }
+        for name in ("compression", "question_lengths", "memory", "piece_length"):
+            step[name] = kwargs.get(name)
+        if inputs_embeds is not None and input_ids.shape[1] == 0:
+            return {**step, "inputs_embeds": inputs_embeds}
+        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+            step["attention_mask"] = None
+        return {**step, "input_ids": input_ids}
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False

@@ -1,0 +1,389 @@
+"""ReMambaModel (states) and ReMambaForCausalLM (tokens), models as transformers knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from remamba.backbone import Backbone
+from remamba.batch import IGNORE, Batch, align, enter, leave
+from remamba.cache import DocumentMemory, Kept, StateCache
+from remamba.compression import Compressor, score_loss
+from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
+from remamba.errors import InputError
+from remamba.generation import StatefulGeneration
+from remamba.pretrained import check_model, locate
+from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
+
+Compression = CompressionConfig | dict[str, Any] | bool | None
+"""None: the model's own settings. False: plain Mamba."""
+
+
+@dataclass
+class ReMambaOutput(ModelOutput):
+    """What a forward returns; l' is the length of the last stage's sequence."""
+
+    loss: Tensor | None = None
+    """Cross-entropy of the labelled tokens by the last stage, mean over tokens."""
+    logits: Tensor | None = None
+    """(b, l', vocab), or (b, logits_to_keep, vocab) of each row's last positions."""
+    labels: Tensor | None = None
+    """(b, l') beside the logits: `logits[:, i]` predicts `labels[:, i + 1]`."""
+    correct: Tensor | None = None
+    """(b,) bool: the last stage predicts every labelled token of the row."""
+    score_loss: Tensor | None = None
+    stage1_loss: Tensor | None = None
+    stage1_correct: Tensor | None = None
+    document_loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    """(b, l', d) after the final norm (ReMambaModel)."""
+    cache_params: StateCache | None = None
+    kept: Kept | None = None
+
+
+class ReMambaModel(PreTrainedModel):
+    """A Mamba backbone that reads its prompt twice; without a language-model head."""
+
+    config_class = ReMambaConfig
+    base_model_prefix = "remamba"
+    supports_gradient_checkpointing = True
+    _is_stateful = True
+    _no_split_modules = ["Block"]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__(config)
+        self.backbone = Backbone(config)
+        self.compressor = Compressor(config.hidden_size)
+        if type(self) is ReMambaModel:
+            self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.embeddings = cast(nn.Embedding, value)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part sets its own initial values, and loaded ones must stay."""
+
+    def new_cache(self) -> StateCache:
+        """An empty cache with a place for each layer."""
+        return StateCache(self.config.num_hidden_layers)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
+        """A model from a directory, a hub name, or "remamba-tiny", which is in the package.
+
+        Raises:
+            InputError: nothing there, another architecture, a corrupt file, or tensors that are
+                missing or misshapen (they are named; nothing is initialised anew).
+        """
+        path = locate(name)
+        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
+        check_model(path, **hub)
+        wanted_info = kwargs.pop("output_loading_info", False)
+        try:
+            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+        model, info = loaded
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(map(str, info.get(problem, ()))):
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise InputError(
+                    f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{more}"
+                )
+        return (model, info) if wanted_info else model
+
+    def resolve_compression(self, compression: Compression) -> CompressionConfig | None:
+        """The settings meant: None is the model's own, False is plain Mamba (returned as None)."""
+        if compression is False:
+            return None
+        if isinstance(compression, CompressionConfig):
+            settings = compression
+        else:
+            own = self.config.compression
+            settings = CompressionConfig.from_dict(
+                compression if isinstance(compression, dict) else own
+            )
+        return None if settings.selector == "none" else settings
+
+    def read(
+        self,
+        document_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        compression: Compression = None,
+        piece_length: int | None = None,
+    ) -> DocumentMemory:
+        """Stage 1 over documents, once: all that later questions need.
+
+        Args:
+            document_ids: (b, l) int64, padded on one side.
+            attention_mask: (b, l); None when nothing is padding.
+            compression: None = the model's own settings, False = plain Mamba.
+            piece_length: tokens read at once; None reads the documents whole.
+
+        Returns:
+            A memory of b documents; differentiable when gradients are on.
+
+        Raises:
+            InputError: with these settings stage 2 reads a part of the document again, so that no
+                memory can stand for it.
+        """
+        settings = self.resolve_compression(compression)
+        batch = enter(document_ids, attention_mask)
+        return self._read(batch, settings, How(piece_length))[0]
+
+    def _read(
+        self, batch: Batch, compression: CompressionConfig | None, how: How
+    ) -> tuple[DocumentMemory, Tensor | None]:
+        if compression is not None and not compression.covers_document:
+            raise InputError(
+                "a memory needs start=0, length=1 with placement='replace', or placement="
+                f"'before_question' (given: start={compression.start}, length={compression.length},"
+                f" placement={compression.placement!r}): else stage 2 reads the document again"
+            )
+        return read_documents(self.backbone, batch, compression, how)
+
+    def _run(
+        self,
+        batch: Batch,
+        compression: Compression,
+        memory: DocumentMemory | None,
+        cache: StateCache | None,
+        how: How,
+    ) -> Passage:
+        """Choose the way through the stages."""
+        if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
+            return read_plain(self.backbone, batch, cache, how)
+        parts = (self.backbone, self.compressor)
+        if memory is not None:
+            settings = memory.compression
+            if compression is not None:
+                settings = self.resolve_compression(compression)
+                _check_memory(memory, settings)
+            passage = answer(*parts, batch, memory, settings, how)
+        else:
+            settings = self.resolve_compression(compression)
+            if settings is None:
+                return read_plain(self.backbone, batch, cache, how)
+            if settings.placement != "before_question":
+                return read_twice(*parts, batch, settings, cache, how)
+            documents, questions = batch.split()
+            memory, _ = read_documents(self.backbone, documents, settings, How(how.piece_length))
+            passage = answer(*parts, questions, memory, settings, how)
+        if cache is not None and passage.cache is not None:
+            cache.assign(passage.cache)
+            passage.cache = cache
+        return passage
+
+    def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        return self.new_cache() if use_cache and cache is None else cache
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        question_lengths: Tensor | None = None,
+        compression: Compression = None,
+        memory: DocumentMemory | None = None,
+        cache_params: StateCache | None = None,
+        use_cache: bool | None = None,
+        piece_length: int | None = None,
+        return_dict: bool | None = None,
+    ) -> ReMambaOutput:
+        """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
+        cache = self._wants_cache(use_cache, cache_params)
+        batch = enter(
+            input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
+        )
+        passage = self._run(batch, compression, memory, cache, How(piece_length))
+        return ReMambaOutput(
+            last_hidden_state=leave(passage.hidden, passage.lengths, batch),
+            cache_params=cache,
+            kept=passage.kept,
+        )
+
+
+def _check_memory(memory: DocumentMemory, compression: CompressionConfig | None) -> None:
+    """Raise InputError when questions ask for settings that the memory was not read with."""
+    if compression is None:
+        return
+    names = ("start", "length", "min_prompt_length")
+    had = memory.compression
+    if had is None or any(getattr(compression, n) != getattr(had, n) for n in names):
+        wanted = ", ".join(f"{n}={getattr(compression, n)}" for n in names)
+        was = had and ", ".join(f"{n}={getattr(had, n)}" for n in names)
+        raise InputError(
+            f"the memory was read with {was or 'plain Mamba'}, not with {wanted}; read it again"
+        )
+    if not compression.covers_document:
+        raise InputError(
+            f"a memory cannot serve placement={compression.placement!r} with length="
+            f"{compression.length}: stage 2 would read the document again"
+        )
+
+
+class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
+    """A ReMamba that predicts tokens."""
+
+    _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
+    _keys_to_ignore_on_load_unexpected = []
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        question_lengths: Tensor | None = None,
+        compression: Compression = None,
+        memory: DocumentMemory | None = None,
+        document_ids: Tensor | None = None,
+        document_attention_mask: Tensor | None = None,
+        cache_params: StateCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        piece_length: int | None = None,
+        score_targets: Tensor | None = None,
+        with_stage1_loss: bool = False,
+        with_document_loss: bool = False,
+        return_logits: bool = True,
+        return_dict: bool | None = None,
+    ) -> ReMambaOutput:
+        """Logits of the last stage, and the losses asked for.
+
+        Args:
+            input_ids: (b, l) int64 prompts (and answers, in training); with a memory or documents,
+                questions (and answers), row i on document i // (rows / documents).
+            attention_mask: (b, l), padded on one side.
+            inputs_embeds: (b, l, d) in place of input_ids.
+            labels: (b, l) in the coordinates of input_ids, -100 where there is no loss. They are
+                moved to the spliced sequence and shifted inside.
+            prompt_lengths: (b,) tokens that are prompt; answers never count as such. Default: up to
+                the first label, or the whole row.
+            question_lengths: (b,) the last so many tokens of the prompt are the question, which is
+                never compressed; the span is taken of the document before it.
+            compression: None = the model's own settings, False = plain Mamba.
+            memory: documents read before with `read`.
+            document_ids, document_attention_mask: (documents, l) to be read in this call.
+            cache_params: a filled cache continues plain Mamba; an empty one is filled.
+            logits_to_keep: logits of each row's last so many positions only; 0: of all.
+            piece_length: tokens the backbone reads at once; bounds the memory, changes no result.
+            score_targets: (b, l) bool over input_ids (over the document, if it stands apart): the
+                positions that `score_loss` wants kept.
+            with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
+            with_document_loss: also `document_loss`, next-token loss of document_ids.
+            return_logits: False leaves the logits out; losses are built at labelled positions only.
+
+        With compression on, the logits are those of the spliced sequence, (b, l - m + k, vocab), m
+        the span and k the kept vectors of the longest row; for placement "before_question" and for
+        memories, (b, k + question, vocab).
+        """
+        cache = self._wants_cache(use_cache, cache_params)
+        prefill = cache is None or not cache.is_filled
+        batch = enter(
+            input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
+        )
+        tail = logits_to_keep if labels is None else 0
+        out = ReMambaOutput(cache_params=cache)
+        documents = None
+        if document_ids is not None:
+            if memory is not None:
+                raise InputError("give either memory or document_ids, and not both")
+            documents = enter(document_ids, document_attention_mask)
+            settings = self.resolve_compression(compression)
+            memory, states = self._read(
+                documents, settings, How(piece_length, 0, with_document_loss)
+            )
+            if states is not None:
+                out.document_loss = self._document_loss(documents, states)
+        passage = self._run(
+            batch, compression, memory, cache, How(piece_length, tail, with_stage1_loss)
+        )
+        out.kept = passage.kept
+        if return_logits:
+            out.logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
+            if prefill and not self.training:
+                _check_finite(out.logits)
+            if not tail:
+                out.logits = leave(out.logits, passage.lengths, batch)
+        if passage.labels is not None:
+            out.loss, out.correct = self._answer_loss(passage.hidden, passage.labels)
+            out.labels = leave(passage.labels, passage.lengths, batch)
+        reading = passage.reading
+        if reading is not None and reading.everything is not None and labels is not None:
+            out.stage1_loss, out.stage1_correct = self._answer_loss(
+                reading.everything, passage.batch.labels
+            )
+        if score_targets is not None and passage.scores is not None:
+            targets = align(score_targets, batch if documents is None else documents)
+            out.score_loss = _score_loss(passage, targets)
+        return out
+
+    def _answer_loss(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy at labelled positions, and which rows are right throughout."""
+        assert labels is not None
+        hidden, labels = hidden[:, : labels.shape[1] - 1], labels[:, 1:]
+        labelled = labels != IGNORE
+        target = labels[labelled]
+        logits = self.lm_head(hidden[labelled]).float()
+        loss = F.cross_entropy(logits, target) if target.numel() else hidden.sum() * 0
+        right = labelled.new_zeros(labels.shape)
+        right[labelled] = logits.detach().argmax(dim=-1) == target
+        return loss, (right == labelled).all(dim=1) & labelled.any(dim=1)
+
+    def _document_loss(self, documents: Batch, states: Tensor) -> Tensor:
+        if documents.input_ids is None:
+            raise InputError("with_document_loss needs the documents as token ids")
+        ids = documents.input_ids[:, : states.shape[1]]
+        pad = torch.arange(ids.shape[1], device=ids.device) >= documents.lengths[:, None]
+        return self._answer_loss(states, ids.masked_fill(pad, IGNORE))[0]
+
+
+def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
+    """Loss of the scores over each row's span; targets (b, l) lie over whole rows or documents."""
+    assert passage.scores is not None and passage.reading is not None
+    scores, span = passage.scores, passage.reading.span
+    repeats = scores.shape[0] // span.start.shape[0]
+    start = span.start.repeat_interleave(repeats)
+    length = span.length.repeat_interleave(repeats)
+    if scores.shape[1] == 0:
+        return scores.sum()
+    index = start[:, None] + torch.arange(scores.shape[1], device=targets.device)
+    return score_loss(scores, targets.gather(1, index.clamp(max=targets.shape[1] - 1)), length)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
+        raise InputError(
+            f"the logits of row {row} are not finite: the weights hold NaN, or {logits.dtype} "
+            "overflows; load the model with dtype=torch.float32"
+        )

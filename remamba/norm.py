@@ -1,0 +1,37 @@
+"""Root-mean-square norms, plain and gated."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in the weight's dtype."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.weight.dtype
+        return F.rms_norm(x.to(dtype), (x.shape[-1],), self.weight, self.eps)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm of y * silu(z), each group of channels by its own mean square (Mamba-2)."""
+
+    def __init__(self, size: int, groups: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.groups = groups
+        self.eps = eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """y, z (..., e) -> (..., e) in y's dtype."""
+        gated = y.float() * F.silu(z.float())
+        grouped = gated.unflatten(-1, (self.groups, -1))
+        normed = F.rms_norm(grouped, (grouped.shape[-1],), None, self.eps).flatten(-2)
+        return self.weight * normed.to(y.dtype)

@@ -1,0 +1,20 @@
+"""Plain functions on tensors, channels-last: the scans, their decode steps and the convolution. They know no models."""
+
+from remamba.ops.backend import explain, resolve, use_backend
+from remamba.ops.causal_conv import causal_conv
+from remamba.ops.selective_scan import selective_scan, selective_scan_ref
+from remamba.ops.ssd import ssd, ssd_ref
+from remamba.ops.state_update import selective_state_update, ssd_state_update
+
+__all__ = [
+    "causal_conv",
+    "explain",
+    "resolve",
+    "selective_scan",
+    "selective_scan_ref",
+    "selective_state_update",
+    "ssd",
+    "ssd_ref",
+    "ssd_state_update",
+    "use_backend",
+]

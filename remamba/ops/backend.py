@@ -1,0 +1,121 @@
+"""Which implementation of an op runs. Nothing else decides.
+
+By default each op takes the fastest form that its device allows. `use_backend("ref")`, or the environment variable
+REMAMBA_BACKEND, asks for one by name; a request that cannot be met raises.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("ref", "torch", "triton")
+
+# op -> backend -> "module:function". The module is imported when it is first used, so triton is only ever imported
+# by the `*_triton.py` files. A triton form is registered by a line here, e.g.
+# "triton": "remamba.ops.selective_scan_triton:selective_scan_triton".
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
+    "selective_scan": {
+        "ref": "remamba.ops.selective_scan:selective_scan_ref",
+        "torch": "remamba.ops.selective_scan_torch:selective_scan_torch",
+    },
+    "ssd": {
+        "ref": "remamba.ops.ssd:ssd_ref",
+        "torch": "remamba.ops.ssd_torch:ssd_torch",
+    },
+    "causal_conv": {"torch": "remamba.ops.causal_conv:causal_conv_torch"},
+    "selective_state_update": {"torch": "remamba.ops.state_update:selective_state_update_torch"},
+    "ssd_state_update": {"torch": "remamba.ops.state_update:ssd_state_update_torch"},
+}
+
+_requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the context every op that has a form of this name runs it: "ref", "torch" or "triton"."""
+    _check_name(name, "use_backend")
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def resolve(op: str, device: torch.device | str) -> str:
+    """The name of the implementation that op runs on device: "ref", "torch" or "triton"."""
+    return _choose(op, torch.device(device).type, *_request())[0]
+
+
+def implementation(op: str, device: torch.device) -> Callable:
+    """The function that op runs on device."""
+    return _load(op, _choose(op, device.type, *_request())[0])
+
+
+def explain(device: torch.device | str | None = None) -> list[tuple[str, str, str]]:
+    """(op, choice, why) of every op, on device (default: the GPU when there is one)."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = torch.device(device).type
+    return [(op, *_choose(op, device_type, *_request())) for op in IMPLEMENTATIONS]
+
+
+def _request() -> tuple[str | None, str]:
+    """The backend asked for, and by what."""
+    name = _requested.get()
+    if name is not None:
+        return name, "use_backend"
+    return os.environ.get("REMAMBA_BACKEND") or None, "REMAMBA_BACKEND"
+
+
+def _check_name(name: str, asked_by: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{asked_by}: no backend {name!r}; there are {', '.join(BACKENDS)}")
+    if not any(name in forms for forms in IMPLEMENTATIONS.values()):
+        raise ValueError(f"{asked_by}: no op has a {name!r} implementation")
+
+
+@functools.cache
+def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tuple[str, str]:
+    """(choice, why). Cached, so that a decode step does not pay for it and the log says it once."""
+    forms = IMPLEMENTATIONS[op]
+    obstacle = _triton_obstacle(device_type)
+    if request is not None:
+        _check_name(request, asked_by)
+    if request == "triton" and "triton" in forms and obstacle:
+        raise ValueError(f"{asked_by}: {op} cannot run 'triton' on {device_type}: {obstacle}")
+    if request in forms:
+        choice, why = request, f"asked for by {asked_by}"
+    elif "triton" in forms and device_type == "cuda" and not obstacle:
+        choice, why = "triton", "fastest on cuda"
+    elif "triton" in forms and device_type == "cuda":
+        choice, why = "torch", obstacle
+    else:
+        choice, why = "torch", f"fastest on {device_type}"
+    if request not in (None, choice):
+        why += f"; has no {request!r} form"
+    logger.info("%s on %s: %s (%s)", op, device_type, choice, why)
+    return choice, why
+
+
+def _triton_obstacle(device_type: str) -> str:
+    """Why triton kernels cannot run on this device; empty when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it needs a GPU, or TRITON_INTERPRET=1"
+    return ""
+
+
+@functools.cache
+def _load(op: str, backend: str) -> Callable:
+    module, function = IMPLEMENTATIONS[op][backend].split(":")
+    return getattr(importlib.import_module(module), function)

@@ -1,0 +1,17 @@
+"""In which precision the ops compute."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of states and sums: float64 for float64 inputs, float32 for everything narrower."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager:
+    """A context in which autocast leaves the dtypes alone on x's device."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()

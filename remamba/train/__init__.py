@@ -1,0 +1,1 @@
+"""Training: rows to batches, the drawn compression of every step, and transformers' Trainer."""

@@ -1,0 +1,219 @@
+"""TrainArgs: every option of `remamba train`, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from remamba.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Train a ReMamba (or, for comparison, a plain Mamba) on JSON lines.
+
+    A row is one of {"prompt", "response"}, {"document", "question", "response"},
+    {"document", "questions": [{"question", "response"}, ...]} and {"text"}. Questions may carry
+    "evidence" (the sentence of the document that holds the answer) and "answer" (the words to look
+    for, where the response says more). Texts are joined as they stand: a space between question and
+    response belongs to one of them.
+
+    Raises:
+        InputError: an option is outside its range, or two options contradict each other.
+    """
+
+    base: str
+    """Model to start from: a directory, the embedded model's name, or a hub name."""
+    data: tuple[str, ...]
+    """Files of JSON lines, also .gz or .xz; see above for the rows."""
+    output: str
+    """Directory of the run: checkpoints, log.jsonl, train.json, and in the end the model itself."""
+    method: Literal["remamba", "mamba"] = "remamba"
+    """remamba: both stages; mamba: the plain model on the same data, order and steps."""
+
+    max_steps: int | None = None
+    """Optimizer steps; give this or --epochs."""
+    epochs: float | None = None
+    """Passes over the data, in place of --max-steps (1 when neither is given)."""
+    batch_size: int = 16
+    """Documents (or prompts, or texts) of a step, over all processes."""
+    accumulate: int = 1
+    """Parts a step's batch is cut into, one after another, to save memory."""
+    questions_per_document: int = 8
+    """Questions of a document in a step; more are sampled, fewer repeated up to the batch's n."""
+    max_length: int = 8192
+    """Tokens of a document, or of a prompt with its response. Texts are cut into such pieces."""
+    long_rows: Literal["refuse", "cut", "skip"] = "refuse"
+    """A longer document or prompt: refuse (naming the row), cut its end off, or skip the row."""
+    group_by_length: bool = True
+    """Batches of similar lengths."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    compressor_learning_rate_scale: float = 0.5
+    """The learning rate of Query, Key, Value and Theta, as a multiple."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    lr_scheduler: Literal["cosine", "constant", "linear"] = "cosine"
+    """How the learning rate goes from its peak to --min-learning-rate-share of it."""
+    min_learning_rate_share: float = 0.0
+    """The learning rate at the last step, as a share of the peak."""
+    weight_decay: float = 0.01
+    """On matrices; never on norms, biases, A_log, D, dt_bias and Theta."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averages."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    seed: int = 42
+    """Of data order, sampled questions, drawn p and rho, and random selection."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16: autocast over float32 weights; auto: bfloat16 on a GPU, float32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, a third more time."""
+
+    length: tuple[float, float] | None = None
+    """Range p is drawn from, once a step (LO HI); the model's own p when not given."""
+    keep_ratio: tuple[float, float] | None = None
+    """Range rho is drawn from, once a step (LO HI); the model's own rho when not given."""
+    keep_ratio_schedule: Literal["uniform", "anneal"] = "uniform"
+    """uniform in the range, or anneal: geometrically from HI to LO, times U(0.8, 1.2), up to 1."""
+    start: float | None = None
+    """Where the span starts [s]; the model's own when not given, as for the four below."""
+    placement: Literal["replace", "append", "before_question"] | None = None
+    """Where the kept vectors stand."""
+    adaption: Literal["selective", "exact", "multiplicative", "none"] | None = None
+    """How the scores enter stage 2."""
+    selector: Literal["topk", "random", "fixed", "drop", "none"] | None = None
+    """Which states are kept."""
+    score_gradient: Literal["scaled", "true"] | None = None
+    """Gradient into the scores."""
+    eval_length: float | None = None
+    """p of the saved model; the middle of --length when not given."""
+    eval_keep_ratio: float | None = None
+    """rho of the saved model; when not given, LO after anneal, else the middle of --keep-ratio."""
+
+    score_loss: float = 0.0
+    """Weight of the loss on the score itself (0.5 is a good value)."""
+    score_target: Literal["answer", "evidence"] = "answer"
+    """What the score should find: every place of the answer in the document, or the evidence."""
+    stage1_loss: float = 0.0
+    """Weight of the answer loss of stage 1, the plain model's (1 keeps it able to answer)."""
+    document_loss: float = 0.0
+    """Weight of next-token prediction on the document (needs a whole-document span, or mamba)."""
+    stop_accuracy: float | None = None
+    """Stop once this share of answers of the last --stop-window steps is right in every token."""
+    stop_window: int = 50
+    """Steps that --stop-accuracy looks back."""
+
+    save_steps: int = 500
+    """A checkpoint every so many steps, and one at the end; 0: none at all."""
+    save_total_limit: int = 1
+    """Checkpoints kept."""
+    logging_steps: int = 20
+    """A line on stderr and in log.jsonl every so many steps."""
+    resume: bool = False
+    """Continue the run in --output from its last checkpoint."""
+    overwrite: bool = False
+    """Replace the run in --output."""
+    workers: int | None = None
+    """Processes that prepare batches; 2 on a GPU, else none, when not given."""
+    audit: int = 0
+    """Print so many examples as the model sees them, with their targets, before training."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str):
+            object.__setattr__(self, "data", (self.data,))
+        if not self.data:
+            raise InputError("--data names no file; give one or more files of JSON lines")
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite contradict each other; give one of them")
+        if self.max_steps is not None and self.epochs is not None:
+            raise InputError("--max-steps and --epochs contradict each other; give one of them")
+        self._check_numbers()
+        self._check_compression()
+
+    def _check_numbers(self) -> None:
+        for name in ("max_steps", "batch_size", "accumulate", "questions_per_document",
+                     "stop_window", "save_total_limit", "logging_steps"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{_flag(name)} = {value} must be at least 1")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "seed", "score_loss",
+                     "stage1_loss", "document_loss", "save_steps", "audit",
+                     "compressor_learning_rate_scale", "workers"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{_flag(name)} = {value} must be 0 or more")
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{_flag(name)} = {value} must be above 0")
+        if self.max_length < 2:
+            raise InputError(f"--max-length = {self.max_length} must be at least 2")
+        if not 0 <= self.min_learning_rate_share <= 1:
+            raise InputError(
+                f"--min-learning-rate-share = {self.min_learning_rate_share} is outside [0, 1]"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"--betas = {self.betas} must both be in [0, 1)")
+        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
+            raise InputError(f"--stop-accuracy = {self.stop_accuracy} is outside (0, 1]")
+        for name in ("data", "output", "base"):
+            if not all([getattr(self, name)] if name != "data" else self.data):
+                raise InputError(f"{_flag(name)} is empty; give a path")
+
+    def _check_compression(self) -> None:
+        for name in ("length", "keep_ratio"):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= 1:
+                raise InputError(
+                    f"{_flag(name)} {bounds[0]} {bounds[1]} must be two numbers in (0, 1], "
+                    "the lower one first"
+                )
+        for name in ("eval_length", "eval_keep_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{_flag(name)} = {value} is outside (0, 1]")
+        if self.start is not None and not 0 <= self.start < 1:
+            raise InputError(f"--start = {self.start} is outside [0, 1)")
+        if self.keep_ratio_schedule == "anneal" and self.keep_ratio is None:
+            raise InputError("--keep-ratio-schedule anneal needs --keep-ratio LO HI")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON can hold them."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+RESUMABLE = frozenset(
+    {
+        *("base", "output", "max_steps", "epochs", "stop_accuracy", "stop_window", "save_steps"),
+        *("save_total_limit", "logging_steps", "resume", "overwrite", "workers", "audit", "json"),
+        *("accumulate", "device", "eval_length", "eval_keep_ratio", "gradient_checkpointing"),
+    }
+)
+"""Options that may differ when a run is resumed; any other would make it another run."""
+
+
+def check_resumable(args: TrainArgs, recorded: dict[str, Any]) -> None:
+    """Raise InputError when `args` would continue another run than the recorded one."""
+    for name, value in args.to_dict().items():
+        if name not in RESUMABLE and name in recorded and recorded[name] != value:
+            raise InputError(
+                f"{args.output} was trained with {_flag(name)} {_spell(recorded[name])}, not "
+                f"{_spell(value)}; resume with the same, or choose another --output"
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _spell(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

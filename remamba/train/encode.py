@@ -1,0 +1,96 @@
+"""Encoder: a tokenizer as training needs it: batches of texts to arrays of ids, nothing added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remamba.errors import InputError
+
+
+class Encoder:
+    """Texts to token ids.
+
+    Nothing is added to a text; `prefix` holds what the tokenizer puts before a prompt (its bos, if
+    it adds one) and `eos` ends a response.
+
+    Args:
+        tokenizer: a transformers tokenizer; a fast one is read many texts at a time.
+        vocab_size: rows of the model's embedding.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int):
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self.backend is not None:
+            self.backend.no_truncation()
+            self.backend.no_padding()
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token, so answers "
+                "could not end; set its eos_token"
+            )
+        self.eos = np.array([tokenizer.eos_token_id], dtype=self.dtype)
+        first = tokenizer("a")["input_ids"][:1]
+        starts_with_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        self.prefix = np.array(first if starts_with_bos else [], dtype=self.dtype)
+
+    def encode(self, texts: list[str]) -> list[NDArray]:
+        """The ids of each text."""
+        if not texts:
+            return []
+        if self.backend is not None:
+            found = [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        else:
+            found = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self._array(ids) for ids in found]
+
+    def encode_with_ends(self, texts: list[str]) -> list[tuple[NDArray, NDArray]]:
+        """The ids of each text, and the character after each token."""
+        if not texts:
+            return []
+        if self.backend is None:
+            raise InputError(
+                "--score-target evidence needs a fast tokenizer, which tells where its tokens lie; "
+                "this model's is not one"
+            )
+        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            (self._array(e.ids), np.array([stop for _, stop in e.offsets], dtype=np.int64))
+            for e in found
+        ]
+
+    def _array(self, ids: list[int]) -> NDArray:
+        array = np.array(ids, dtype=np.int64)
+        if len(array) and array.max() >= self.vocab_size:
+            raise InputError(
+                f"the tokenizer of {self.tokenizer.name_or_path} gives token {array.max()}, but "
+                f"the model knows {self.vocab_size}: they do not belong together"
+            )
+        return array.astype(self.dtype)
+
+    def word_edges(self) -> tuple[NDArray, NDArray]:
+        """Which tokens begin with a letter or digit, and which end with one: two (v,) bools.
+
+        A token whose own text begins with a space begins with no letter.
+        """
+        size = max(len(self.tokenizer), self.vocab_size)
+        begins, ends = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+        ids = list(range(len(self.tokenizer)))
+        names = self.tokenizer.convert_ids_to_tokens(ids)
+        special = set(self.tokenizer.all_special_ids)
+        if self.backend is not None:
+            texts = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        else:
+            texts = [self.tokenizer.decode([i]) for i in ids]
+        for i, (name, text) in enumerate(zip(names, texts, strict=True)):
+            if name is None or not text or i in special:
+                continue
+            # some decoders swallow a leading space, which the token's name still shows
+            begins[i] = text[0].isalnum() and not name.startswith((" ", "Ġ", "▁"))
+            ends[i] = text[-1].isalnum()
+        return begins, ends

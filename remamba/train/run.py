@@ -1,0 +1,302 @@
+"""The run behind `remamba train`: read, load, train, save."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from remamba.errors import InputError
+from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.pretrained import check_model, locate
+from remamba.train.batches import StepBatches
+from remamba.train.config import TrainArgs
+from remamba.train.data import DOCUMENT, TEXT, TokenData, read_data
+from remamba.train.progress import amount, say
+from remamba.train.run_folder import METER_FILE, RunFolder
+from remamba.train.schedule import CompressionSchedule
+from remamba.train.trainer import ReMambaTrainer, training_arguments, uses_bfloat16
+
+
+def train(args: TrainArgs) -> dict[str, Any]:
+    """Trains as `args` says and saves the model to `args.output`.
+
+    Returns:
+        The summary: steps, tokens, seconds, accuracy of the last steps (None without questions),
+        what stopped the run, and the directory.
+
+    Raises:
+        InputError: an option, a row or a directory cannot be used.
+        NotFiniteError: the loss or its gradient became infinite or NaN.
+    """
+    _check_device(args)
+    folder = RunFolder(args)
+    source = locate(args.base) if folder.checkpoint is None else str(folder.checkpoint)
+    check_model(source)
+    tokenizer = _load_tokenizer(source)
+    set_seed(args.seed)
+    model = ReMambaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    data = _read(args, tokenizer, model.config.vocab_size)
+    folder.check_hashes(data.hashes)
+    say(data.summary())
+
+    own = folder.record.get("base_compression") or dict(model.config.compression)
+    model.config.compression = own
+    steps = _count_steps(args, data)
+    schedule = CompressionSchedule.from_args(args, model.config.compression_config, steps)
+    _check_losses(args, schedule, data)
+    model.config.compression = _saved_compression(args, schedule)
+    _choose_parameters(model, args)
+
+    arguments = training_arguments(args, steps)
+    batches = _batches(args, data, steps, schedule, arguments.process_index, arguments.world_size)
+    trainer = ReMambaTrainer(
+        model,
+        args,
+        batches,
+        schedule if args.method == "remamba" else None,
+        arguments,
+        save_extra=tokenizer.save_pretrained,
+    )
+    _introduce(args, trainer, schedule, steps)
+    if args.audit:
+        show_examples(batches, tokenizer, args.audit)
+    record = {
+        "status": "running",
+        "args": args.to_dict(),
+        "base_compression": own,
+        "data": data.hashes,
+        "versions": _versions(),
+        "commit": _commit(),
+        "device": _device_name(arguments.device),
+        "processes": arguments.world_size,
+        "bfloat16": trainer.autocast,
+    }
+    folder.write_record(record)
+    if folder.checkpoint is not None:
+        trainer.meter.load_state_dict(json.loads((folder.checkpoint / METER_FILE).read_text()))
+        say(f"resuming after step {folder.step}")
+    if folder.step < steps:
+        trainer.start_clock(folder.step)
+        trainer.train(
+            resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint)
+        )
+    else:
+        trainer.state.global_step = folder.step
+    trainer.save_model(args.output)
+    summary = _summary(args, trainer)
+    folder.write_record({**record, "status": "finished", **summary})
+    return summary
+
+
+def _check_device(args: TrainArgs) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU is available here; choose --device cpu or auto")
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{source} has no tokenizer that can be read ({reason}); copy one there"
+        ) from error
+
+
+def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenData:
+    return read_data(
+        args.data,
+        tokenizer,
+        vocab_size=vocab_size,
+        max_length=args.max_length,
+        long_rows=args.long_rows,
+        score_target=_score_target(args),
+    )
+
+
+def _score_target(args: TrainArgs) -> str | None:
+    return args.score_target if args.score_loss > 0 and args.method == "remamba" else None
+
+
+def _batches(
+    args: TrainArgs,
+    data: TokenData,
+    steps: int,
+    schedule: CompressionSchedule,
+    process: int = 0,
+    processes: int = 1,
+) -> StepBatches:
+    return StepBatches(
+        data,
+        steps=steps,
+        batch_size=args.batch_size,
+        questions=args.questions_per_document,
+        seed=args.seed,
+        accumulate=args.accumulate,
+        process=process,
+        processes=processes,
+        shared=args.method == "mamba" or schedule.is_shared,
+        score_target=_score_target(args),
+        group_by_length=args.group_by_length,
+    )
+
+
+def _count_steps(args: TrainArgs, data: TokenData) -> int:
+    if args.max_steps is not None:
+        return args.max_steps
+    kinds = [int((data.kinds == kind).sum()) for kind in range(3)]
+    an_epoch = sum(-(-count // args.batch_size) for count in kinds)
+    return max(math.ceil((args.epochs or 1.0) * an_epoch - 1e-9), 1)
+
+
+def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenData) -> None:
+    """Raise InputError when a loss was asked for that nothing here can feed."""
+    documents = bool((data.kinds == DOCUMENT).any())
+    if args.document_loss and not documents:
+        raise InputError("--document-loss needs rows with a document; --data has none")
+    whole = schedule.is_shared and schedule.covers_all_tokens
+    if args.document_loss and args.method == "remamba" and not whole:
+        raise InputError(
+            "--document-loss needs the whole document as the span: give --start 0 --length 1 1 "
+            "with --placement replace or before_question"
+        )
+    if _score_target(args) == "evidence" and not (data.evidence >= 0).any():
+        raise InputError(
+            "--score-target evidence: no question of --data has an 'evidence'; add it, or "
+            "choose --score-target answer"
+        )
+    if args.score_loss and (data.kinds == TEXT).all():
+        raise InputError("--score-loss needs rows with an answer; --data holds texts only")
+
+
+def _saved_compression(args: TrainArgs, schedule: CompressionSchedule) -> dict[str, Any]:
+    settings = schedule.for_evaluation()
+    if args.method == "mamba":
+        settings = settings.replace(selector="none")
+    return settings.to_dict()
+
+
+def _choose_parameters(model: ReMambaForCausalLM, args: TrainArgs) -> None:
+    """Plain Mamba leaves Query, Key, Value and Theta as they are."""
+    for name, parameter in model.named_parameters():
+        is_new = name.startswith("compressor.") or name.endswith("adaption.theta")
+        parameter.requires_grad_(not (is_new and args.method == "mamba"))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _introduce(
+    args: TrainArgs, trainer: ReMambaTrainer, schedule: CompressionSchedule, steps: int
+) -> None:
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    precision = "bfloat16 over float32" if uses_bfloat16(args, trainer.args.device) else "float32"
+    say(
+        f"training {amount(trained)} parameters for {steps:,} steps on "
+        f"{_device_name(trainer.args.device)}, {precision}"
+    )
+    if args.method == "remamba":
+        settings = schedule.settings
+        how = "sharing stage 1" if schedule.is_shared else "one copy of the document a question"
+        (p_low, p_high), (low, high) = schedule.length, schedule.keep_ratio
+        say(
+            f"compression: start {settings.start:g}, p {p_low:g} to {p_high:g}, rho {low:g} to "
+            f"{high:g}{' (from high to low)' if schedule.anneal else ''}, {settings.selector}, "
+            f"{settings.placement}, {settings.adaption}; {how}"
+        )
+    share = _share_with_target(trainer.batches)
+    if share is not None:
+        say(f"score loss: {100 * share:.0f} % of the questions of the first steps have a target")
+
+
+def _share_with_target(batches: StepBatches) -> float | None:
+    """Of the questions of the first four steps, the share whose answer (or evidence) is found."""
+    found = [
+        batches[i]["score_targets"].any(dim=1)
+        for i in range(min(4 * batches.accumulate, len(batches)))
+        if batches.score_target is not None and "score_targets" in batches[i]
+    ]
+    return float(torch.cat(found).float().mean()) if found else None
+
+
+def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    """Prints the first examples as the model reads them, and what the score should find."""
+    shown = 0
+    for i in range(len(batches)):
+        batch = batches[i]
+        rows = len(batch["input_ids"])
+        for row in range(rows):
+            if shown == count:
+                return
+            shown += 1
+            ids, labels = batch["input_ids"][row], batch["labels"][row]
+            prompt = ids[: batch["prompt_lengths"][row]].tolist()
+            answer = labels[labels != -100].tolist()
+            searched = ids
+            say(f"--- example {shown}: step {i // batches.accumulate + 1}, row {row + 1}")
+            if "document_ids" in batch:
+                document = row // (rows // len(batch["document_ids"]))
+                searched = batch["document_ids"][document]
+                say(f"document: {_ends(tokenizer.decode(searched))}")
+            say(f"prompt: {_ends(tokenizer.decode(prompt))}")
+            say(f"labels: {_ends(tokenizer.decode(answer))}")
+            if "score_targets" in batch:
+                places = batch["score_targets"][row].nonzero()[:, 0].tolist()
+                near = [
+                    f"{at}: {tokenizer.decode(searched[max(at - 5, 0) : at + 1])!r}"
+                    for at in places[:4]
+                ]
+                say(f"score targets: {', '.join(near) or 'none'}")
+
+
+def _ends(text: str, most: int = 400) -> str:
+    return repr(text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}")
+
+
+def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
+    accuracy, _ = trainer.meter.recent_accuracy(trainer._sum)
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.meter.tokens * trainer.args.world_size,
+        "seconds": round(trainer.meter.seconds, 3),
+        "accuracy": accuracy,
+        "stopped": trainer.stopped,
+        "output": args.output,
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "remamba")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

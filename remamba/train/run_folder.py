@@ -1,0 +1,131 @@
+"""RunFolder: the directory of a training run, new, resumed or replaced; log and train.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from remamba.errors import InputError
+from remamba.train.config import TrainArgs, check_resumable
+from remamba.train.progress import is_main_process, say
+
+RECORD_FILE, LOG_FILE, METER_FILE = "train.json", "log.jsonl", "meter.json"
+WRITTEN = (
+    "checkpoint-*", "*.safetensors", "*.safetensors.index.json", "config.json", RECORD_FILE,
+    LOG_FILE, "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+"""What a run puts into its directory, and so what --overwrite takes away."""
+
+
+class RunFolder:
+    """The output directory of a run.
+
+    Raises:
+        InputError: it holds files and neither --resume nor --overwrite was given, or --overwrite
+            would replace something that no run wrote, or --resume would continue another run.
+    """
+
+    def __init__(self, args: TrainArgs):
+        self.path = Path(args.output)
+        self.record: dict[str, Any] = {}
+        self.checkpoint: Path | None = None
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--output {self.path} is a file; choose a directory")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            self._enter(args)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def step(self) -> int:
+        """Steps done by the checkpoint that is continued; 0 in a new run."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.name.rsplit("-", 1)[1])
+
+    def _enter(self, args: TrainArgs) -> None:
+        is_run = (self.path / RECORD_FILE).is_file()
+        if args.overwrite and is_run:
+            if is_main_process():
+                self._clear()
+        elif args.resume and is_run:
+            self._continue(args)
+        elif args.overwrite or args.resume:
+            raise InputError(
+                f"--output {self.path} holds files that are no training run (no {RECORD_FILE}); "
+                "choose another directory"
+            )
+        else:
+            holds = "a training run" if is_run else "files"
+            raise InputError(
+                f"--output {self.path} already holds {holds}; choose another directory"
+                + (", or give --resume or --overwrite" if is_run else "")
+            )
+
+    def _clear(self) -> None:
+        for pattern in WRITTEN:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _continue(self, args: TrainArgs) -> None:
+        try:
+            self.record = json.loads((self.path / RECORD_FILE).read_text(encoding="utf-8"))
+            check_resumable(args, self.record["args"])
+        except (ValueError, KeyError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.path / RECORD_FILE} cannot be read ({error}); start again with --overwrite"
+            ) from error
+        self.checkpoint = last_checkpoint(self.path)
+        if self.checkpoint is None:
+            say(f"{self.path} has no checkpoint yet: starting from the beginning")
+        if is_main_process():
+            self._cut_log(self.step)
+
+    def _cut_log(self, step: int) -> None:
+        """Forgets what was logged after the checkpoint, since those steps are done again."""
+        log = self.path / LOG_FILE
+        if log.is_file():
+            kept = []
+            for line in log.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except ValueError:  # the line that was being written when the run ended
+                    continue
+            _write(log, "".join(kept))
+
+    def check_hashes(self, hashes: dict[str, str]) -> None:
+        """Raise InputError when a resumed run's data files have changed."""
+        for path, digest in self.record.get("data", {}).items():
+            if hashes.get(path) != digest:
+                raise InputError(
+                    f"--data {path} has changed since the run in {self.path} began; resume with "
+                    "the file as it was, or start another run"
+                )
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes train.json."""
+        if is_main_process():
+            self.record = record
+            _write(self.path / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest complete checkpoint in a run's directory."""
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        # the meter is written last
+        if re.fullmatch(r"checkpoint-\d+", path.name) and (path / METER_FILE).is_file()
+    ]
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

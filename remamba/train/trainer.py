@@ -1,0 +1,412 @@
+"""ReMambaTrainer: transformers' Trainer with this method's loss, schedule, checks and log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
+from remamba.train.batches import StepBatches, make_loader
+from remamba.train.config import TrainArgs
+from remamba.train.data import TEXT
+from remamba.train.meter import Meter
+from remamba.train.progress import amount, duration, is_main_process, say
+from remamba.train.run_folder import LOG_FILE, METER_FILE
+from remamba.train.schedule import CompressionSchedule, learning_rate_factor
+
+NO_DECAY = ("A_log", ".D", "dt_bias", "theta", "norm.weight", "norm_f.weight")
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or its gradient is not finite; the weights are those of the step before."""
+
+
+@dataclass
+class Losses:
+    """How one forward pass becomes one number."""
+
+    stage1: float
+    score: float
+    document: float
+
+    def total(self, out: ReMambaOutput) -> Tensor:
+        """The weighted sum of the losses that `out` has."""
+        assert out.loss is not None
+        loss = out.loss
+        for weight, part in (
+            (self.stage1, out.stage1_loss),
+            (self.score, out.score_loss),
+            (self.document, out.document_loss),
+        ):
+            if weight and part is not None:
+                loss = loss + weight * part
+        return loss
+
+
+def training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
+    """What transformers' Trainer is told; everything it offers beyond that is off."""
+    settings = TrainingArguments(
+        output_dir=args.output,
+        max_steps=steps,
+        per_device_train_batch_size=1,  # a loader entry is a whole batch
+        gradient_accumulation_steps=args.accumulate,
+        learning_rate=args.learning_rate,
+        # without a bound the norm is still computed, for the log and the check
+        max_grad_norm=args.max_grad_norm or float("inf"),
+        logging_steps=args.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if args.save_steps else "no",
+        save_steps=args.save_steps or 500,
+        save_total_limit=args.save_total_limit,
+        seed=args.seed,
+        use_cpu=args.device == "cpu",
+        ddp_find_unused_parameters=args.method == "remamba",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        log_level="warning",
+    )
+    if settings.parallel_mode.value == "not_distributed":
+        settings._n_gpu = 1  # several GPUs are for torchrun, never for threads in one process
+    return settings
+
+
+def parameter_groups(model: nn.Module, args: TrainArgs) -> list[dict[str, Any]]:
+    """The trained parameters by learning rate and weight decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_new = "compressor." in name or name.endswith("adaption.theta")
+            decays = parameter.dim() > 1 and not name.endswith(NO_DECAY)
+            groups.setdefault((is_new, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": args.learning_rate * (args.compressor_learning_rate_scale if is_new else 1.0),
+            "weight_decay": args.weight_decay if decays else 0.0,
+        }
+        for (is_new, decays), parameters in groups.items()
+    ]
+
+
+class _Rhythm(TrainerCallback):
+    """Reports on the last step too, and by this run's options rather than a checkpoint's."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        state.logging_steps, state.save_steps = int(args.logging_steps), int(args.save_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class ReMambaTrainer(Trainer):
+    """Trains on StepBatches.
+
+    Args:
+        model: to train, in float32.
+        args: of the run.
+        batches: its steps.
+        schedule: of the compression; None trains plain Mamba.
+        arguments: of transformers' Trainer.
+        save_extra: called with each saved directory; the tokenizer is saved there.
+    """
+
+    def __init__(
+        self,
+        model: ReMambaForCausalLM,
+        args: TrainArgs,
+        batches: StepBatches,
+        schedule: CompressionSchedule | None,
+        arguments: TrainingArguments,
+        save_extra: Callable[[str], Any] | None = None,
+    ):
+        use_cache = model.config.use_cache
+        super().__init__(model=model, args=arguments, train_dataset=batches)
+        model.config.use_cache = use_cache  # the saved model is for generation
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Rhythm)
+        self.model_accepts_loss_kwargs = False  # a step's loss is the mean over its passes
+        self.loss_is_scaled_for_ga = False
+        self.run_args, self.batches, self.schedule = args, batches, schedule
+        self.save_extra = save_extra
+        self.losses = Losses(args.stage1_loss, args.score_loss, args.document_loss)
+        device = self.args.device
+        self.meter = Meter(device, args.stop_window)
+        self.autocast = uses_bfloat16(args, device)
+        self.stopped = "all steps done"
+        self._broken = torch.zeros((), device=device)
+        self._sound_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._first_step = 0
+        self._last = (time.perf_counter(), 0, 0)
+        self._latest: dict[str, float] = {}
+
+    # -- what is trained, and how fast ----------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW in one fused kernel, which can also skip a step without asking the host."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                parameter_groups(self.model if model is None else model, self.run_args),
+                lr=self.run_args.learning_rate,
+                betas=self.run_args.betas,
+                fused=self.args.device.type in ("cpu", "cuda"),
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        if self.lr_scheduler is None:
+            factor = learning_rate_factor(self.run_args, num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader:
+        workers = self.run_args.workers
+        on_gpu = self.args.device.type == "cuda"
+        if workers is None:
+            workers = 2 if on_gpu else 0
+        return make_loader(self.batches, workers, pin_memory=on_gpu)
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        device = self.args.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of one forward pass; the model is called exactly once."""
+        kind, tokens = inputs.pop("kind"), inputs.pop("num_tokens")
+        plain = self.schedule is None or kind == TEXT
+        compression = False if plain else self.schedule.at(self.state.global_step)  # type: ignore[union-attr]
+        with self.precision():
+            out = model(
+                **inputs,
+                compression=compression,
+                with_stage1_loss=self.losses.stage1 > 0 and not plain,
+                with_document_loss=self.losses.document > 0 and "document_ids" in inputs,
+                return_logits=False,
+                use_cache=False,
+            )
+            loss = self.losses.total(out)
+        self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
+        if compression:
+            self._latest["keep_ratio"] = compression.keep_ratio
+            self._latest["length"] = compression.length
+        return (loss, out) if return_outputs else loss
+
+    def precision(self) -> AbstractContextManager:
+        """bfloat16 over float32 weights, or nothing."""
+        if self.autocast:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @torch.no_grad()
+    def _measure(
+        self, out: ReMambaOutput, loss: Tensor, tokens: int, targets: Tensor | None, is_text: bool
+    ) -> None:
+        parts = {
+            "loss": loss,
+            "answer_loss": out.loss,
+            "stage1_loss": out.stage1_loss,
+            "score_loss": out.score_loss,
+            "document_loss": out.document_loss,
+        }
+        shares: dict[str, tuple[Tensor, Tensor] | None] = {}
+        if not is_text:
+            shares = {
+                "accuracy": _share(out.correct),
+                "stage1_accuracy": _share(out.stage1_correct),
+                "found": None,
+            }
+        if out.kept is not None and out.kept.index.shape[1]:
+            self._latest["num_kept"] = out.kept.index.shape[1]
+            if targets is not None:
+                shares["found"] = _best_on_target(out, targets)
+        self.meter.add(parts, shares, tokens)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clips, and makes sure that a gradient that is not finite changes no weight.
+
+        On a GPU the host does not look: the optimizer's kernel skips the step, and every later one,
+        until the next report raises.
+        """
+        norm = super()._clip_grad_norm(model)
+        self.meter.add_norm(norm)
+        self._broken = torch.maximum(self._broken, 1.0 - torch.isfinite(norm).float())
+        self._sound_steps += self._broken == 0
+        if self.args.device.type == "cuda":
+            inner = getattr(self.optimizer, "optimizer", self.optimizer)
+            inner.found_inf = self._broken
+        else:
+            self._raise_if_broken()
+        return norm
+
+    def _raise_if_broken(self) -> None:
+        if not self._broken.item():
+            return
+        step = self._first_step + int(self._sound_steps.item())
+        rows = self.batches.where(step)
+        shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
+        raise NotFiniteError(
+            f"the loss or its gradient is not finite at step {step + 1} (rows {shown}); the "
+            "weights were not changed by it. Lower --learning-rate, or try --precision float32"
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: counting would walk over all parameters in every step."""
+        return 0
+
+    # -- reports --------------------------------------------------------------------------------
+
+    def start_clock(self, step: int) -> None:
+        """Called before training: the first step of this process, counted from 0."""
+        self._first_step = step
+        self._last = (time.perf_counter(), step, self.meter.tokens)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One line on stderr and one in log.jsonl; stops training when it is accurate enough."""
+        if "learning_rate" not in logs:  # the Trainer's own summary at the end
+            return
+        self._raise_if_broken()
+        step = self.state.global_step
+        now, tokens = time.perf_counter(), self.meter.tokens
+        seconds, steps = now - self._last[0], step - self._last[1]
+        report: dict[str, Any] = {"step": step, **self.meter.report(self._sum), **self._latest}
+        report["learning_rate"] = logs["learning_rate"]
+        report["tokens"] = tokens * self.args.world_size
+        report["seconds"] = round(self.meter.seconds + seconds, 3)
+        report["tokens_per_second"] = round(
+            (tokens - self._last[2]) * self.args.world_size / max(seconds, 1e-9)
+        )
+        left = (self.state.max_steps - step) * seconds / max(steps, 1)
+        if self.args.device.type == "cuda":
+            report["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        self.meter.seconds += seconds
+        self._last = (now, step, tokens)
+        super().log(dict(report), start_time)
+        if is_main_process():
+            with (Path(self.args.output_dir) / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(report) + "\n")
+        say(describe(report, self.state.max_steps, left))
+        self._maybe_stop()
+
+    def _maybe_stop(self) -> None:
+        if self.run_args.stop_accuracy is None:
+            return
+        accuracy, full = self.meter.recent_accuracy(self._sum)
+        if full and accuracy is not None and accuracy >= self.run_args.stop_accuracy:
+            self.stopped = (
+                f"accuracy {accuracy:.4f} over {self.run_args.stop_window} steps reached "
+                f"{self.run_args.stop_accuracy}"
+            )
+            say(f"stopping at step {self.state.global_step}: {self.stopped}")
+            self.control.should_training_stop = True
+            self.control.should_save = self.run_args.save_steps > 0
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._raise_if_broken()
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            state = self.meter.state_dict()
+            state["seconds"] += time.perf_counter() - self._last[0]
+            (folder / METER_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The model in safetensors, and its tokenizer; nothing pickled."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        unwrapped.save_pretrained(folder, state_dict=state_dict)
+        if self.save_extra is not None:
+            self.save_extra(folder)
+
+
+def uses_bfloat16(args: TrainArgs, device: torch.device) -> bool:
+    """Whether the forward pass runs under bfloat16 autocast."""
+    if args.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return args.precision == "bfloat16"
+
+
+def describe(report: dict[str, Any], steps: int, seconds_left: float) -> str:
+    """A report as one line."""
+    words = [f"step {report['step']}/{steps}", f"loss {report.get('loss', float('nan')):.4f}"]
+    for name, short in (
+        ("answer_loss", "answer"),
+        ("stage1_loss", "stage1"),
+        ("score_loss", "score"),
+        ("document_loss", "document"),
+    ):
+        if name in report:
+            words.append(f"{short} {report[name]:.3f}")
+    for name, short in (("accuracy", "right"), ("stage1_accuracy", "stage1"), ("found", "found")):
+        if name in report:
+            words.append(f"{short} {100 * report[name]:.1f}%")
+    if "keep_ratio" in report:
+        words.append(f"rho {report['keep_ratio']:.3g} K {report.get('num_kept', 0)}")
+    words.append(f"lr {report['learning_rate']:.2e}")
+    if "grad_norm" in report:
+        words.append(f"norm {report['grad_norm']:.2f}")
+    words.append(f"{amount(report['tokens_per_second'])} tok/s")
+    if "memory_gib" in report:
+        words.append(f"{report['memory_gib']:.1f} GiB")
+    return "  ".join([*words, f"{duration(seconds_left)} left"])
+
+
+def _share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if right is None:
+        return None
+    return right.sum(), torch.full((), float(len(right)), device=right.device)
+
+
+def _best_on_target(out: ReMambaOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose best-scored kept position is a target, and rows that have a target."""
+    assert out.kept is not None
+    index, scores, lengths = out.kept.index, out.kept.scores, out.kept.lengths
+    pad = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
+    best = scores.masked_fill(pad, -torch.inf).argmax(dim=1, keepdim=True)
+    found = targets.gather(1, index.gather(1, best))[:, 0]
+    return found.sum(), targets.any(dim=1).sum()

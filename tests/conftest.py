@@ -1,0 +1,103 @@
+"""Shared by all tests: the one tolerance table, seeds, poisoned memory, and an offline hub."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+# triton reads this when it is first imported: the kernels then run on the CPU
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-9, 1e-10),
+    torch.float32: (1e-5, 1e-5),
+    torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (2e-3, 2e-3),
+}
+"""dtype -> (rtol, atol). The only tolerances of the project; never loosened to make a test pass."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason="needs a GPU")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(42)
+
+
+@pytest.fixture
+def tolerance() -> dict[torch.dtype, tuple[float, float]]:
+    """dtype -> (rtol, atol)."""
+    return TOLERANCES
+
+
+@pytest.fixture
+def assert_close() -> Callable[..., None]:
+    """`assert_close(actual, expected, dtype=None)`: equal within the table's row for the dtype.
+
+    The dtype is the expected tensor's own unless named. Shapes and devices must agree too.
+    """
+
+    def check(
+        actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> None:
+        rtol, atol = TOLERANCES[dtype or expected.dtype]
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False)
+
+    return check
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that package code takes uninitialised is full of NaN, or of the largest integer.
+
+    So a kernel that reads what it never wrote is caught instead of passing on fresh zeros.
+    """
+
+    def poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = allocate(*args, **kwargs)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if not caller.startswith("remamba") or tensor.device.type == "meta":
+                return tensor
+            return _poison(tensor)
+
+        return call
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poisoning(getattr(torch.Tensor, name)))
+
+
+def _poison(tensor: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        if tensor.is_floating_point() or tensor.is_complex():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
+
+
+@pytest.fixture(autouse=True)
+def _poison_ops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of the ops runs on poisoned memory."""
+    if Path(__file__).parent / "ops" in request.node.path.parents:
+        request.getfixturevalue("poisoned_memory")
+    yield

@@ -1,0 +1,206 @@
+"""The dispatcher: help that teaches, exit codes, one line for what cannot be used."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remamba import cli
+from remamba.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[object], int | None]], None]:
+    """Adds a command `probe` (one option `--count`) whose run is the given function."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        """A command for tests."""
+
+        count: int = 1
+        """How many."""
+
+    def add(run: Callable[[object], int | None]) -> None:
+        module = types.ModuleType("remamba_probe")
+        module.Args = Args  # type: ignore[attr-defined]
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "remamba_probe", module)
+        monkeypatch.setitem(cli.COMMANDS, "probe", ("remamba_probe", "a command for tests"))
+
+    return add
+
+
+def raising(error: BaseException) -> Callable[[object], int | None]:
+    def run(args: object) -> int | None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=str)
+def test_help_teaches(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    for name, (_, text) in cli.COMMANDS.items():
+        assert f"  {name} " in out
+        assert text in out
+    assert sum(line.startswith("  remamba ") for line in out.splitlines()) == 3
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("remamba ")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("convret", "convert"), ("evla", "eval"), ("docter", "doctor")]
+)
+def test_unknown_command_suggests(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([word]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"remamba: {word!r} is not a command; did you mean {near!r}?\n"
+
+
+def test_unknown_command_far_from_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["xyzzy"]) == 2
+    assert "remamba --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_commands_exist(name: str) -> None:
+    spec = importlib.util.find_spec(cli.COMMANDS[name][0])
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    names |= {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert {"Args", "run"} <= names
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 3], ids=str)
+def test_exit_code_is_the_commands(command, code: int | None) -> None:
+    command(lambda args: code)
+    assert cli.main(["probe"]) == (code or 0)
+
+
+def test_arguments_reach_the_command(command) -> None:
+    seen = []
+    command(seen.append)
+    assert cli.main(["probe", "--count", "7"]) == 0
+    assert seen[0].count == 7
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("the value\n is wrong"),
+        FileNotFoundError(2, "No such file or directory", "some.txt"),
+        IsADirectoryError(21, "Is a directory", "some.txt"),
+        PermissionError(13, "Permission denied", "some.txt"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_unusable_input_is_one_line(
+    command, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(error))
+    assert cli.main(["probe"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("remamba: ")
+    assert said.err.count("\n") == 1
+    if isinstance(error, OSError):
+        assert "some.txt" in said.err
+
+
+def test_interrupt(command) -> None:
+    command(raising(KeyboardInterrupt()))
+    assert cli.main(["probe"]) == 130
+
+
+def test_other_errors_are_not_hidden(command) -> None:
+    command(raising(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["probe"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--count", "x"], "Error parsing --count: invalid literal"),
+        (["--counts", "3"], "Unrecognized options: --counts, 3 (perhaps --count INT"),
+        (["stray"], "Unrecognized options: stray"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_one_line(
+    command, argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(lambda args: None)
+    assert cli.main(["probe", *argv]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert expected in said.err
+    assert said.err.endswith("; see remamba probe --help\n")
+    assert said.err.count("\n") == 1
+
+
+def test_command_help(command, capsys: pytest.CaptureFixture[str]) -> None:
+    command(lambda args: None)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["probe", "--help"])
+    assert exit_.value.code in (0, None)
+    assert "How many." in capsys.readouterr().out
+
+
+def test_reader_that_leaves_is_no_error() -> None:
+    """A closed pipe downstream (`remamba ... | head`) ends the command without a word."""
+    program = "import sys\nfrom remamba import cli\nsys.exit(cli.main(['--help']))"
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(write)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+def test_doctor_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"]
+    assert found["devices"][0]["device"] == "cpu"
+    assert found["threads"]["torch"] >= 1
+    assert {"op", "implementation", "why"} == set(found["ops"][0])
+    assert isinstance(found["embedded_model"]["present"], bool)
+
+
+def test_doctor_text_names_every_op(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for op in ("selective_scan", "ssd", "causal_conv"):
+        assert op in out
+    assert "torch" in out and "cpu" in out

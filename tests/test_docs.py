@@ -1,0 +1,87 @@
+"""What README.md and docs/PAPER.md name exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAPER = ROOT / "docs" / "PAPER.md"
+
+CODE = re.compile(r"`([^`\n]+)`")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+PATH = re.compile(r"^[\w.-]+(/[\w.*-]+)*/?$")
+REFERENCE = re.compile(r"`([\w./]+\.py):([\w.]+)`")
+TOP = (
+    ".ci", "benchmarks", "docs", "examples", "recipes", "remamba", "tests",
+)  # fmt: skip
+FILE_ENDINGS = (".md", ".toml", ".txt", ".py", ".sh", ".json", ".jsonl")
+
+
+def spans(document: Path) -> list[str]:
+    """Inline code of a document, fenced blocks left out."""
+    return CODE.findall(FENCE.sub("", document.read_text(encoding="utf-8")))
+
+
+def named_paths(document: Path) -> list[str]:
+    """Inline code that names a path of this repository.
+
+    A path counts when it starts at one of our folders, or is a bare file name in the top folder.
+    """
+    found = []
+    for span in spans(document):
+        path = span.split(":")[0]
+        if not PATH.match(path):
+            continue
+        first = path.split("/")[0]
+        if ("/" in path and first in TOP) or ("/" not in path and (ROOT / path).is_file()):
+            found.append(path)
+    return sorted(set(found))
+
+
+def resolve(reference: str) -> Path:
+    """`ops/ssd.py` or `remamba/ops/ssd.py` or `tests/test_x.py` -> the file."""
+    for base in (ROOT, ROOT / "remamba"):
+        if (base / reference).is_file():
+            return base / reference
+    raise AssertionError(f"{reference} is neither in the repository nor in remamba/")
+
+
+def definitions(tree: ast.AST, prefix: str = "") -> set[str]:
+    """Names a file defines: functions, classes, methods as `Class.method`, constants."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                names |= definitions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.Assign):
+            names |= {prefix + t.id for t in node.targets if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(prefix + node.target.id)
+    return names
+
+
+@pytest.mark.parametrize("document", [README, PAPER], ids=lambda path: path.name)
+def test_named_paths_exist(document: Path) -> None:
+    missing = [
+        path
+        for path in named_paths(document)
+        if not (any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists())
+    ]
+    assert not missing, f"{document.name} names paths that do not exist: {missing}"
+
+
+def test_paper_references_resolve() -> None:
+    references = REFERENCE.findall(PAPER.read_text(encoding="utf-8"))
+    assert references, "docs/PAPER.md maps equations to `file.py:name`"
+    wrong = []
+    for file, name in references:
+        known = definitions(ast.parse(resolve(file).read_text(encoding="utf-8")))
+        if name not in known:
+            wrong.append(f"{file}:{name}")
+    assert not wrong, f"docs/PAPER.md names what is not defined: {wrong}"

@@ -1,0 +1,55 @@
+"""A tiny task, tokenizer and model for the tests of training: recall of facts, one token a word."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+KEYS = [f"key{i}" for i in range(12)]
+VALUES = [f"val{i}" for i in range(12)]
+FILLER = [f"w{i}" for i in range(8)]
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE tokenizer whose merges are learnt from the toy's own words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = KEYS + VALUES + FILLER + ["Paris", "paris", "Parish", "Where", "is", "the", "it"]
+    backend.train_from_iterator([f" {word} {word}." for word in words] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>"
+    )
+
+
+def document_row(generator: random.Random, facts: int = 3, questions: int = 2) -> dict[str, Any]:
+    """A document of facts `key value` between filler, and questions about some of them."""
+    keys = generator.sample(KEYS, facts)
+    values = generator.sample(VALUES, facts)
+    parts, asked = [], []
+    for key, value in zip(keys, values, strict=True):
+        fact = f" {key} {value}"
+        parts.append(fact + "." + "".join(f" {w}" for w in generator.choices(FILLER, k=2)))
+        asked.append({"question": f" {key}", "response": f" {value}", "evidence": fact})
+    return {"document": "".join(parts), "questions": generator.sample(asked, questions)}
+
+
+def write_rows(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_documents(path: Path, count: int = 40, seed: int = 0, **sizes: int) -> str:
+    generator = random.Random(seed)
+    return write_rows(path, [document_row(generator, **sizes) for _ in range(count)])
