@@ -239,7 +239,8 @@ class Evaluation:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of all rows."""
     lines = [
-        "| tokens | | exact match % (95 %) | evidence kept % | value kept % | K | ms to read | ms a question |",
+        "| tokens | | exact match % (95 %) | evidence kept % | value kept % | K | ms to read "
+        "| ms a question |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

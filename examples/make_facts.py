@@ -647,7 +647,7 @@ class FactMaker:
         """The first words of a sentence, as many as fit with a full stop; none may fit."""
         head = PARAGRAPH if text.startswith(PARAGRAPH) else ""
         room -= self.cost(head) + self.cost(".")
-        kept = []
+        kept: list[str] = []
         for word in text[len(head) :].split(" "):
             room -= self.cost(word if head and not kept else " " + word)
             if room < 0:
@@ -699,6 +699,20 @@ class FactMaker:
             made.append(Fact(person, attribute, value, text))
         return made
 
+    def _fitting_facts(self, rng: random.Random, count: int, room: float) -> list[Fact]:
+        """At least one fact and at most `count`, as many as there is room for."""
+        for _ in range(50):
+            fitting, left = [], room
+            for fact in self.facts(rng, count):
+                cost = self.cost(" " + fact.text)
+                if cost <= left:
+                    fitting.append(fact)
+                    left -= cost
+            if fitting:
+                return fitting
+        low, high = self.options.tokens
+        raise BadInput(f"--tokens {low} {high}: a fact alone is longer; give more tokens")
+
     # -- the document --
 
     def make(self, number: int) -> dict:
@@ -708,14 +722,11 @@ class FactMaker:
         low, high = options.tokens
         aim, unit = rng.randint(low, high), self._unit
         count = round(options.facts_per_1000 * aim / 1000)
-        facts = self.facts(rng, max(count, 1) if options.facts_per_1000 else 0)
-        used, low, aim, high = 0, low * unit, aim * unit, high * unit
-        for i, fact in enumerate(facts):
-            cost = self.cost(" " + fact.text)
-            if i and used + cost > FACTS_SHARE * aim:
-                facts = facts[:i]
-                break
-            used += cost
+        facts: list[Fact] = []
+        if options.facts_per_1000:
+            facts = self._fitting_facts(rng, max(count, 1), FACTS_SHARE * aim * unit)
+        used = sum([self.cost(" " + fact.text) for fact in facts])
+        low, aim, high = low * unit, aim * unit, high * unit
         sentences = self._passage(rng, low - used, aim - used, high - used)
 
         row: dict[str, Any] = {"id": f"{options.split}-{options.seed}-{number}"}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
-from remamba.layouts import TOKENIZER_FILES, WEIGHT_FILES, Weights, fetch, read_config
+from remamba.layouts import TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 SHARD_BYTES = 2 * 10**9
@@ -74,7 +74,7 @@ def convert(
     Raises:
         InputError: the source, its tokenizer or the destination cannot be used. Nothing is written.
     """
-    folder = fetch(source, WEIGHT_FILES)
+    folder = fetch(source)
     target = Path(destination)
     _check_destination(target, folder, overwrite)
     config, layout = read_config(folder)
@@ -82,7 +82,7 @@ def convert(
     shapes = expected_shapes(config)
     drop_tied_head(weights, config)
     check_weights(weights, {name: s for name, s in shapes.items() if not is_new(name)})
-    vocabulary = fetch(tokenizer, TOKENIZER_FILES) if tokenizer is not None else folder
+    vocabulary = fetch(tokenizer, with_weights=False) if tokenizer is not None else folder
     tokenizer_files = find_tokenizer(vocabulary, config.vocab_size, required=tokenizer is not None)
 
     in_proj = weights[IN_PROJ]
@@ -96,14 +96,21 @@ def convert(
     config.architectures = [ReMambaForCausalLM.__name__]
 
     def read(name: str) -> Tensor:
-        tensor = new[name].to(own_dtype) if name in new else weights[name]
-        return tensor if dtype is None else tensor.to(dtype)
+        return (
+            new[name].to(own_dtype)
+            if name in new
+            else weights[name].to(dtype or weights[name].dtype)
+        )
+
+    def size(name: str) -> int:
+        kind = own_dtype if name in new else dtype or weights[name].dtype
+        return shapes[name].numel() * kind.itemsize
 
     with _new_directory(target, overwrite) as partial:
         config.save_pretrained(partial)
         for file in tokenizer_files:
             shutil.copyfile(file, partial / file.name)
-        shards = write_shards(partial, list(shapes), read, shard_bytes)
+        shards = write_shards(partial, {name: size(name) for name in shapes}, read, shard_bytes)
     return Conversion(
         path=str(target),
         layout=layout,
@@ -300,23 +307,23 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_shards(
-    folder: Path, names: list[str], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path, sizes: dict[str, int], read: Callable[[str], Tensor], shard_bytes: int
 ) -> int:
-    """Write the tensors as safetensors of at most `shard_bytes` each; returns how many files.
+    """Write tensors as safetensors of at most `shard_bytes` each; returns how many files.
 
-    `read` is called twice for each tensor: once for its size, once to write it.
+    Args:
+        sizes: bytes of each tensor, by name, in the order they are written.
+        read: the tensor of a name; one shard's tensors are held at a time.
     """
     shards: list[list[str]] = [[]]
-    sizes: dict[str, int] = {}
     filled = 0
-    for name in names:
-        sizes[name] = read(name).nbytes
-        if shards[-1] and filled + sizes[name] > shard_bytes:
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += sizes[name]
-    weight_map = {}
+        filled += size
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         several = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         file = f"model{several}.safetensors"

@@ -13,7 +13,7 @@ from remamba.cache import Kept, Span
 from remamba.configuration_remamba import CompressionConfig
 
 ROUNDING = 1e-9
-"""Products such as 0.1 * 30 = 3.0000000000000004 are rounded as 3, not up to 4."""
+"""Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
 SCORE_LOSS_SCALE = 16.0
 
 

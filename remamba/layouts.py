@@ -74,9 +74,14 @@ def read_config(folder: Path) -> tuple[ReMambaConfig, str]:
             f"{file} {what}; known are {', '.join(TRANSFORMERS_CONFIGS)} and state-spaces' layout"
         )
     try:
-        return convert(values), layout
-    except (InputError, StrictDataclassError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: {error}") from error
+        config = convert(values)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel"):
+            size = getattr(config, name)
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"{name} = {size!r} must be a positive integer")
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: {' '.join(str(error).split())}") from error
+    return config, layout
 
 
 def _from_transformers(values: dict[str, Any]) -> ReMambaConfig:
@@ -143,7 +148,7 @@ def _from_state_spaces(values: dict[str, Any]) -> ReMambaConfig:
     fields = {ours: ssm[name] for name, ours in SSM_FIELDS.items() if name in ssm}
     if layer == "Mamba2":
         fields.setdefault("state_size", 128)
-    vocab_size, multiple = values["vocab_size"], values.get("pad_vocab_size_multiple", 8)
+    vocab_size, multiple = values["vocab_size"], values.get("pad_vocab_size_multiple") or 1
     return ReMambaConfig(
         backbone_type="mamba2" if layer == "Mamba2" else "mamba",
         vocab_size=-(-vocab_size // multiple) * multiple,
@@ -158,11 +163,10 @@ def _from_state_spaces(values: dict[str, Any]) -> ReMambaConfig:
 # where the files are
 
 
-def fetch(name: str | Path, files: tuple[str, ...]) -> Path:
+def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
     """The directory behind a directory's or a hub repository's name.
 
-    Of a hub repository come the configuration, the tokenizer, and of `files` the first that exists
-    with the shards it lists.
+    Of a hub repository come the configuration, the tokenizer, and one form of the weights.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -173,8 +177,9 @@ def fetch(name: str | Path, files: tuple[str, ...]) -> Path:
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text} does not exist; give the checkpoint's directory or a hub name")
     try:
-        found = [_hub_file(text, file) for file in ("config.json", *TOKENIZER_FILES)]
-        for file in () if files == TOKENIZER_FILES else files:
+        found = [_hub_file(text, "config.json", required=with_weights)]
+        found += [_hub_file(text, file) for file in TOKENIZER_FILES]
+        for file in WEIGHT_FILES if with_weights else ():
             if weights := _hub_file(text, file):
                 found.append(weights)
                 if file.endswith(".index.json"):
@@ -187,12 +192,15 @@ def fetch(name: str | Path, files: tuple[str, ...]) -> Path:
         ) from error
     places = [Path(file).parent for file in found if file]
     if not places:
-        raise InputError(f"the hub's repository {text} holds none of {', '.join(files)}")
+        raise InputError(
+            f"{text} is no directory here, and no tokenizer of that name can be reached on the hub; "
+            "give a directory, or download it first"
+        )
     return places[0]
 
 
-def _hub_file(repository: str, file: str) -> str | None:
-    return cached_file(repository, file, _raise_exceptions_for_missing_entries=False)
+def _hub_file(repository: str, file: str, required: bool = False) -> str | None:
+    return cached_file(repository, file, _raise_exceptions_for_missing_entries=required)
 
 
 def _shards(index: Path) -> list[str]:

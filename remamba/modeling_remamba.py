@@ -92,13 +92,17 @@ class ReMambaModel(PreTrainedModel):
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
         check_model(path, **hub)
         wanted_info = kwargs.pop("output_loading_info", False)
+        # misshapen tensors are collected here and refused below, by name
+        kwargs["ignore_mismatched_sizes"] = True
         try:
             loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except (RuntimeError, OSError) as error:
             raise InputError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, info.get(problem, ()))):
+            if names := sorted(
+                " ".join(map(str, k)) if isinstance(k, tuple) else k for k in info[problem]
+            ):
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise InputError(
                     f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{more}"

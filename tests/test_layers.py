@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("ops",),
     ("configuration_remamba",),
-    ("norm", "batch"),
+    ("norm", "batch", "layouts"),
     ("cache",),
     ("adaption",),
     ("compression",),

@@ -152,8 +152,9 @@ class _SSD(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dstate):
-        *inputs, initial_state = ctx.saved_tensors[:9]
-        boundaries = ctx.saved_tensors[9:]
+        saved = ctx.saved_tensors
+        *inputs, initial_state = saved[:9]
+        boundaries = saved[9:]
         x, B = inputs[0], inputs[3]
         # x, dt, B, C and dt_scale have an axis l, of which each segment has its own part
         is_cut = [i in (0, 1, 3, 4, 7) for i in range(len(inputs))]

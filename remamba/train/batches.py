@@ -177,14 +177,15 @@ class StepBatches(Dataset):
         """(rows, width) bool: where each row's score should be high."""
         targets = np.zeros((asked.size, width), dtype=bool)
         n = asked.shape[1]
-        if self.score_target == "evidence":
-            position = self.data.evidence[asked.reshape(-1)]
-            rows = np.flatnonzero(position >= 0)
-            targets[rows, position[rows]] = True
-        elif self.data.finder is not None:
-            for i, context in enumerate(contexts):
-                found = self.data.finder.mask(context, self.data.answers[asked[i]])
-                targets[i * n : (i + 1) * n, : len(context)] = found
+        finder = self.data.finder
+        assert finder is not None
+        for i, context in enumerate(contexts):
+            answers = self.data.answers[asked[i]]
+            if self.score_target == "answer":
+                found = finder.mask(context, answers)
+            else:
+                found = finder.mask_within(context, answers, self.data.evidence[asked[i]])
+            targets[i * n : (i + 1) * n, : len(context)] = found
         return targets
 
     def _texts(self, items: NDArray) -> dict[str, Any]:

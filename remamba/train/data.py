@@ -15,11 +15,12 @@ from remamba.train.encode import Encoder
 from remamba.train.progress import amount, say
 from remamba.train.ragged import Ragged, RaggedBuilder
 from remamba.train.rows import Row, RowFile
-from remamba.train.targets import AnswerFinder, answer_forms, evidence_character
+from remamba.train.targets import AnswerFinder, answer_forms
 
 DOCUMENT, PROMPT, TEXT = 0, 1, 2
 KIND_NAMES = ("document", "prompt", "text")
-CHUNK_TEXTS, CHUNK_CHARACTERS = 1000, 8_000_000
+NOWHERE = (-1, -1)
+CHUNK_TEXTS, CHUNK_CHARACTERS = 4000, 8_000_000
 
 
 @dataclass
@@ -42,7 +43,7 @@ class TokenData:
     answers: NDArray
     """(questions,) number of the answer that `finder` knows; -1: none."""
     evidence: NDArray
-    """(questions,) position in the document; -1: none."""
+    """(questions, 2) its tokens in the document, from and up to; -1 -1: none."""
     finder: AnswerFinder | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -96,7 +97,7 @@ def read_data(
         files: of JSON lines; see `rows.py`.
         max_length: tokens of a document, or of a prompt with its response; texts are cut to pieces.
         long_rows: what to do with longer ones: refuse | cut | skip.
-        score_target: "answer" prepares the search for answers, "evidence" locates the evidence.
+        score_target: "answer" or "evidence" prepares the search for it; None does not.
 
     Raises:
         InputError: a row cannot be used; the message begins with its file and line.
@@ -143,7 +144,7 @@ class _Reader:
         self.sources: list[tuple[int, int]] = []
         self.question_counts: list[int] = []
         self.answers: list[int] = []
-        self.evidence: list[int] = []
+        self.evidence: list[tuple[int, int]] = []
         self.contexts = RaggedBuilder(encoder.dtype)
         self.questions = RaggedBuilder(encoder.dtype)
         self.responses = RaggedBuilder(encoder.dtype)
@@ -214,7 +215,7 @@ class _Reader:
             prompt = np.concatenate(
                 [prompt[: room // 2], prompt[len(prompt) - (room - room // 2) :]]
             )
-        self._append(row, PROMPT, prompt[:0], [(prompt, response)], [-1])
+        self._append(row, PROMPT, prompt[:0], [(prompt, response)], [NOWHERE])
 
     def _add_text(self, row: Row, text: NDArray) -> None:
         text = np.concatenate([self.encoder.prefix, text, self.encoder.eos])
@@ -229,7 +230,7 @@ class _Reader:
         kind: int,
         context: NDArray,
         pairs: list[tuple[NDArray, NDArray]],
-        evidence: list[int],
+        evidence: list[tuple[int, int]],
     ) -> None:
         self.kinds.append(kind)
         self.sources.append((row.file, row.line))
@@ -242,7 +243,7 @@ class _Reader:
         self.evidence.extend(evidence)
         for question in row.questions:
             number = -1
-            if self.score_target == "answer":
+            if self.score_target is not None:
                 number = self.answer_numbers.setdefault(question.answers, len(self.answer_numbers))
             self.answers.append(number)
 
@@ -260,19 +261,18 @@ class _Reader:
             f"{self.max_length}; raise that, or choose {mend}"
         )
 
-    def _evidence(self, row: Row, number: int, ends: NDArray | None, length: int) -> int:
-        """Position of the evidence's token in the document, -1 where there is none (any more)."""
-        question = row.questions[number]
-        if question.evidence is None or ends is None:
-            return -1
-        character = evidence_character(row.context or "", question.evidence, question.answers)
-        if character < 0:
-            raise InputError(
-                f"{self._where(row)}: the evidence of question {number + 1} is no part of the "
-                f"document ({question.evidence[:40]!r}); it must be quoted as it stands"
-            )
-        position = len(self.encoder.prefix) + int(np.searchsorted(ends, character))
-        return position if position < length else -1
+    def _evidence(
+        self, row: Row, number: int, ends: NDArray | None, length: int
+    ) -> tuple[int, int]:
+        """Tokens of the evidence in the document; NOWHERE if there is none (any more)."""
+        evidence = row.questions[number].evidence
+        if evidence is None or ends is None:
+            return NOWHERE
+        # the first token that ends behind the first character, and behind the last but itself
+        start, stop = np.searchsorted(ends, [evidence[0] + 1, evidence[1]]) + len(
+            self.encoder.prefix
+        )
+        return (int(start), int(stop) + 1) if stop < length else NOWHERE
 
     def _where(self, row: Row) -> str:
         return f"{self.files[row.file].path}:{row.line}"
@@ -289,8 +289,8 @@ class _Reader:
             files=[file.path for file in self.files],
             sources=np.array(self.sources, dtype=np.int64).reshape(-1, 2),
             answers=np.array(self.answers, dtype=np.int64),
-            evidence=np.array(self.evidence, dtype=np.int64),
-            finder=self._finder() if self.score_target == "answer" else None,
+            evidence=np.array(self.evidence, dtype=np.int64).reshape(-1, 2),
+            finder=self._finder() if self.score_target is not None else None,
             hashes={file.path: file.sha256 for file in self.files},
             counts=self.counts,
         )

@@ -26,8 +26,8 @@ class Question(NamedTuple):
     response: str
     answers: tuple[str, ...]
     """The words to look for in the document; the response unless the row says otherwise."""
-    evidence: str | None
-    """The part of the document that holds the answer."""
+    evidence: tuple[int, int] | None
+    """The characters of the document that hold the answer, from and up to."""
 
 
 class Row(NamedTuple):
@@ -102,28 +102,51 @@ def _parse(row: Any, where: str) -> tuple[str | None, tuple[Question, ...]]:
         return None, (_question(row, "prompt", where),)
     document = _text(row, "document", where)
     if "questions" not in row:
-        return document, (_question(row, "question", where),)
+        return document, (_question(row, "question", where, document),)
     asked = row["questions"]
     if not isinstance(asked, list) or not asked:
         raise InputError(f"{where}: 'questions' must be a list of at least one question")
     if not all(isinstance(entry, dict) for entry in asked):
         raise InputError(f"{where}: 'questions' must hold objects with 'question' and 'response'")
     return document, tuple(
-        _question(entry, "question", f"{where}: question {i}") for i, entry in enumerate(asked, 1)
+        _question(entry, "question", f"{where}: question {i}", document)
+        for i, entry in enumerate(asked, 1)
     )
 
 
-def _question(row: dict[str, Any], name: str, where: str) -> Question:
+def _question(row: dict[str, Any], name: str, where: str, document: str | None = None) -> Question:
     response = _text(row, "response", where)
     answers = row.get("answer", response)
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
         raise InputError(f"{where}: 'answer' must be a text or a list of texts")
-    evidence = _text(row, "evidence", where) if row.get("evidence") is not None else None
     for answer in answers:
         _encodable(answer, "answer", where)
+    evidence = None
+    if document is not None and row.get("evidence") is not None:
+        evidence = _evidence(row["evidence"], document, where)
     return Question(_text(row, name, where), response, tuple(answers), evidence)
+
+
+def _evidence(value: Any, document: str, where: str) -> tuple[int, int]:
+    """The characters meant by a quotation (its first occurrence), or by [from, up to]."""
+    if isinstance(value, str) and value:
+        start = document.find(value)
+        if start < 0:
+            raise InputError(
+                f"{where}: 'evidence' is no part of the document ({value[:40]!r}); it must be quoted "
+                "as it stands there"
+            )
+        return start, start + len(value)
+    if isinstance(value, list) and len(value) == 2 and all(type(at) is int for at in value):
+        start, stop = value
+        if 0 <= start < stop <= len(document):
+            return start, stop
+    raise InputError(
+        f"{where}: 'evidence' must quote the document, or be two character positions [from, up to] "
+        f"within its {len(document):,}"
+    )
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:

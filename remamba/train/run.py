@@ -6,16 +6,20 @@ import json
 import math
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as hf_logging
 
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
+from remamba.train.audit import share_with_target, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import DOCUMENT, TEXT, TokenData, read_data
@@ -36,6 +40,25 @@ def train(args: TrainArgs) -> dict[str, Any]:
         InputError: an option, a row or a directory cannot be used.
         NotFiniteError: the loss or its gradient became infinite or NaN.
     """
+    with _quiet_transformers():
+        return _train(args)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' progress bars and advice off; this run reports by itself."""
+    had_bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if had_bars:
+            hf_logging.enable_progress_bar()
+
+
+def _train(args: TrainArgs) -> dict[str, Any]:
     _check_device(args)
     folder = RunFolder(args)
     source = locate(args.base) if folder.checkpoint is None else str(folder.checkpoint)
@@ -211,53 +234,9 @@ def _introduce(
             f"{high:g}{' (from high to low)' if schedule.anneal else ''}, {settings.selector}, "
             f"{settings.placement}, {settings.adaption}; {how}"
         )
-    share = _share_with_target(trainer.batches)
+    share = share_with_target(trainer.batches)
     if share is not None:
         say(f"score loss: {100 * share:.0f} % of the questions of the first steps have a target")
-
-
-def _share_with_target(batches: StepBatches) -> float | None:
-    """Of the questions of the first four steps, the share whose answer (or evidence) is found."""
-    found = [
-        batches[i]["score_targets"].any(dim=1)
-        for i in range(min(4 * batches.accumulate, len(batches)))
-        if batches.score_target is not None and "score_targets" in batches[i]
-    ]
-    return float(torch.cat(found).float().mean()) if found else None
-
-
-def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Prints the first examples as the model reads them, and what the score should find."""
-    shown = 0
-    for i in range(len(batches)):
-        batch = batches[i]
-        rows = len(batch["input_ids"])
-        for row in range(rows):
-            if shown == count:
-                return
-            shown += 1
-            ids, labels = batch["input_ids"][row], batch["labels"][row]
-            prompt = ids[: batch["prompt_lengths"][row]].tolist()
-            answer = labels[labels != -100].tolist()
-            searched = ids
-            say(f"--- example {shown}: step {i // batches.accumulate + 1}, row {row + 1}")
-            if "document_ids" in batch:
-                document = row // (rows // len(batch["document_ids"]))
-                searched = batch["document_ids"][document]
-                say(f"document: {_ends(tokenizer.decode(searched))}")
-            say(f"prompt: {_ends(tokenizer.decode(prompt))}")
-            say(f"labels: {_ends(tokenizer.decode(answer))}")
-            if "score_targets" in batch:
-                places = batch["score_targets"][row].nonzero()[:, 0].tolist()
-                near = [
-                    f"{at}: {tokenizer.decode(searched[max(at - 5, 0) : at + 1])!r}"
-                    for at in places[:4]
-                ]
-                say(f"score targets: {', '.join(near) or 'none'}")
-
-
-def _ends(text: str, most: int = 400) -> str:
-    return repr(text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}")
 
 
 def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:

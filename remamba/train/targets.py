@@ -54,6 +54,19 @@ class AnswerFinder:
         found[asker[row], at] = True
         return found
 
+    def mask_within(self, tokens: NDArray, answers: NDArray, ranges: NDArray) -> NDArray:
+        """The answers inside the evidence, or where they are not there, the evidence's last token.
+
+        Args:
+            ranges: (n, 2) positions of the evidence, from and up to; -1 -1 finds nothing.
+        """
+        position = np.arange(len(tokens))
+        inside = (position >= ranges[:, :1]) & (position < ranges[:, 1:])
+        found = self.mask(tokens, answers) & inside
+        rows = np.flatnonzero(~found.any(axis=1) & inside.any(axis=1))
+        found[rows, ranges[rows, 1] - 1] = True
+        return found
+
     def _occurrences(self, tokens: NDArray, pattern: NDArray) -> tuple[NDArray, NDArray]:
         """Pairs (which entry of `pattern`, position of its last token) of every occurrence."""
         flat, stop = self.patterns.flat, self.patterns.offsets[pattern + 1]
@@ -79,22 +92,3 @@ class AnswerFinder:
         joined_right = (at + 1 < len(tokens)) & self.ends[tokens[at]] & self.begins[tokens[after]]
         whole = ~(joined_left | joined_right)
         return row[whole], at[whole]
-
-
-def evidence_character(document: str, evidence: str, answers: tuple[str, ...]) -> int:
-    """The character after the answer inside the evidence, or after the evidence; -1: not found.
-
-    The evidence is looked up as it stands; its first occurrence counts.
-    """
-    start = document.find(evidence)
-    if start < 0:
-        return -1
-    for answer in answers:
-        core = answer.strip()
-        core = core.rstrip(".,;:!?") or core
-        within = evidence.find(core) if core else -1
-        if within < 0 and core:
-            within = evidence.lower().find(core.lower())
-        if within >= 0:
-            return start + within + len(core)
-    return start + len(evidence.rstrip())

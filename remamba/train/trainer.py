@@ -84,7 +84,7 @@ def training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        log_level="warning",
+        log_level="error",
     )
     if settings.parallel_mode.value == "not_distributed":
         settings._n_gpu = 1  # several GPUs are for torchrun, never for threads in one process

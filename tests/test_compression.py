@@ -1,0 +1,161 @@
+"""Span, K, selection, splice and the score's loss and gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from remamba import CompressionConfig, Span
+from remamba.compression import (
+    Compressor,
+    importance,
+    num_kept,
+    plan_adaption,
+    plan_splice,
+    score_loss,
+    span_bounds,
+    splice,
+)
+
+
+def bounds(length, config, limit=None):
+    lengths = torch.tensor([length])
+    span = span_bounds(lengths, lengths - 1 if limit is None else torch.tensor([limit]), config)
+    return int(span.start), int(span.stop), int(num_kept(span, config))
+
+
+def test_figure_2_of_the_paper():
+    assert bounds(10, CompressionConfig(start=0.2, length=0.4, keep_ratio=0.5)) == (2, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("length", "p", "rho", "m", "k"),
+    [(5500, 0.18, 0.009, 990, 9), (5500, 0.25, 0.05, 1375, 69), (5500, 0.2, 0.05, 1100, 55)],
+)
+def test_sizes_at_the_published_settings(length, p, rho, m, k):
+    assert bounds(length, CompressionConfig(length=p, keep_ratio=rho)) == (0, m, k)
+
+
+def test_float_noise_does_not_round_up():
+    assert math.ceil(0.07 * 100) == 8
+    assert bounds(100, CompressionConfig(length=0.07, keep_ratio=1.0)) == (0, 7, 7)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_the_last_token_is_never_compressed(length, start):
+    config = CompressionConfig(start=start, length=round(1 - start, 3), keep_ratio=0.5)
+    first, stop, kept = bounds(length, config)
+    assert 0 <= first <= stop <= max(length - 1, first)
+    assert kept == math.ceil(0.5 * (stop - first))
+
+
+def test_question_apart_leaves_the_whole_document_to_the_span():
+    assert bounds(8, CompressionConfig(length=1.0, keep_ratio=0.25), limit=8) == (0, 8, 2)
+
+
+def test_short_prompt_and_absolute_budget_and_drop():
+    assert bounds(9, CompressionConfig(length=0.5, min_prompt_length=10))[2] == 0
+    assert bounds(40, CompressionConfig(length=0.5, num_kept=7)) == (0, 20, 7)
+    assert bounds(40, CompressionConfig(length=0.1, num_kept=7)) == (0, 4, 4)
+    assert bounds(40, CompressionConfig(length=0.5, selector="drop")) == (0, 20, 0)
+
+
+@pytest.fixture
+def compressor():
+    return Compressor(8)
+
+
+def spans(*lengths):
+    return Span(torch.zeros(len(lengths), dtype=torch.long), torch.tensor(lengths))
+
+
+def test_scores_are_cosines_of_key_and_query(compressor):
+    hidden, last = torch.randn(2, 5, 8), torch.randn(4, 8)
+    scores = compressor.scores(hidden, last)
+    for row in range(4):
+        keys = compressor.key_proj(hidden[row // 2])
+        query = compressor.query_proj(last[row])
+        expected = F.cosine_similarity(keys, query[None], dim=-1)
+        torch.testing.assert_close(scores[row], expected)
+
+
+@pytest.mark.parametrize("selector", ["topk", "random", "fixed"])
+def test_kept_positions_are_distinct_ascending_and_inside(compressor, selector):
+    config = CompressionConfig(length=1.0, keep_ratio=0.3, selector=selector)
+    span = Span(torch.tensor([2, 0]), torch.tensor([13, 4]))
+    hidden = torch.randn(2, 11, 8)
+    scores = compressor.scores(hidden, torch.randn(2, 8))
+    kept = compressor.keep(hidden, scores, span, config)
+    assert kept.lengths.tolist() == [4, 2]
+    for row, count in enumerate(kept.lengths.tolist()):
+        index = kept.index[row, :count].tolist()
+        assert index == sorted(set(index))
+        assert span.start[row] <= index[0] and index[-1] < span.stop[row]
+        for position, score, value in zip(index, kept.scores[row], kept.values[row], strict=False):
+            local = position - int(span.start[row])
+            assert score == scores[row, local]
+            torch.testing.assert_close(value, compressor.value_proj(hidden[row, local]))
+    if selector == "topk":
+        best = scores[0].topk(4).indices.sort().values + 2
+        assert kept.index[0].tolist() == best.tolist()
+    if selector == "fixed":
+        assert kept.index[0].tolist() == [4, 7, 10, 12]
+
+
+def test_multiplicative_values_are_scaled_by_alpha(compressor):
+    hidden, last = torch.randn(1, 6, 8), torch.randn(1, 8)
+    scores = compressor.scores(hidden, last)
+    config = CompressionConfig(length=1.0, keep_ratio=0.5)
+    plain = compressor.keep(hidden, scores, spans(6), config)
+    scaled = compressor.keep(hidden, scores, spans(6), config.replace(adaption="multiplicative"))
+    expected = plain.values * plain.scores.relu().unsqueeze(-1)
+    torch.testing.assert_close(scaled.values, expected)
+
+
+@pytest.mark.parametrize("mode", ["scaled", "true"])
+def test_gradient_into_the_scores(mode):
+    scores = torch.tensor([0.8, 0.1, -0.4], requires_grad=True)
+    alpha = importance(scores, CompressionConfig(score_gradient=mode))
+    assert alpha.tolist() == pytest.approx([0.8, 0.1, 0.0])
+    alpha.backward(torch.tensor([1.0, 2.0, 3.0]))
+    expected = [0.8, 0.2, 0.0] if mode == "scaled" else [1.0, 2.0, 0.0]
+    assert scores.grad.tolist() == pytest.approx(expected)
+
+
+def test_splice_of_unequal_rows():
+    embeds = torch.arange(2 * 6).view(2, 6, 1).float()
+    kept_values = torch.tensor([[[-1.0], [-2.0]], [[-3.0], [0.0]]])
+    plan = plan_splice(
+        torch.tensor([6, 5]), torch.tensor([1, 0]), torch.tensor([3, 2]), torch.tensor([2, 1])
+    )
+    taken = embeds.gather(1, plan.index.unsqueeze(-1))
+    from remamba import Kept
+
+    kept = Kept(torch.zeros(2, 2).long(), torch.tensor([[0.5, -0.2], [0.9, 0.0]]), kept_values,
+                torch.tensor([2, 1]))  # fmt: skip
+    out = splice(taken, plan.rank, kept)[..., 0]
+    assert plan.lengths.tolist() == [5, 4]
+    assert out[0].tolist() == [0.0, -1.0, -2.0, 4.0, 5.0]
+    assert out[1, :4].tolist() == [-3.0, 8.0, 9.0, 10.0]
+    adaption = plan_adaption(plan, kept, CompressionConfig())
+    assert adaption.alpha[0].tolist() == pytest.approx([1.0, 0.5, 0.0, 1.0, 1.0])
+    assert adaption.selected[1].tolist() == [True, False, False, False, False]
+    assert plan_adaption(plan, kept, CompressionConfig(adaption="none")) is None
+
+
+def test_score_loss_is_cross_entropy_for_one_target_and_mass_for_several():
+    scores = torch.rand(3, 5, requires_grad=True)
+    targets = torch.zeros(3, 5, dtype=torch.bool)
+    targets[0, 2] = True
+    targets[1, [0, 3]] = True
+    length = torch.tensor([5, 4, 5])
+    first = F.cross_entropy(16 * scores[:1], torch.tensor([2]))
+    mass = F.softmax(16 * scores[1, :4], -1)[[0, 3]].sum()
+    loss = score_loss(scores, targets, length)
+    torch.testing.assert_close(loss, (first - mass.log()) / 2)
+    loss.backward()
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[2].abs().max() == 0, "a row without a target carries no loss"
+    assert score_loss(scores, torch.zeros_like(targets), torch.tensor([5, 0, 1])) == 0

@@ -1,0 +1,243 @@
+"""The scripts in examples/: facts planted in books, the base of the tiny model, its evaluation."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import make_facts  # noqa: E402
+import make_tiny  # noqa: E402
+
+SENTENCES = [
+    "It was late when Mr. Grey came down to the harbour.",
+    '"You will not find a boat tonight," said the keeper, "nor tomorrow."',
+    "The wind had risen, and nobody answered him!",
+    "Why should they go, he thought, while the tide was still against them?",
+    "Far out a bell rang twice; then all was quiet again.",
+]
+
+
+def book(number: int, paragraphs: int = 60) -> str:
+    """A book with headings, hard-wrapped lines and paragraphs of different lengths."""
+    blocks = ["# A Book", "## CHAPTER I."]
+    for i in range(paragraphs):
+        sentences = [SENTENCES[(number + i * k) % len(SENTENCES)] for k in range(1, 2 + i % 4)]
+        blocks.append(f"On day {i} of year {number} it rained.\r\n" + " ".join(sentences))
+    return "\r\n\r\n".join(blocks)
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("books") / "books.jsonl.xz"
+    with lzma.open(path, "wt", encoding="utf-8") as file:
+        for number in range(3):
+            file.write(json.dumps({"title": str(number), "text": book(number)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(books: Path) -> Any:
+    paragraphs = make_facts.read_books([books])
+    return make_tiny.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
+
+
+@pytest.fixture
+def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
+    """`make(documents, tokenizer, **options)`: rows as they would be written."""
+
+    def rows(
+        documents: int = 20, tokenizer: Any = None, workers: int = 1, **options: Any
+    ) -> list[dict[str, Any]]:
+        options.setdefault("tokens", (200, 400))
+        maker = make_facts.FactMaker(
+            make_facts.read_books([books]), make_facts.Options(**options), tokenizer
+        )
+        lines = "".join(make_facts.make_rows(maker, documents, workers, chunk=3))
+        return [json.loads(line) for line in lines.splitlines()]
+
+    return rows
+
+
+def test_books_become_paragraphs_of_plain_prose(books: Path) -> None:
+    paragraphs = make_facts.read_books([books])[0]
+    assert paragraphs[0].startswith("On day 0 of year 0 it rained. ")
+    assert not any("\n" in p or "  " in p or p.startswith("#") for p in paragraphs)
+    assert make_facts.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
+        SENTENCES[0],
+        SENTENCES[2],
+    ]
+
+
+def test_same_seed_same_documents_whatever_the_workers(make: Callable[..., Any]) -> None:
+    alone = make(10, seed=5)
+    assert alone == make(10, seed=5, workers=2)
+    assert alone[:4] == make(4, seed=5)
+    assert alone != make(10, seed=6)
+
+
+def test_evidence_is_the_fact_and_holds_the_answer(make: Callable[..., Any]) -> None:
+    asked = 0
+    for row in make(20, facts_per_1000=30):
+        document = row["document"]
+        assert document == document.strip()
+        for question in row["questions"]:
+            start, stop = question["evidence"]
+            evidence = document[start:stop]
+            assert document[start - 1] == " " and evidence[0].isupper() and evidence[-1] == "."
+            assert any(question["response"] + mark in evidence for mark in ".,;")
+            assert question["question"].startswith("\n\nQuestion: ")
+            assert question["question"].endswith("\nAnswer:")
+            asked += 1
+    assert asked > 100
+
+
+def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
+    maker = make_facts.FactMaker(make_facts.read_books([books]), make_facts.Options())
+    for seed in range(20):
+        facts = maker.facts(make_facts.random.Random(seed), 60)
+        assert len({(fact.person, fact.attribute.name) for fact in facts}) == 60
+        firsts = {fact.person.split()[0] for fact in facts}
+        assert len(firsts) < len({fact.person for fact in facts})  # some share a first name
+
+
+def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
+    for attribute in make_facts.ATTRIBUTES:
+        assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
+        for text in attribute.facts:
+            assert text.count("{p}") == text.count("{v}") == 1, text
+            assert text.index("{p}") < text.index("{v}") and text.endswith(" {v}."), text
+        for text in (*attribute.names, *attribute.questions):
+            assert text.count("{p}") == 1 and "{v}" not in text, text
+    for echo in make_facts.ECHOES:
+        assert echo.index("{n}") < echo.index(" {v}")
+
+
+def test_people_of_dev_never_occur_in_train(books: Path) -> None:
+    people = {}
+    for split in ("train", "dev"):
+        maker = make_facts.FactMaker(
+            make_facts.read_books([books]), make_facts.Options(split=split)
+        )
+        facts = [f for i in range(10) for f in maker.facts(make_facts.random.Random(i), 40)]
+        people[split] = {fact.person for fact in facts}
+        assert {make_facts.split_of(name) for name in people[split]} == {split}
+    assert not people["train"] & people["dev"]
+
+
+@pytest.mark.parametrize("tokens", [(50, 64), (300, 300), (200, 700)])
+def test_documents_keep_to_their_token_budget(
+    make: Callable[..., Any], tokenizer: Any, tokens: tuple[int, int]
+) -> None:
+    low, high = tokens
+    lengths = [
+        len(tokenizer.encode(row["document"]).ids)
+        for row in make(30, tokenizer, tokens=tokens, facts_per_1000=20)
+    ]
+    assert max(lengths) <= high
+    assert min(lengths) >= low - 10  # the last word may not fit
+
+
+def test_document_question_and_answer_join_token_by_token(
+    make: Callable[..., Any], tokenizer: Any
+) -> None:
+    for row in make(5, tokenizer):
+        for question in row["questions"]:
+            parts = [row["document"], question["question"], question["response"]]
+            apart = [token for part in parts for token in tokenizer.encode(part).ids]
+            assert apart == tokenizer.encode("".join(parts)).ids
+
+
+def test_depth_places_the_asked_facts(make: Callable[..., Any]) -> None:
+    for depth, low, high in ((0.0, 0.0, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.0)):
+        for row in make(10, tokens=(600, 600), questions=1, depth=depth):
+            place = row["questions"][0]["evidence"][0] / len(row["document"])
+            assert low <= place <= high
+
+
+def test_plain_text_has_the_same_documents(make: Callable[..., Any]) -> None:
+    texts = [row["text"] for row in make(5, no_questions=True)]
+    assert texts == [row["document"] for row in make(5)]
+    assert "answer is" not in make(1, no_questions=True, facts_per_1000=0)[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--books", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["--tokens", "900", "100"], "LO <= HI"),
+        (["--tokens", "99999", "99999"], "too short"),
+        (["--documents", "0"], "give 1 or more"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(
+    books: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "1"]
+    assert make_facts.main([*given, *arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("make_facts.py: ") and words in last
+
+
+def test_an_output_is_not_replaced_unasked(books: Path, tmp_path: Path) -> None:
+    given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "2"]
+    given += ["--tokens", "100", "200"]
+    assert make_facts.main(given) == 0
+    assert make_facts.main(given) == 2
+    assert make_facts.main([*given, "--overwrite"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+def test_base_is_made_and_evaluated(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import eval_facts
+    import torch
+
+    from remamba import ReMambaForCausalLM
+
+    base, report = tmp_path / "base", tmp_path / "facts.json"
+    size = ["--vocab-size", "1024", "--hidden-size", "32", "--layers", "1", "--head-dim", "16"]
+    size += ["--state-size", "8", "--sample-mb", "0.02", "--word-weight", "2"]
+    assert make_tiny.main(["--books", str(books), "--output", str(base), *size]) == 0
+    mixer = ReMambaForCausalLM.from_pretrained(base).backbone.layers[0].mixer
+    projection, taps = mixer.in_proj.weight, mixer.conv1d.weight[:, 0]
+    assert torch.equal(projection[128:136], projection[136:144])  # B's rows are C's
+    lag = 3 - taps.abs().argmax(dim=1)
+    assert lag.tolist() == [0] * 64 + [1] * 8 + [0] * 8
+
+    asked = ["--tokens", "150", "--questions", "3", "--per-document", "2", "--device", "cpu"]
+    given = ["--model", str(base), "--plain", str(base), "--books", str(books)]
+    assert eval_facts.main([*given, *asked, "--output", str(report)]) == 0
+    assert "| 150 | ReMamba | " in capsys.readouterr().out
+    rows = json.loads(report.read_text())["results"]
+    assert [row["questions"] for row in rows] == [3] * 6
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["ReMamba"]["kept"] == by_name["fixed selection"]["kept"] == 8  # ceil(.05 * 150)
+    # the same weights without compression answer alike, read by whichever model
+    assert by_name["stage 1 alone"]["predictions"] == by_name["plain"]["predictions"]
+
+
+def test_evaluation_counts_tokens_and_intervals() -> None:
+    import eval_facts
+
+    low, high = eval_facts.wilson(50, 100)
+    assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
+    assert eval_facts.wilson(0, 10)[0] == 0.0
+    offsets = [(0, 4), (4, 8), (8, 9), (9, 15)]
+    assert eval_facts.tokens_at(offsets, [(5, 9)]) == {1, 2}
+    document = "Red. Ada's coat is red. Yes: red. Red."
+    question = {"response": " red", "evidence": [5, 33]}
+    assert eval_facts.value_spans(document, question) == [(19, 22), (29, 32)]

@@ -1,0 +1,254 @@
+"""The models: losses, gradients, checkpointing, refusals. Equalities live in exactness.py."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from remamba import InputError, ReMambaForCausalLM, ReMambaModel
+from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
+
+FIRST = BACKBONES[:2]
+
+
+def labelled(ids, prompt):
+    labels = ids.clone()
+    labels[:, :prompt] = -100
+    return labels
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backbone", FIRST)
+def test_loss_equals_cross_entropy_of_the_returned_logits(backbone, form):
+    model, ids = tiny_model(backbone), tokens(3, 30)
+    options = {"compression": FORMS[form], **questions(form, 4, 4, 4)}
+    out = model(ids, labels=labelled(ids, 24), **options)
+    expected = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten()
+    )
+    assert int((out.labels != -100).sum()) == 3 * 6
+    torch.testing.assert_close(out.loss, expected)
+    alone = model(ids, labels=labelled(ids, 24), return_logits=False, **options)
+    assert alone.logits is None
+    torch.testing.assert_close(alone.loss, expected)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradient_reaches_every_parameter(backbone):
+    model, ids = tiny_model(backbone).train(), tokens(2, 30)
+    model(ids, labels=labelled(ids, 24), compression=FORMS["paper"]).loss.backward()
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or parameter.grad.abs().max() == 0
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("form", ["paper", "exact", "before"])
+@pytest.mark.parametrize("backbone", FIRST)
+def test_gradient_checkpointing_keeps_the_adaption(backbone, form):
+    gradients = []
+    for enabled in (False, True):
+        model, ids = tiny_model(backbone).train(), tokens(2, 30)
+        if enabled:
+            model.gradient_checkpointing_enable() if not hasattr(
+                model, "activation_checkpointing_enable"
+            ) else model.activation_checkpointing_enable()
+            assert model.backbone.gradient_checkpointing
+        options = {"compression": FORMS[form], **questions(form, 4, 4)}
+        out = model(ids, labels=labelled(ids, 24), **options)
+        out.loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert "compressor.query_proj.0.weight" in gradients[0]
+    for name, gradient in gradients[0].items():
+        assert error(gradients[1][name], gradient) < 1e-4, name
+
+
+@pytest.mark.parametrize("form", ["whole", "before"])
+@pytest.mark.parametrize("backbone", FIRST)
+def test_questions_that_share_a_document_train_as_rows_of_their_own(backbone, form):
+    documents, rows = tokens(2, 25), tokens(6, 9, seed=1)
+    unsplit = torch.cat([documents.repeat_interleave(3, 0), rows], 1)
+    targets = torch.rand(6, 25, generator=torch.Generator().manual_seed(0)) < 0.1
+    results = []
+    for shared in (True, False):
+        model = tiny_model(backbone).train()
+        if shared:
+            out = model(
+                rows, labels=labelled(rows, 5), document_ids=documents, score_targets=targets,
+                compression=FORMS[form], with_stage1_loss=True,
+            )  # fmt: skip
+        else:
+            out = model(
+                unsplit, labels=labelled(unsplit, 30), question_lengths=torch.full((6,), 5),
+                score_targets=torch.nn.functional.pad(targets, (0, 9)),
+                compression=FORMS[form], with_stage1_loss=True,
+            )  # fmt: skip
+        loss = out.loss + out.stage1_loss + out.score_loss
+        loss.backward()
+        gradient = model.backbone.layers[0].mixer.in_proj.weight.grad
+        results.append((loss.detach(), out.correct, out.stage1_correct, gradient))
+    for found, expected in zip(*results, strict=True):
+        assert error(found.float(), expected.float()) < 1e-4
+
+
+def test_stage1_loss_is_that_of_plain_mamba():
+    model, ids = tiny_model("mamba2"), tokens(2, 30)
+    labels = labelled(ids, 24)
+    plain = model(ids, labels=labels, compression=False)
+    out = model(ids, labels=labels, compression=FORMS["paper"], with_stage1_loss=True)
+    torch.testing.assert_close(out.stage1_loss, plain.loss)
+    assert torch.equal(out.stage1_correct, plain.correct)
+
+
+def test_document_loss_is_next_token_loss_of_the_documents():
+    model, documents, rows = tiny_model("mamba2"), tokens(2, 25), tokens(2, 9, seed=1)
+    mask = torch.ones_like(documents)
+    mask[1, 20:] = 0
+    out = model(
+        rows, labels=labelled(rows, 5), document_ids=documents, document_attention_mask=mask,
+        compression=FORMS["whole"], with_document_loss=True,
+    )  # fmt: skip
+    plain = model(documents, compression=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        plain[:, :-1].flatten(0, 1), documents[:, 1:].flatten(), reduction="none"
+    ).view(2, -1)
+    expected = torch.cat([losses[0], losses[1, :19]]).mean()
+    torch.testing.assert_close(out.document_loss, expected)
+
+
+def test_inputs_embeds_are_as_good_as_ids():
+    model, ids = tiny_model("mamba"), tokens(2, 30)
+    embeds = model.get_input_embeddings()(ids)
+    a, b = (
+        model(ids, compression=FORMS["paper"]),
+        model(inputs_embeds=embeds, compression=FORMS["paper"]),
+    )
+    torch.testing.assert_close(a.logits, b.logits)
+    steps = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(
+        model.generate(inputs_embeds=embeds, **steps), model.generate(ids, **steps)[:, 30:]
+    )
+
+
+@pytest.mark.parametrize("backbone", FIRST)
+def test_beam_search_reorders_the_states(backbone):
+    """The best of 3 beams, scored again by one forward, has the likelihood that generate states."""
+    model, ids = tiny_model(backbone), tokens(2, 20)
+    out = model.generate(
+        ids, num_beams=3, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None,
+        return_dict_in_generate=True, output_scores=True, length_penalty=0.0,
+        compression=FORMS["paper"],
+    )  # fmt: skip
+    new = out.sequences[:, 20:]
+    logits = model(
+        out.sequences, prompt_lengths=torch.tensor([20, 20]), compression=FORMS["paper"]
+    ).logits[:, -6:-1]
+    chosen = logits.log_softmax(-1).gather(-1, new.unsqueeze(-1)).sum((1, 2))
+    torch.testing.assert_close(chosen, out.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_generate_returns_the_kept_positions_and_a_cache_to_go_on_with():
+    model, ids = tiny_model("mamba2"), tokens(1, 30)
+    steps = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None,
+             "return_dict_in_generate": True, "compression": FORMS["paper"]}  # fmt: skip
+    out = model.generate(ids, max_new_tokens=4, **steps)
+    assert out.kept.rows() == model(ids, compression=FORMS["paper"]).kept.rows()
+    longer = model.generate(ids, max_new_tokens=8, **steps).sequences
+    last = out.sequences[:, -1:]
+    more = model.generate(last, cache_params=out.cache_params, max_new_tokens=4, **steps)
+    assert torch.equal(more.sequences[:, 1:], longer[:, -4:])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_saved_model_is_loaded_by_the_auto_classes(backbone, tmp_path):
+    model, ids = tiny_model(backbone), tokens(2, 20)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is ReMambaForCausalLM
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    states = AutoModel.from_pretrained(tmp_path)
+    assert type(states) is ReMambaModel
+    assert torch.equal(model.lm_head(states(ids).last_hidden_state), model(ids).logits)
+
+
+class TestRefusals:
+    """Bad input: one line that names the value and the mend."""
+
+    def refused(self, match, function, *args, **kwargs):
+        with pytest.raises(InputError, match=match) as caught:
+            function(*args, **kwargs)
+        assert "\n" not in str(caught.value)
+
+    def test_mask_with_holes(self):
+        mask = torch.ones(2, 8, dtype=torch.long)
+        mask[1, 3] = 0
+        self.refused("row 1 has holes", tiny_model("mamba"), tokens(2, 8), mask)
+
+    def test_empty_prompt(self):
+        model = tiny_model("mamba")
+        self.refused("empty", model, torch.zeros(1, 0, dtype=torch.long))
+        self.refused("row 1 is empty", model, tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]))
+
+    def test_lengths_that_do_not_fit(self):
+        model, ids = tiny_model("mamba"), tokens(2, 8)
+        self.refused("prompt_lengths", model, ids, prompt_lengths=torch.tensor([9, 3]))
+        self.refused("question_lengths", model, ids, question_lengths=torch.tensor([-1, 3]))
+        self.refused("piece_length", model, ids, piece_length=0)
+
+    def test_before_question_without_a_question(self):
+        self.refused(
+            "question_lengths", tiny_model("mamba"), tokens(1, 8), compression=FORMS["before"]
+        )
+
+    def test_memory_that_cannot_serve(self):
+        model = tiny_model("mamba")
+        self.refused("reads the document again", model.read, tokens(1, 8),
+                     compression=FORMS["paper"])  # fmt: skip
+        memory = model.read(tokens(2, 8), compression=FORMS["whole"])
+        self.refused("divide", model, tokens(3, 4), memory=memory)
+        self.refused("was read with", model, tokens(2, 4), memory=memory,
+                     compression=FORMS["paper"])  # fmt: skip
+
+    def test_logits_that_are_not_finite(self):
+        model = tiny_model("mamba")
+        model.backbone.norm_f.weight.data[0] = float("nan")
+        self.refused("not finite", model, tokens(1, 8))
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        tiny_model("mamba").save_pretrained(tmp_path)
+        return tmp_path
+
+    def test_directory_of_another_architecture(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+        self.refused("'llama'.*remamba convert", ReMambaForCausalLM.from_pretrained, folder)
+
+    def test_truncated_weights(self, folder):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        self.refused("truncated or corrupt", ReMambaForCausalLM.from_pretrained, folder)
+
+    @pytest.mark.parametrize("problem", ["missing", "unexpected", "mismatched"])
+    def test_tensor_that_is_not_as_it_should_be(self, folder, problem):
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        name = "backbone.layers.1.mixer.A_log"
+        if problem == "missing":
+            del tensors[name]
+        elif problem == "unexpected":
+            name = "backbone.layers.1.mixer.extra"
+            tensors[name] = torch.ones(2)
+        else:
+            tensors[name] = tensors[name][:-1].contiguous()
+        save_file(tensors, file, {"format": "pt"})
+        self.refused(name, ReMambaForCausalLM.from_pretrained, folder)
+
+    def test_no_model_there(self, tmp_path):
+        self.refused("config.json", ReMambaForCausalLM.from_pretrained, tmp_path)
+        self.refused("no directory", ReMambaForCausalLM.from_pretrained, tmp_path / "none")
