@@ -36,6 +36,6 @@ bench: .venv/.installed
 	$(BIN)/remamba bench
 
 exactness: .venv/.installed
-	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python -m tests.exactness
 
 ci: lint type test

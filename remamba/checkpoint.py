@@ -366,9 +366,12 @@ def _new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield partial
+        # what mkdtemp and safetensors made private gets the permissions of any new file
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o777 & ~umask)
+        for file in partial.iterdir():
+            file.chmod(0o666 & ~umask)
         if overwrite and target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
             target.replace(old / target.name)

@@ -193,8 +193,8 @@ def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
     places = [Path(file).parent for file in found if file]
     if not places:
         raise InputError(
-            f"{text} is no directory here, and no tokenizer of that name can be reached on the hub; "
-            "give a directory, or download it first"
+            f"{text} is no directory here, and no tokenizer of that name can be reached on the "
+            "hub; give a directory, or download it first"
         )
     return places[0]
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 
 EMBEDDED = "remamba-tiny"
 """The model that comes with the package."""
+FINGERPRINTED = (
+    "backbone_type", "vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel",
+    "intermediate_size", "time_step_rank", "n_groups", "head_dim", "num_heads", "use_bias",
+    "use_conv_bias", "layer_norm_epsilon", "mixer_rms_eps", "residual_in_fp32", "time_step_limit",
+)  # fmt: skip
+"""The settings that shape a model's states. How it compresses is told by each memory itself."""
+SAMPLES = 64
+"""How many values of each tensor enter a fingerprint."""
 
 
 def locate(name: str | Path) -> str:
@@ -53,3 +64,21 @@ def check_model(name: str, **hub_options: object) -> None:
                 pass
         except SafetensorError as error:
             raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """What binds a memory to the model that wrote it: 16 hex digits.
+
+    A hash of the configuration, of each tensor's name and shape, and of a strided sample of its
+    values. The values are rounded to bfloat16 first, so that a model loaded in bfloat16 and in
+    float32 is the same model, on any device.
+    """
+    config = {name: getattr(model.config, name) for name in FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    samples = []
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        samples.append(tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16())
+    digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

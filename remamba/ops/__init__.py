@@ -1,4 +1,4 @@
-"""Plain functions on tensors, channels-last: the scans, their decode steps and the convolution. They know no models."""
+"""Plain functions on channels-last tensors: the scans, their decode steps, the convolution."""
 
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.causal_conv import causal_conv

@@ -1,7 +1,7 @@
 """Which implementation of an op runs. Nothing else decides.
 
-By default each op takes the fastest form that its device allows. `use_backend("ref")`, or the environment variable
-REMAMBA_BACKEND, asks for one by name; a request that cannot be met raises.
+By default each op takes the fastest form that its device allows. `use_backend("ref")`, or the
+environment variable REMAMBA_BACKEND, asks for one by name; a request that cannot be met raises.
 """
 
 import functools
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("ref", "torch", "triton")
 
-# op -> backend -> "module:function". The module is imported when it is first used, so triton is only ever imported
-# by the `*_triton.py` files. A triton form is registered by a line here, e.g.
+# op -> backend -> "module:function", imported when first used: only *_triton.py import triton.
+# A triton form is registered by a line here, beside the others:
 # "triton": "remamba.ops.selective_scan_triton:selective_scan_triton".
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
@@ -41,7 +41,7 @@ _requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the context every op that has a form of this name runs it: "ref", "torch" or "triton"."""
+    """Within the context every op with a form of this name runs it: "ref", "torch" or "triton"."""
     _check_name(name, "use_backend")
     token = _requested.set(name)
     try:

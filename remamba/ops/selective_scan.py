@@ -22,15 +22,19 @@ def selective_scan(
     lengths: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (b, l, e) in x's dtype and the final state (b, e, n) of Mamba's scan (2312.00752 Eq. 2, Algorithm 2).
+    """y (b, l, e) in x's dtype and the final state (b, e, n) of Mamba's selective scan.
 
-        step = softplus(dt + dt_bias) * dt_scale            (ReMamba Eq. 8: dt_scale is alpha in the exact adaption)
+        step = softplus(dt + dt_bias) * dt_scale
         h_t  = exp(step_t * A) * h_{t-1} + step_t * B_t * x_t
         y_t  = (C_t . h_t + D * x_t) * silu(z_t)
 
-    x, dt, z (b, l, e); A (e, n), negative; B, C (b, l, n); D, dt_bias (e,); dt_scale (b, l); lengths (b,) integers;
-    initial_state (b, e, n), zeros when None. At positions at or past a row's length the state passes unchanged and y
-    is finite but means nothing. State and sums are float32 (float64 for float64 x), under autocast too.
+    Mamba, arXiv 2312.00752, Eq. 2 and Algorithm 2; dt_scale is alpha of ReMamba's Eq. 8 in its
+    exact form, 1 when None.
+
+    x, dt, z (b, l, e); A (e, n), negative; B, C (b, l, n); D, dt_bias (e,); dt_scale (b, l);
+    lengths (b,) integers; initial_state (b, e, n), zeros when None. At or past a row's length the
+    state passes unchanged and y is finite but means nothing. State and sums are float32 (float64
+    for float64 x), under autocast too.
     """
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))

@@ -1,18 +1,14 @@
-"""The selective scan in plain torch: chunk by chunk, in place, with its gradient by recomputation."""
-
-import math
+"""The selective scan in plain torch: chunk by chunk, in place, recomputed in backward."""
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from remamba.ops.precision import accumulation_dtype, without_autocast
-from remamba.ops.time_step import time_step
+from remamba.ops.time_step import LOG2_E, time_step
 
-# steps whose decays and states are in memory at once; the states between chunks are what training keeps
+# steps whose decays and states are in memory at once; training keeps the states between chunks
 CHUNK = 32
-# exp(v) = exp2(v * LOG2_E): torch's exp2 takes half the time of its exp on a CPU
-LOG2_E = 1 / math.log(2)
 
 
 def selective_scan_torch(
@@ -26,7 +22,7 @@ def selective_scan_torch(
 
 
 class _Chunks:
-    """Buffers (k, b, n, e) for one chunk: a step's slice is contiguous, so that the recurrence runs in place on it."""
+    """Buffers (k, b, n, e) for one chunk: a step's slice is contiguous, updated in place."""
 
     def __init__(self, x, A):
         self.dtype = accumulation_dtype(x)
@@ -35,7 +31,9 @@ class _Chunks:
         self.A_log2 = self.A * LOG2_E
         shape = (x.shape[0], *self.A.shape)
         self.decay = x.new_empty(self.size, *shape, dtype=self.dtype)
-        self.states = x.new_empty(self.size + 1, *shape, dtype=self.dtype)  # [0] is the state before the chunk
+        self.states = x.new_empty(
+            self.size + 1, *shape, dtype=self.dtype
+        )  # [0] is the state before the chunk
         self.decay_at = self.decay.unbind()
         self.states_at = self.states.unbind()
 
@@ -43,8 +41,13 @@ class _Chunks:
         """The chunk of a (b, l, ...) tensor as (k, b, ...)."""
         return tensor[:, start : start + self.size].transpose(0, 1).to(self.dtype)
 
-    def run(self, step: torch.Tensor, u: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """decay and states (k, b, n, e) of the recurrence from states[0], for step, u = step * x (k, b, e), B (k, b, n)."""
+    def run(
+        self, step: torch.Tensor, u: torch.Tensor, B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """decay and states (k, b, n, e) of the recurrence that goes on from self.states[0].
+
+        step, u = step * x (k, b, e); B (k, b, n).
+        """
         steps = step.shape[0]
         decay, states = self.decay[:steps], self.states[1 : steps + 1]
         torch.mul(step.unsqueeze(2), self.A_log2, out=decay).exp2_()
@@ -59,7 +62,11 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, keep_bounda
     chunks = _Chunks(x, A)
     dtype, length = chunks.dtype, x.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    state = chunks.states[0].zero_() if initial_state is None else chunks.states[0].copy_(initial_state.mT)
+    state = (
+        chunks.states[0].zero_()
+        if initial_state is None
+        else chunks.states[0].copy_(initial_state.mT)
+    )
     boundaries = []
     for start in range(0, length, chunks.size):
         if keep_boundaries:
@@ -79,7 +86,7 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, keep_bounda
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """Keeps the inputs and the states between chunks; what lies within a chunk is computed again in backward."""
+    """Keeps the inputs and the states between chunks; a chunk is computed again in backward."""
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -105,8 +112,12 @@ def _backward(dy, dstate, boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, i
     dtype, size = chunks.dtype, chunks.size
     adjoint = torch.empty_like(chunks.decay)  # d loss / d h_t
     adjoint_at = adjoint.unbind()
-    carry = dstate.to(dtype).mT.contiguous()  # what reaches the chunk's last state from after the chunk
-    dx, ddt, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, B, C))
+    carry = dstate.to(
+        dtype
+    ).mT.contiguous()  # what reaches the chunk's last state from after the chunk
+    dx, ddt, dB, dC = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, B, C)
+    )
     dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     ddt_scale = None if dt_scale is None else torch.empty_like(dt_scale)
     dA = torch.zeros_like(chunks.A)

@@ -22,16 +22,20 @@ def ssd(
     initial_state: torch.Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (b, l, h, p) in x's dtype and the final state (b, h, p, n) of Mamba-2's scan (2405.21060, section 6).
+    """y (b, l, h, p) in x's dtype and the final state (b, h, p, n) of Mamba-2's scan.
 
-        step = clamp(softplus(dt + dt_bias), *dt_limit) * dt_scale  (ReMamba Eq. 8: alpha in the exact adaption)
+        step = clamp(softplus(dt + dt_bias), *dt_limit) * dt_scale
         h_t  = exp(step_t * A) * h_{t-1} + step_t * x_t B_t^T
         y_t  = h_t C_t + D * x_t
 
-    x (b, l, h, p); dt (b, l, h); A (h,), negative; B, C (b, l, g, n), group i serving heads i*h/g to (i+1)*h/g;
-    D, dt_bias (h,); dt_scale (b, l); lengths (b,) integers; initial_state (b, h, p, n), zeros when None. At positions
-    at or past a row's length the state passes unchanged and y is finite but means nothing. State and sums are float32
-    (float64 for float64 x), under autocast too. chunk_size changes speed, never the result.
+    Mamba-2, arXiv 2405.21060, sections 2 and 6; dt_scale is alpha of ReMamba's Eq. 8 in its exact
+    form, 1 when None.
+
+    x (b, l, h, p); dt (b, l, h); A (h,), negative; B, C (b, l, g, n), group i serving heads
+    i*h/g to (i+1)*h/g; D, dt_bias (h,); dt_scale (b, l); lengths (b,) integers; initial_state
+    (b, h, p, n), zeros when None. At or past a row's length the state passes unchanged and y is
+    finite but means nothing. State and sums are float32 (float64 for float64 x), under autocast
+    too. chunk_size changes speed, never the result.
     """
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))

@@ -1,18 +1,14 @@
-"""Mamba-2's scan in torch: matrix products within chunks, a recurrence between them, recomputation."""
-
-import math
+"""Mamba-2's scan in plain torch: matrix products in chunks, recomputed in backward."""
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from remamba.ops.precision import accumulation_dtype, without_autocast
-from remamba.ops.time_step import time_step
+from remamba.ops.time_step import LOG2_E, time_step
 
 # tokens (rows times length) whose decay matrices are in memory at once
 SEGMENT_TOKENS = {"cpu": 256, "cuda": 16384}
-# exp(v) = exp2(v * LOG2_E): torch's exp2 takes half the time of its exp on a CPU
-LOG2_E = 1 / math.log(2)
 
 
 def ssd_torch(
@@ -48,14 +44,14 @@ def _forward(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, initial
     for piece in _segments(x, chunk_size):
         boundaries.append(state)
         y[:, piece], state = _segment(
-            dt_limit, chunk_size, x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], D, dt_bias,
-            None if dt_scale is None else dt_scale[:, piece], state,
+            dt_limit, chunk_size, x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], D,
+            dt_bias, None if dt_scale is None else dt_scale[:, piece], state,
         )  # fmt: skip
     return y, _ungrouped(state), boundaries
 
 
 def _grouped(state: torch.Tensor, g: int) -> torch.Tensor:
-    """(b, h, p, n) -> (b, g, n, r, p): the r heads of a group side by side, for one product each group."""
+    """(b, h, p, n) -> (b, g, n, r, p): a group's r heads side by side, for one product a group."""
     return state.unflatten(1, (g, -1)).permute(0, 1, 4, 2, 3)
 
 
@@ -65,7 +61,7 @@ def _ungrouped(state: torch.Tensor) -> torch.Tensor:
 
 
 def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
-    """y and the state after a piece of the sequence (2405.21060 section 6), state as (b, g, n, r, p).
+    """y and the state after a piece of l (2405.21060 section 6); states are (b, g, n, r, p).
 
     Letters: c chunks of k steps, g groups of r heads.
     """
@@ -83,14 +79,16 @@ def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
     # float64: a difference of two large sums must keep the digits of a small decay
     total = exponent.unflatten(3, (g, r)).movedim(2, -1).double().cumsum(-1)  # (b, c, g, r, k)
 
-    # within a chunk: step i sees C_i.B_j of each j <= i, decayed; masked before exp, which so never grows
+    # within a chunk step i sees C_i.B_j of each j <= i, decayed; masked first, so exp never grows
     future = torch.full((k, k), float("-inf"), dtype=dtype, device=x.device).triu_(1)
     decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(future).exp2_()
     scores = torch.matmul(C_c, B_c.mT).unsqueeze(3)  # (b, c, g, 1, k, k)
     within = torch.matmul(decay * scores, u.movedim(2, 4))  # (b, c, g, r, k, p)
 
     # what each chunk adds to the state; the state before each chunk; what a step sees of that
-    to_end = (total[..., -1:] - total).to(dtype).exp2().movedim(-1, 2).unsqueeze(-1)  # (b, c, k, g, r, 1)
+    to_end = (
+        (total[..., -1:] - total).to(dtype).exp2().movedim(-1, 2).unsqueeze(-1)
+    )  # (b, c, k, g, r, 1)
     added = torch.matmul(B_c.mT, (u * to_end).transpose(2, 3).flatten(4)).unflatten(4, (r, p))
     passed = total[..., -1].to(dtype).exp2()[:, :, :, None, :, None]  # (b, c, g, 1, r, 1)
     before, state = _Carry.apply(added, passed, state)  # (b, c, g, n, r, p)
@@ -169,7 +167,9 @@ class _SSD(torch.autograd.Function):
                 ]
                 y, end = _segment(ctx.dt_limit, ctx.chunk_size, *leaves)
                 present = [leaf for leaf in leaves if leaf is not None]
-                found = iter(torch.autograd.grad((y, end), present, (dy[:, piece].to(y.dtype), dstate)))
+                found = iter(
+                    torch.autograd.grad((y, end), present, (dy[:, piece].to(y.dtype), dstate))
+                )
                 for grad, cut in zip(grads, is_cut, strict=True):
                     if grad is not None:
                         (grad[:, piece] if cut else grad).add_(next(found))

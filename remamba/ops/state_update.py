@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from remamba.ops.backend import implementation
 from remamba.ops.precision import without_autocast
-from remamba.ops.time_step import time_step
+from remamba.ops.time_step import LOG2_E, time_step
 
 
 def selective_state_update(
@@ -21,10 +21,10 @@ def selective_state_update(
     dt_scale: torch.Tensor | None = None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (b, e) in x's dtype and the new state (b, e, n) in the state's, one step of `selective_scan`.
+    """y (b, e) in x's dtype and the new state (b, e, n): one step of `selective_scan`.
 
-    x, dt, z (b, e); A (e, n); B, C (b, n); D, dt_bias (e,); dt_scale (b,); state (b, e, n), left as it is.
-    Computed in the state's dtype, under autocast too.
+    x, dt, z (b, e); A (e, n); B, C (b, n); D, dt_bias (e,); dt_scale (b,); state (b, e, n), left
+    as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
         run = implementation("selective_state_update", x.device)
@@ -44,29 +44,30 @@ def ssd_state_update(
     dt_scale: torch.Tensor | None = None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (b, h, p) in x's dtype and the new state (b, h, p, n) in the state's, one step of `ssd`.
+    """y (b, h, p) in x's dtype and the new state (b, h, p, n): one step of `ssd`.
 
-    x (b, h, p); dt (b, h); A, D, dt_bias (h,); B, C (b, g, n); dt_scale (b,); state (b, h, p, n), left as it is.
-    Computed in the state's dtype, under autocast too.
+    x (b, h, p); dt (b, h); A, D, dt_bias (h,); B, C (b, g, n); dt_scale (b,); state (b, h, p, n),
+    left as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
         run = implementation("ssd_state_update", x.device)
-        return run(x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state)
+        return run(
+            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state
+        )
 
 
 def selective_state_update_torch(
     x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, state
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """selective_state_update in few torch calls: at b = 1 a CPU step costs its calls."""
+    """selective_state_update in few torch calls: for one row on a CPU the calls are the cost."""
     dtype = state.dtype
-    step = time_step(dt, dt_bias, dt_scale, dtype)
     u = x.to(dtype)
-    decay = torch.exp(step.unsqueeze(2) * A.to(dtype))
-    added = (step * u).unsqueeze(2) * B.to(dtype).unsqueeze(1)
-    state = torch.addcmul(added, state, decay)
+    step = time_step(dt, dt_bias, dt_scale, dtype)
+    decay = torch.exp2((step * LOG2_E).unsqueeze(2) * A.to(dtype))
+    state = (state * decay).addcmul_((step * u).unsqueeze(2), B.to(dtype).unsqueeze(1))
     y = torch.matmul(state, C.to(dtype).unsqueeze(2)).squeeze(2)
     if D is not None:
-        y = torch.addcmul(y, u, D.to(dtype))
+        y = y.addcmul_(u, D.to(dtype))
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(x.dtype), state
@@ -77,15 +78,15 @@ def ssd_state_update_torch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """ssd_state_update in few torch calls; the heads of a group share B and C by broadcasting."""
     dtype = state.dtype
-    b, h, p = x.shape
     g, n = B.shape[1:]
-    step = time_step(dt, dt_bias, dt_scale, dtype, dt_limit)
     u = x.to(dtype)
-    decay = torch.exp(step * A.to(dtype)).view(b, h, 1, 1)
-    rows = (u * step.unsqueeze(2)).view(b, g, -1, 1)  # (b, g, h/g*p, 1)
-    added = (rows * B.to(dtype).unsqueeze(2)).view(b, h, p, n)
-    state = torch.addcmul(added, state, decay)
-    y = torch.matmul(state.view(b, g, -1, n), C.to(dtype).unsqueeze(3)).view(b, h, p)
+    step = time_step(dt, dt_bias, dt_scale, dtype, dt_limit)
+    decay = torch.exp2(step * A.to(dtype) * LOG2_E)
+    state = state * decay[..., None, None]
+    added = (u * step.unsqueeze(2)).unflatten(1, (g, -1)).unsqueeze(4)  # (b, g, h/g, p, 1)
+    state.unflatten(1, (g, -1)).addcmul_(added, B.to(dtype)[:, :, None, None])
+    rows = state.reshape(len(x), g, -1, n)  # the h/g * p rows that a group's C reads
+    y = torch.matmul(rows, C.to(dtype).unsqueeze(3)).view(x.shape)
     if D is not None:
-        y = torch.addcmul(y, u, D.to(dtype).unsqueeze(1))
+        y = y.addcmul_(u, D.to(dtype).unsqueeze(1))
     return y.to(x.dtype), state

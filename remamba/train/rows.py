@@ -135,7 +135,7 @@ def _evidence(value: Any, document: str, where: str) -> tuple[int, int]:
         start = document.find(value)
         if start < 0:
             raise InputError(
-                f"{where}: 'evidence' is no part of the document ({value[:40]!r}); it must be quoted "
+                f"{where}: 'evidence' is no part of the document ({value[:40]!r}); quote it "
                 "as it stands there"
             )
         return start, start + len(value)

@@ -213,7 +213,11 @@ def _choose_parameters(model: ReMambaForCausalLM, args: TrainArgs) -> None:
         is_new = name.startswith("compressor.") or name.endswith("adaption.theta")
         parameter.requires_grad_(not (is_new and args.method == "mamba"))
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # the newer name, and the one it replaced
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _introduce(

@@ -53,3 +53,33 @@ def write_rows(path: Path, rows: list[Any]) -> str:
 def write_documents(path: Path, count: int = 40, seed: int = 0, **sizes: int) -> str:
     generator = random.Random(seed)
     return write_rows(path, [document_row(generator, **sizes) for _ in range(count)])
+
+
+def save_base(path: Path, **changes: Any) -> str:
+    """A tiny random Mamba-2 with its tokenizer, compressing whole documents."""
+    import torch
+
+    from remamba import ReMambaConfig, ReMambaForCausalLM
+
+    tokenizer = make_tokenizer()
+    settings = {
+        "backbone_type": "mamba2",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "head_dim": 16,
+        "compression": {"length": 1.0, "keep_ratio": 0.3, "adaption": "multiplicative"},
+        **changes,
+    }
+    torch.manual_seed(0)
+    model = ReMambaForCausalLM(
+        ReMambaConfig(
+            vocab_size=len(tokenizer),
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **settings,
+        )
+    )
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)

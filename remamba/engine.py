@@ -1,0 +1,391 @@
+"""The engine: prefill, decode and sample for many requests at once (continuous batching).
+
+A request waits, is prefilled together with similar ones, and gets a slot: a row of states. Every
+step draws one token for all slots. A finished request leaves its slot to the next that waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remamba.cache import Kept, StateCache
+from remamba.errors import InputError
+from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.request import Completion, Job, Request, fill_template
+from remamba.sampling import Sampler, SamplingOptions, choose
+from remamba.slots import Slots
+from remamba.text import GrowingText, encode
+
+__all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
+
+PREFILL_TOKENS = 8192
+"""Most positions of a prefill that several requests share, pads included."""
+LOOK_AHEAD = 64
+"""How many waiting requests are searched for some that can be prefilled with the first."""
+
+
+class TextIterator:
+    """A request's text, piece by piece as it becomes final; then `completion`."""
+
+    def __init__(self, engine: Engine, job: Job):
+        self._engine = engine
+        self._job = job
+
+    def __iter__(self) -> TextIterator:
+        return self
+
+    def __next__(self) -> str:
+        while not (text := self._job.take_text()):
+            if self._job.error is not None:
+                raise self._job.error
+            if self._job.is_finished:
+                raise StopIteration
+            self._engine.step()
+        return text
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole result; None until it is there."""
+        return self._job.completion if self._job.is_finished else None
+
+    def close(self) -> None:
+        """Leave off; the request gives its slot back."""
+        self._engine.cancel(self._job)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Engine:
+    """Answers requests on one model, up to `slots` of them at a time.
+
+    Args:
+        model: put into evaluation mode.
+        tokenizer: a fast one; None when requests bring token ids and want nothing else back.
+        slots: how many states are held at once.
+        piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
+        static: keep all slots at fixed addresses instead of as many as there are requests.
+
+    Not for several threads at once: a server gives it one.
+    """
+
+    def __init__(
+        self,
+        model: ReMambaForCausalLM,
+        tokenizer: Any = None,
+        slots: int = 8,
+        *,
+        piece_length: int | None = None,
+        static: bool = False,
+    ):
+        if slots < 1:
+            raise InputError(f"slots = {slots} must be at least 1")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.piece_length = piece_length
+        self.eos = _end_tokens(model, tokenizer)
+        self._slots: Slots[Job] = Slots(slots, static=static)
+        self._waiting: deque[Job] = deque()
+        self._last_document: tuple[str, list[int]] = ("", [])
+
+    def run(
+        self, requests: Sequence[Request], on_text: Callable[[int, str], None] | None = None
+    ) -> list[Completion]:
+        """A completion for each request, in their order.
+
+        Args:
+            on_text: called with a request's number and each piece of its text as it becomes final.
+
+        Raises:
+            InputError: a request cannot be answered (an empty prompt, logits that are not finite).
+        """
+        jobs: list[Job] = []
+        try:
+            for request in requests:
+                jobs.append(self.submit(request))
+            number = {id(job): i for i, job in enumerate(jobs)}
+            while not all(job.is_finished for job in jobs):
+                for job in self.step():
+                    if job.error is not None and id(job) in number:
+                        raise job.error
+                    if on_text is not None and id(job) in number and (text := job.take_text()):
+                        on_text(number[id(job)], text)
+        finally:
+            self.cancel(*jobs)
+        return [job.completion for job in jobs]
+
+    def stream(self, request: Request) -> TextIterator:
+        """The text of one request, piece by piece; leaving off early cancels it.
+
+        Raises:
+            InputError: as `run`.
+        """
+        return TextIterator(self, self.submit(request))
+
+    def submit(self, request: Request) -> Job:
+        """Put a request in the queue; `step` moves it on.
+
+        Raises:
+            InputError: it cannot be read (empty, text without a tokenizer, unknown tokens).
+        """
+        context: list[int] = []
+        if request.prompt is not None:
+            ids = self._ids("the prompt", request.prompt)
+        else:
+            assert request.question is not None
+            ids = self._ids("the question", request.question, begins=False)
+        if request.document is not None:
+            context = self._ids("the document", request.document)
+        memory, settings = request.memory, None
+        if memory is not None and request.compression is None:
+            settings = memory.compression
+        else:
+            settings = self.model.resolve_compression(request.compression)
+        if request.options.stop and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer, and the engine has none")
+        growing = GrowingText(self.tokenizer, request.options.stop) if self.tokenizer else None
+        job = Job(request, context, ids, settings, Sampler(request.options), growing, memory)
+        self._waiting.append(job)
+        return job
+
+    def cancel(self, *jobs: Job) -> None:
+        """Forget jobs, wherever they are; finished ones are passed over."""
+        unfinished = [job for job in jobs if not job.is_finished]
+        for job in unfinished:
+            if job in self._waiting:
+                self._waiting.remove(job)
+        if unfinished:
+            self._slots.drop(unfinished)
+
+    @torch.inference_mode()
+    def step(self) -> list[Job]:
+        """Prefill what finds a free slot, then draw one token for every slot.
+
+        Returns:
+            The jobs that have moved: those with new text, and those that are finished.
+        """
+        moved: list[Job] = []
+        while self._waiting and self._slots.free:
+            group = self._next_group()
+            self._admit(group)
+            moved += group
+        rows = self._slots.rows
+        if rows:
+            moved += self._advance(rows)
+        return list(dict.fromkeys(moved))
+
+    def _next_group(self) -> list[Job]:
+        """The first that waits, and others near it that can share its prefill."""
+        group = [self._waiting.popleft()]
+        near = list(itertools.islice(self._waiting, LOOK_AHEAD))
+        self._share_document(group[0], near)
+        if group[0].settings is not None and group[0].settings.selector == "random":
+            return group  # its random numbers must not depend on who stands beside it
+        for job in near:
+            if len(group) < self._slots.free and _fits(job, group):
+                group.append(job)
+                self._waiting.remove(job)
+        return group
+
+    def _share_document(self, first: Job, near: list[Job]) -> None:
+        """Read a document that others ask about too, once for all of them."""
+        if not first.context or (first.settings and not first.settings.covers_document):
+            return
+        if not any(_same_document(first, job) for job in near):
+            return
+        start = time.perf_counter()
+        ids = torch.tensor([first.context], device=self.model.device)
+        memory = self.model.read(
+            ids, compression=first.settings or False, piece_length=self.piece_length
+        )
+        for job in (first, *self._waiting):
+            if job is first or _same_document(first, job):
+                job.memory = memory
+        first.reading_seconds = time.perf_counter() - start
+
+    def _admit(self, group: list[Job]) -> None:
+        """Prefill a group, draw each one's first token, and give slots to those who need more."""
+        clock = _StageClock(self.model)
+        try:
+            with clock, _seeded(group[0], self.model.device):
+                logits, cache, kept = self._prefill(group)
+                tokens = choose(logits, [job.sampler for job in group])
+        except InputError as error:
+            if len(group) > 1:  # the error is of one of them: find which
+                for job in group:
+                    self._admit([job])
+            else:
+                group[0].error = error
+            return
+        kept_rows = [None] * len(group) if kept is None else kept.rows()
+        cache.kept = None
+        for job, token, row in zip(group, tokens, kept_rows, strict=True):
+            job.kept = row
+            job.seconds = clock.seconds(job.reading_seconds)
+            self._take(job, token)
+        staying = [row for row, job in enumerate(group) if not job.is_finished]
+        if staying:
+            if len(staying) < len(group):
+                cache = cache.select(torch.tensor(staying))
+            self._slots.put(cache, [group[row] for row in staying])
+
+    def _prefill(self, group: list[Job]) -> tuple[Tensor, StateCache, Kept | None]:
+        """The logits behind each prompt (b, vocab), the states there, and what was kept."""
+        first, device = group[0], self.model.device
+        is_apart = first.memory is not None
+        rows = [job.ids if is_apart else job.context + job.ids for job in group]
+        width = max(map(len, rows))
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        ids = torch.zeros_like(mask)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        question_lengths = None
+        if first.context and not is_apart:
+            question_lengths = torch.tensor([len(job.ids) for job in group], device=device)
+        memory, compression = first.memory, first.request.compression
+        if memory is not None:
+            memory = replace(memory.to(device), hidden=memory.hidden.to(device, self.model.dtype))
+        out = self.model(
+            ids.to(device),
+            attention_mask=None if bool(mask.all()) else mask.to(device),
+            question_lengths=question_lengths,
+            compression=compression,
+            memory=memory,
+            use_cache=True,
+            logits_to_keep=1,
+            piece_length=self.piece_length,
+        )
+        return out.logits[:, -1], out.cache_params, out.kept
+
+    def decode(self, tokens: Tensor, cache: StateCache) -> Tensor:
+        """Logits (slots, vocab) after one more token of each row, tokens (slots,); the cache moves on."""
+        backbone, lm_head = self.model.backbone, self.model.lm_head
+        hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
+        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
+
+    def _advance(self, rows: list[int]) -> list[Job]:
+        """One more token for the slots in use."""
+        slots = self._slots
+        assert slots.cache is not None
+        last = [owner.token_ids[-1] if owner else 0 for owner in slots.owners]
+        logits = self.decode(torch.tensor(last, device=self.model.device), slots.cache)
+        if len(rows) < len(logits):
+            logits = logits[rows]
+        jobs = [owner for owner in slots.owners if owner is not None]
+        for job, token in zip(jobs, choose(logits, [job.sampler for job in jobs]), strict=True):
+            self._take(job, token)
+        if finished := [job for job in jobs if job.is_finished]:
+            slots.drop(finished)
+        return jobs
+
+    def _take(self, job: Job, token: int | None) -> None:
+        if token is None:
+            job.error = InputError(
+                f"the logits behind {len(job.token_ids)} new tokens are not finite: the weights "
+                f"hold NaN, or {self.model.dtype} overflows; load the model with dtype float32"
+            )
+        else:
+            job.take(token, self.eos)
+
+    def _ids(self, name: str, given: str | Sequence[int], *, begins: bool = True) -> list[int]:
+        """The tokens of a part of a request."""
+        if isinstance(given, str):
+            if self.tokenizer is None:
+                raise InputError(f"{name} is text and the engine has no tokenizer; give token ids")
+            if begins and given == self._last_document[0]:
+                return self._last_document[1]  # asked again: a long document is encoded once
+            ids = encode(self.tokenizer, given, begins=begins).ids
+            if begins:
+                self._last_document = (given, ids)
+        else:
+            ids = list(map(int, given))
+        if not ids:
+            raise InputError(f"{name} is empty; it needs at least one token")
+        vocab = self.model.config.vocab_size
+        if not 0 <= min(ids) <= max(ids) < vocab:
+            raise InputError(
+                f"{name} has token {max(ids) if max(ids) >= vocab else min(ids)}, and the model "
+                f"knows 0 to {vocab - 1}: the tokenizer is another model's"
+            )
+        return ids
+
+
+def _end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, as `generate` knows them; else the tokenizer's own."""
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = model.config.eos_token_id
+    if eos is None:
+        eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+
+
+def _fits(job: Job, group: list[Job]) -> bool:
+    """True when a job can be prefilled with the group: read alike, and of similar length."""
+    first = group[0]
+    if job.memory is not first.memory or bool(job.context) != bool(first.context):
+        return False
+    if job.settings != first.settings:
+        return False
+    lengths = [len(j.ids) + (len(j.context) if j.memory is None else 0) for j in (*group, job)]
+    longest = max(lengths)
+    is_similar = longest <= 64 or 2 * min(lengths) >= longest
+    return is_similar and longest * len(lengths) <= PREFILL_TOKENS
+
+
+def _same_document(first: Job, second: Job) -> bool:
+    alike = first.settings == second.settings and second.memory is None
+    return alike and (first.context is second.context or first.context == second.context)
+
+
+@contextmanager
+def _seeded(job: Job, device: torch.device) -> Iterator[None]:
+    """Torch's random numbers from the request's seed, if its selector draws any."""
+    if job.settings is None or job.settings.selector != "random":
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(job.request.options.seed)
+        yield
+
+
+class _StageClock:
+    """How long a prefill takes: its two stages meet where the keys are formed."""
+
+    def __init__(self, model: ReMambaForCausalLM):
+        self._device = model.device
+        self._keys = model.compressor.key_proj
+        self._between: float | None = None
+
+    def __enter__(self) -> None:
+        self._hook = self._keys.register_forward_pre_hook(self._mark)
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = time.perf_counter()
+        self._hook.remove()
+
+    def _mark(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._between = time.perf_counter()
+
+    def seconds(self, reading: float) -> dict[str, float]:
+        """`prefill`, and its two stages if there were two; `reading` was spent before."""
+        found = {"prefill": reading + self._stop - self._start}
+        if self._between is not None:
+            found["stage1"] = reading + self._between - self._start
+            found["stage2"] = self._stop - self._between
+        return found

@@ -1,0 +1,135 @@
+"""Text to tokens and back: where a document's tokens lie, and text that grows token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from remamba.errors import InputError
+
+UNFINISHED = "\ufffd"
+"""What a decoder writes for the first bytes of a character whose last bytes are still to come."""
+
+
+class Encoded(NamedTuple):
+    """A text's tokens, and the characters that each of them stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """(start, stop) in the text; empty ranges for tokens that are no part of it."""
+
+
+def encode(tokenizer: Any, text: str, *, begins: bool = True) -> Encoded:
+    """The tokens of a text, as training writes them: nothing is added but a leading bos.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        begins: the text stands at the start of a prompt, so that a tokenizer that opens its texts
+            with a bos token does so here; a question behind a document gets none.
+
+    Raises:
+        InputError: the tokenizer does not tell where its tokens lie.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'the model')} is not a fast one "
+            "(a tokenizer.json), so it cannot tell where its tokens lie; convert it first"
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
+    if begins and tokenizer.bos_token_id is not None:
+        opening = tokenizer("a", verbose=False)["input_ids"][0]
+        if opening == tokenizer.bos_token_id:
+            ids, offsets = [opening, *ids], [(0, 0), *offsets]
+    return Encoded(ids, offsets)
+
+
+def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of tokens, and the characters that each stands for.
+
+    Used where only the tokens were stored. Text that encodes to the same tokens again, as it nearly
+    always does, takes the tokenizer's own offsets; else they are found by decoding step by step.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    again = encode(tokenizer, text)
+    if again.ids == list(ids):
+        return text, again.offsets
+    growing, offsets, length = GrowingText(tokenizer), [], 0
+    for token_id in ids:
+        start, length = length, length + len(growing.push(token_id))
+        offsets.append((start, length))
+    growing.finish()
+    return growing.text, offsets
+
+
+class GrowingText:
+    """Text that grows by one token at a time and ends before a stop string.
+
+    What `push` returns is final: no half of a character that takes several tokens, and nothing
+    that may turn out to be the start of a stop string. All pieces joined are `text`.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self.stop = tuple(stop)
+        self.text = ""
+        """All that was returned so far."""
+        self.stopped = False
+        """A stop string was met."""
+        self._ids: list[int] = []
+        self._context = 0  # decoders treat a first token's space in a way of their own: so
+        self._begin = (
+            0  # the open tokens, from _begin on, are decoded behind those from _context on
+        )
+        self._before = ""  # the text of ids[_context:_begin]
+        self._passed = 0  # characters of the open tokens that went on to _held
+        self._held = ""  # decoded, but perhaps the start of a stop string
+
+    def push(self, token_id: int) -> str:
+        """The text that has become final with this token; "" when it must wait."""
+        self._ids.append(token_id)
+        opened = self._decode(self._context)[len(self._before) :]
+        finished = opened.rstrip(UNFINISHED)
+        piece = finished[self._passed :]
+        if opened and finished == opened:
+            self._context, self._begin = self._begin, len(self._ids)
+            self._before = self._decode(self._context)
+            self._passed = 0
+        else:
+            self._passed = max(self._passed, len(finished))
+        return self._release(piece)
+
+    def finish(self) -> str:
+        """What was held back, now that no token will follow; "" after a stop string."""
+        if self.stopped:
+            return ""
+        rest = self._held + self._decode(self._context)[len(self._before) + self._passed :]
+        self._held, self._context, self._before, self._passed = "", len(self._ids), "", 0
+        self._begin = self._context
+        self.text += rest
+        return rest
+
+    def _decode(self, start: int) -> str:
+        return self.tokenizer.decode(
+            self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _release(self, piece: str) -> str:
+        """Hold `piece` back as far as a stop string may begin in it; cut at a whole one."""
+        if self.stopped:
+            return ""
+        held = self._held + piece
+        met = [place for stop in self.stop if (place := held.find(stop)) >= 0]
+        if met:
+            self.stopped, free, self._held = True, held[: min(met)], ""
+        else:
+            waiting = max((_overlap(held, stop) for stop in self.stop), default=0)
+            free, self._held = held[: len(held) - waiting], held[len(held) - waiting :]
+        self.text += free
+        return free
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins, and not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
