@@ -523,6 +523,7 @@ class Options:
     seed: int = 0
     split: str = "train"
     echo: float = 0.5
+    kinds: tuple[int, int] | None = None
     depth: float | None = None
     no_questions: bool = False
 
@@ -534,6 +535,9 @@ class Options:
             raise BadInput(f"--facts-per-1000 {self.facts_per_1000}: give a number from 0 to 100")
         if not 0 <= self.echo <= 1:
             raise BadInput(f"--echo {self.echo}: give a probability from 0 to 1")
+        if self.kinds is not None and not 1 <= self.kinds[0] <= self.kinds[1] <= len(ATTRIBUTES):
+            low, high = self.kinds
+            raise BadInput(f"--kinds {low} {high}: give 1 <= LO <= HI <= {len(ATTRIBUTES)}")
         if self.depth is not None and not 0 <= self.depth <= 1:
             raise BadInput(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
         if self.split not in ("train", "dev"):
@@ -677,14 +681,14 @@ class FactMaker:
 
     def facts(self, rng: random.Random, count: int) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
-        people = self._people(rng, max(1, (count + 1) // 2))
-        places = rng.sample(range(len(people) * len(ATTRIBUTES)), count)
+        kinds = ATTRIBUTES
+        if self.options.kinds is not None:
+            kinds = rng.sample(ATTRIBUTES, rng.randint(*self.options.kinds))
+        people = self._people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))))
+        places = rng.sample(range(len(people) * len(kinds)), count)
         made = []
         for place in places:
-            person, attribute = (
-                people[place // len(ATTRIBUTES)],
-                ATTRIBUTES[place % len(ATTRIBUTES)],
-            )
+            person, attribute = people[place // len(kinds)], kinds[place % len(kinds)]
             if attribute.values is NUMBERS:
                 value = rng.choice(THREE_DIGITS if rng.random() < 0.3 else TWO_DIGITS)
             else:
@@ -873,6 +877,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of facts that the next sentence says once more (default: 0.5)",
     )
     add(
+        "--kinds",
+        type=int,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="kinds of facts (colours of coats, towns, pets ...) in a document, drawn from LO..HI; "
+        "with few kinds only the name tells the facts apart (default: all kinds)",
+    )
+    add(
         "--depth",
         type=float,
         metavar="D",
@@ -906,6 +918,7 @@ def run(args: argparse.Namespace) -> None:
     options = Options(
         tokens=tuple(args.tokens),
         facts_per_1000=args.facts_per_1000,
+        kinds=None if args.kinds is None else tuple(args.kinds),
         questions=args.questions,
         seed=args.seed,
         split=args.split,

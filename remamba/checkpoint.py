@@ -95,22 +95,18 @@ def convert(
     config.dtype = own_dtype
     config.architectures = [ReMambaForCausalLM.__name__]
 
+    def kind(name: str) -> torch.dtype:
+        return own_dtype if name in new else dtype or weights[name].dtype
+
     def read(name: str) -> Tensor:
-        return (
-            new[name].to(own_dtype)
-            if name in new
-            else weights[name].to(dtype or weights[name].dtype)
-        )
+        return (new[name] if name in new else weights[name]).to(kind(name))
 
-    def size(name: str) -> int:
-        kind = own_dtype if name in new else dtype or weights[name].dtype
-        return shapes[name].numel() * kind.itemsize
-
+    sizes = {name: shape.numel() * kind(name).itemsize for name, shape in shapes.items()}
     with _new_directory(target, overwrite) as partial:
         config.save_pretrained(partial)
         for file in tokenizer_files:
             shutil.copyfile(file, partial / file.name)
-        shards = write_shards(partial, {name: size(name) for name in shapes}, read, shard_bytes)
+        shards = write_shards(partial, sizes, read, shard_bytes)
     return Conversion(
         path=str(target),
         layout=layout,
@@ -146,8 +142,9 @@ def drop_tied_head(weights: Weights, config: ReMambaConfig) -> None:
     if not config.tie_word_embeddings or HEAD not in weights or EMBEDDINGS not in weights:
         return
     head, embeddings = weights[HEAD], weights[EMBEDDINGS]
-    same = head.data_ptr() == embeddings.data_ptr() and head.shape == embeddings.shape
-    if not (same or torch.equal(head, embeddings)):
+    alike = (head.shape, head.dtype) == (embeddings.shape, embeddings.dtype)
+    same = head.data_ptr() == embeddings.data_ptr()
+    if not alike or not (same or torch.equal(head, embeddings)):
         raise InputError(
             f"{weights.file}: {HEAD} differs from the embeddings, but config.json says they are "
             "tied; set tie_word_embeddings (tie_embeddings) to false there"

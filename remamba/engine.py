@@ -73,7 +73,7 @@ class Engine:
         tokenizer: a fast one; None when requests bring token ids and want nothing else back.
         slots: how many states are held at once.
         piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
-        static: keep all slots at fixed addresses instead of as many as there are requests.
+        static: step all slots always, in one shape, instead of as many as there are requests.
 
     Not for several threads at once: a server gives it one.
     """
@@ -158,11 +158,12 @@ class Engine:
         return job
 
     def cancel(self, *jobs: Job) -> None:
-        """Forget jobs, wherever they are; finished ones are passed over."""
+        """End jobs where they stand; finished ones are passed over."""
         unfinished = [job for job in jobs if not job.is_finished]
         for job in unfinished:
             if job in self._waiting:
                 self._waiting.remove(job)
+            job.finish_reason = "cancelled"
         if unfinished:
             self._slots.drop(unfinished)
 
@@ -268,7 +269,12 @@ class Engine:
         return out.logits[:, -1], out.cache_params, out.kept
 
     def decode(self, tokens: Tensor, cache: StateCache) -> Tensor:
-        """Logits (slots, vocab) after one more token of each row, tokens (slots,); the cache moves on."""
+        """Logits (slots, vocab) after one more token of each row; the cache moves on.
+
+        Args:
+            tokens: (slots,) int64, the last token of each row.
+            cache: the rows' states.
+        """
         backbone, lm_head = self.model.backbone, self.model.lm_head
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
         return lm_head(hidden[:, 0].to(lm_head.weight.dtype))

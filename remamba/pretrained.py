@@ -79,6 +79,6 @@ def fingerprint(model: PreTrainedModel) -> str:
     samples = []
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        samples.append(tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16())
-    digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().tobytes())
+        samples.append(tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu())
+    digest.update(torch.cat(samples).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -74,7 +74,7 @@ class Completion:
     token_ids: list[int]
     """All tokens drawn, an end-of-text token and those of a stop string among them."""
     finish_reason: str
-    """stop: a stop string | eos: an end-of-text token | length: max_new_tokens."""
+    """stop: a stop string | eos: an end-of-text token | length: max_new_tokens | cancelled."""
     kept: list[tuple[int, float]] | None
     """Position (in the prompt, or the document) and score of each kept token; None: plain Mamba."""
     prompt_tokens: int

@@ -17,8 +17,8 @@ class Slots(Generic[T]):
     """Up to `capacity` rows of states, each with its owner.
 
     Compact slots hold as many rows as there are owners, so that a step costs what it must. Static
-    ones always hold `capacity` rows at the same addresses, free ones among them with states that
-    mean nothing: what a captured graph of the decode step asks for.
+    ones always hold `capacity` rows, free ones among them with states that mean nothing: the fixed
+    shape that a captured graph of the decode step asks for.
     """
 
     def __init__(self, capacity: int, *, static: bool = False):

@@ -54,10 +54,20 @@ def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[t
     again = encode(tokenizer, text)
     if again.ids == list(ids):
         return text, again.offsets
-    growing, offsets, length = GrowingText(tokenizer), [], 0
-    for token_id in ids:
-        start, length = length, length + len(growing.push(token_id))
-        offsets.append((start, length))
+    special = set(tokenizer.all_special_ids)
+    growing, offsets = GrowingText(tokenizer), []
+    waiting: list[int] = []  # tokens with the first bytes of a character
+    for i, token_id in enumerate(ids):
+        start = len(growing.text)
+        growing.push(token_id)
+        place = (start, len(growing.text))
+        offsets.append(place)
+        if start < place[1]:
+            for earlier in waiting:
+                offsets[earlier] = place
+            waiting = []
+        elif token_id not in special:
+            waiting.append(i)
     growing.finish()
     return growing.text, offsets
 

@@ -16,10 +16,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"^[\w.-]+(/[\w.*-]+)*/?$")
 REFERENCE = re.compile(r"`([\w./]+\.py):([\w.]+)`")
-TOP = (
-    ".ci", "benchmarks", "docs", "examples", "recipes", "remamba", "tests",
-)  # fmt: skip
-FILE_ENDINGS = (".md", ".toml", ".txt", ".py", ".sh", ".json", ".jsonl")
+TOP = {".ci", "benchmarks", "docs", "examples", "recipes", "remamba", "tests"}
 
 
 def spans(document: Path) -> list[str]:
@@ -30,17 +27,21 @@ def spans(document: Path) -> list[str]:
 def named_paths(document: Path) -> list[str]:
     """Inline code that names a path of this repository.
 
-    A path counts when it starts at one of our folders, or is a bare file name in the top folder.
+    A path counts when it starts at one of our folders, or is a Python file (named from remamba/
+    too). Other bare names, such as `scores.json`, are files that commands write.
     """
-    found = []
+    found = set()
     for span in spans(document):
         path = span.split(":")[0]
-        if not PATH.match(path):
-            continue
-        first = path.split("/")[0]
-        if ("/" in path and first in TOP) or ("/" not in path and (ROOT / path).is_file()):
-            found.append(path)
-    return sorted(set(found))
+        inside = "/" in path and path.split("/")[0] in TOP
+        if PATH.match(path) and (inside or path.endswith(".py")):
+            found.add(path)
+    return sorted(found)
+
+
+def exists(path: str) -> bool:
+    """True when the path, or a file of its pattern, lies in the repository or in remamba/."""
+    return any(any(base.glob(path.rstrip("/"))) for base in (ROOT, ROOT / "remamba"))
 
 
 def resolve(reference: str) -> Path:
@@ -68,11 +69,7 @@ def definitions(tree: ast.AST, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("document", [README, PAPER], ids=lambda path: path.name)
 def test_named_paths_exist(document: Path) -> None:
-    missing = [
-        path
-        for path in named_paths(document)
-        if not (any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists())
-    ]
+    missing = [path for path in named_paths(document) if not exists(path)]
     assert not missing, f"{document.name} names paths that do not exist: {missing}"
 
 

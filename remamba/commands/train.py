@@ -12,9 +12,12 @@ __all__ = ["Args", "run"]
 
 def run(args: Args) -> int:
     """Trains; prints the summary as one JSON object, or as a sentence on stderr."""
+    from remamba.train.progress import is_main_process
     from remamba.train.run import train
 
     summary = train(args)
+    if not is_main_process():
+        return 0
     if args.json:
         print(json.dumps(summary))
     else:

@@ -38,7 +38,7 @@ def selective_scan(
     """
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))
-        run = implementation("selective_scan", x.device) if x.shape[1] else selective_scan_ref
+        run = implementation("selective_scan", x.device) if x.numel() else selective_scan_ref
         return run(
             x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
         )

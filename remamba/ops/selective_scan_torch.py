@@ -1,5 +1,7 @@
 """The selective scan in plain torch: chunk by chunk, in place, recomputed in backward."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -9,6 +11,8 @@ from remamba.ops.time_step import LOG2_E, time_step
 
 # steps whose decays and states are in memory at once; training keeps the states between chunks
 CHUNK = 32
+# on a CPU fewer, where a buffer of so many elements would leave the cache
+CACHED_ELEMENTS = 2**20
 
 
 def selective_scan_torch(
@@ -18,7 +22,7 @@ def selective_scan_torch(
     inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _SelectiveScan.apply(*inputs)
-    return _forward(*inputs)[:2]
+    return _forward(False, *inputs)[:2]
 
 
 class _Chunks:
@@ -26,14 +30,15 @@ class _Chunks:
 
     def __init__(self, x, A):
         self.dtype = accumulation_dtype(x)
-        self.size = min(CHUNK, x.shape[1])
         self.A = A.to(self.dtype).t().contiguous()  # (n, e)
         self.A_log2 = self.A * LOG2_E
-        shape = (x.shape[0], *self.A.shape)
+        shape = (len(x), *self.A.shape)  # (b, n, e)
+        self.size = min(CHUNK, x.shape[1])
+        if x.device.type == "cpu":
+            self.size = min(self.size, max(CACHED_ELEMENTS // math.prod(shape), 8))
         self.decay = x.new_empty(self.size, *shape, dtype=self.dtype)
-        self.states = x.new_empty(
-            self.size + 1, *shape, dtype=self.dtype
-        )  # [0] is the state before the chunk
+        # states[0] is the state before the chunk
+        self.states = x.new_empty(self.size + 1, *shape, dtype=self.dtype)
         self.decay_at = self.decay.unbind()
         self.states_at = self.states.unbind()
 
@@ -57,16 +62,14 @@ class _Chunks:
         return decay, states
 
 
-def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, keep_boundaries=False):
-    """y, the final state, and (when asked) the states before each chunk, (chunks, b, n, e)."""
+def _forward(keep_boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state):
+    """y, the final state, and (when asked) the states before each chunk, each (b, n, e)."""
     chunks = _Chunks(x, A)
     dtype, length = chunks.dtype, x.shape[1]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    state = (
-        chunks.states[0].zero_()
-        if initial_state is None
-        else chunks.states[0].copy_(initial_state.mT)
-    )
+    y = _new_like(x)
+    state = chunks.states[0].zero_()
+    if initial_state is not None:
+        state.copy_(initial_state.mT)
     boundaries = []
     for start in range(0, length, chunks.size):
         if keep_boundaries:
@@ -82,7 +85,7 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, keep_bounda
             y_c.mul_(F.silu(chunks.take(z, start)))
         y[:, start : start + chunks.size] = y_c.transpose(0, 1)
         state.copy_(states[-1])
-    return y, state.mT.contiguous(), torch.stack(boundaries) if keep_boundaries else None
+    return y, state.mT.contiguous(), boundaries
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -90,14 +93,14 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        y, state, boundaries = _forward(*inputs, keep_boundaries=True)
-        ctx.save_for_backward(*inputs, boundaries)
+        y, state, boundaries = _forward(True, *inputs)
+        ctx.save_for_backward(*inputs, *boundaries)
         return y, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dstate):
-        *inputs, boundaries = ctx.saved_tensors
+        inputs, boundaries = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
         with without_autocast(dy):
             grads = _backward(dy, dstate, boundaries, *inputs)
         return tuple(
@@ -106,25 +109,24 @@ class _SelectiveScan(torch.autograd.Function):
         )
 
 
+def _new_like(t):
+    """Uninitialised and contiguous, for an input that there is."""
+    return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
 def _backward(dy, dstate, boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state):
     """The gradients of x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state."""
     chunks = _Chunks(x, A)
     dtype, size = chunks.dtype, chunks.size
     adjoint = torch.empty_like(chunks.decay)  # d loss / d h_t
     adjoint_at = adjoint.unbind()
-    carry = dstate.to(
-        dtype
-    ).mT.contiguous()  # what reaches the chunk's last state from after the chunk
-    dx, ddt, dB, dC = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, B, C)
-    )
-    dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-    ddt_scale = None if dt_scale is None else torch.empty_like(dt_scale)
+    # what reaches the chunk's last state from after the chunk
+    carry = dstate.to(dtype).mT.contiguous()
+    dx, ddt, dB, dC, dz, ddt_scale = (_new_like(t) for t in (x, dt, B, C, z, dt_scale))
     dA = torch.zeros_like(chunks.A)
     dD, dbias = dA.new_zeros(x.shape[2]), dA.new_zeros(x.shape[2])
 
-    for i in reversed(range(len(boundaries))):
-        start = i * size
+    for start in reversed(range(0, x.shape[1], size)):
         piece = slice(start, start + size)
         x_c, B_c, C_c = (chunks.take(t, start) for t in (x, B, C))
         dy_c = chunks.take(dy, start)
@@ -135,7 +137,7 @@ def _backward(dy, dstate, boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, i
         scale_c = None if dt_scale is None else chunks.take(dt_scale, start).unsqueeze(-1)
         step = unscaled if scale_c is None else unscaled * scale_c
         u = step * x_c
-        chunks.states[0].copy_(boundaries[i])
+        chunks.states[0].copy_(boundaries[start // size])
         decay, states = chunks.run(step, u, B_c)
         steps = len(step)
 

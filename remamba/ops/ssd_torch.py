@@ -1,5 +1,8 @@
 """Mamba-2's scan in plain torch: matrix products in chunks, recomputed in backward."""
 
+import itertools
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -67,7 +70,7 @@ def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
     """
     dtype = accumulation_dtype(x)
     length, k = x.shape[1], min(chunk_size, x.shape[1])
-    g, r, p = state.shape[1], *state.shape[3:]
+    g, _, r, p = state.shape[1:]
     step = time_step(dt, dt_bias, dt_scale, dtype, dt_limit)  # (b, l, h)
     x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
 
@@ -79,20 +82,19 @@ def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
     # float64: a difference of two large sums must keep the digits of a small decay
     total = exponent.unflatten(3, (g, r)).movedim(2, -1).double().cumsum(-1)  # (b, c, g, r, k)
 
-    # within a chunk step i sees C_i.B_j of each j <= i, decayed; masked first, so exp never grows
-    future = torch.full((k, k), float("-inf"), dtype=dtype, device=x.device).triu_(1)
-    decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(future).exp2_()
+    # within a chunk step i sees C_i.B_j of each j <= i, decayed
     scores = torch.matmul(C_c, B_c.mT).unsqueeze(3)  # (b, c, g, 1, k, k)
+    decay = _Decay.apply(total, dtype)  # (b, c, g, r, k, k)
     within = torch.matmul(decay * scores, u.movedim(2, 4))  # (b, c, g, r, k, p)
 
     # what each chunk adds to the state; the state before each chunk; what a step sees of that
-    to_end = (
-        (total[..., -1:] - total).to(dtype).exp2().movedim(-1, 2).unsqueeze(-1)
+    to_end = (total[..., -1:] - total).to(dtype).exp2()
+    to_end, from_start = (
+        t.movedim(-1, 2).unsqueeze(-1) for t in (to_end, total.to(dtype).exp2())
     )  # (b, c, k, g, r, 1)
     added = torch.matmul(B_c.mT, (u * to_end).transpose(2, 3).flatten(4)).unflatten(4, (r, p))
-    passed = total[..., -1].to(dtype).exp2()[:, :, :, None, :, None]  # (b, c, g, 1, r, 1)
+    passed = total[..., -1:].to(dtype).exp2().unsqueeze(3)  # (b, c, g, 1, r, 1)
     before, state = _Carry.apply(added, passed, state)  # (b, c, g, n, r, p)
-    from_start = total.to(dtype).exp2().movedim(-1, 2).unsqueeze(-1)  # (b, c, k, g, r, 1)
     carried = torch.matmul(C_c, before.flatten(4)).unflatten(4, (r, p)).transpose(2, 3)
 
     y = carried * from_start + within.movedim(4, 2)
@@ -110,15 +112,39 @@ def _in_chunks(t: torch.Tensor, k: int) -> torch.Tensor:
     return t.unflatten(1, (-1, k))
 
 
+class _Decay(torch.autograd.Function):
+    """2 ** (total_i - total_j) where j <= i, else 0: (..., k, k) in dtype, from total (..., k).
+
+    Masked before the power is taken, so that it never grows.
+    """
+
+    @staticmethod
+    def forward(ctx, total, dtype):
+        k = total.shape[-1]
+        future = torch.full((k, k), float("-inf"), dtype=dtype, device=total.device).triu_(1)
+        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(future).exp2_()
+        ctx.save_for_backward(decay)
+        return decay
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, ddecay):
+        (decay,) = ctx.saved_tensors
+        dexponent = ddecay * decay
+        return (dexponent.sum(-1) - dexponent.sum(-2)).double().mul_(math.log(2)), None
+
+
 class _Carry(torch.autograd.Function):
     """The states before each chunk and after the last: state_{c+1} = passed_c * state_c + added_c.
 
-    added (b, c, ...), passed broadcastable to it, state (b, ...). One launch a chunk, no copies.
+    added (b, c, g, n, r, p); passed (b, c, g, 1, r, 1); state (b, g, n, r, p).
+    One launch a chunk and no copies.
     """
 
     @staticmethod
     def forward(ctx, added, passed, state):
         before = torch.empty_like(added)
+        passed = passed.expand(*passed.shape[:-1], added.shape[-1]).contiguous()
         before[:, 0] = state
         for i in range(1, added.shape[1]):
             torch.addcmul(added[:, i - 1], before[:, i - 1], passed[:, i - 1], out=before[:, i])
@@ -133,7 +159,7 @@ class _Carry(torch.autograd.Function):
         dadded[:, -1] = dstate
         for i in reversed(range(1, before.shape[1])):
             torch.addcmul(dbefore[:, i], dadded[:, i], passed[:, i], out=dadded[:, i - 1])
-        dpassed = (dadded * before).sum((3, 5), keepdim=True)
+        dpassed = torch.einsum("bcgnrp,bcgnrp->bcgr", dadded, before)[:, :, :, None, :, None]
         return dadded, dpassed, torch.addcmul(dbefore[:, 0], dadded[:, 0], passed[:, 0])
 
 
@@ -156,7 +182,11 @@ class _SSD(torch.autograd.Function):
         x, B = inputs[0], inputs[3]
         # x, dt, B, C and dt_scale have an axis l, of which each segment has its own part
         is_cut = [i in (0, 1, 3, 4, 7) for i in range(len(inputs))]
-        grads = [None if t is None else torch.zeros_like(t) for t in inputs]
+        dtype = dstate.dtype  # of sums over segments
+        grads = [
+            None if t is None else torch.zeros_like(t, dtype=t.dtype if cut else dtype)
+            for t, cut in zip(inputs, is_cut, strict=True)
+        ]
         dstate = _grouped(dstate, B.shape[2])
         pieces = _segments(x, ctx.chunk_size)
         with without_autocast(dy), torch.enable_grad():
@@ -167,13 +197,19 @@ class _SSD(torch.autograd.Function):
                 ]
                 y, end = _segment(ctx.dt_limit, ctx.chunk_size, *leaves)
                 present = [leaf for leaf in leaves if leaf is not None]
-                found = iter(
-                    torch.autograd.grad((y, end), present, (dy[:, piece].to(y.dtype), dstate))
-                )
+                weights = (dy[:, piece].to(dtype), dstate)
+                found = iter(torch.autograd.grad((y, end), present, weights))
                 for grad, cut in zip(grads, is_cut, strict=True):
                     if grad is not None:
                         (grad[:, piece] if cut else grad).add_(next(found))
                 dstate = next(found)
-        if initial_state is None:
-            return None, None, *grads, None
-        return None, None, *grads, _ungrouped(dstate).to(initial_state.dtype)
+        if initial_state is not None:
+            grads.append(_ungrouped(dstate))
+        return (
+            None,
+            None,
+            *(
+                None if grad is None else grad.to(t.dtype)
+                for grad, t in itertools.zip_longest(grads, (*inputs, initial_state))
+            ),
+        )

@@ -63,7 +63,7 @@ def selective_state_update_torch(
     dtype = state.dtype
     u = x.to(dtype)
     step = time_step(dt, dt_bias, dt_scale, dtype)
-    decay = torch.exp2((step * LOG2_E).unsqueeze(2) * A.to(dtype))
+    decay = ((step * LOG2_E).unsqueeze(2) * A.to(dtype)).exp2_()
     state = (state * decay).addcmul_((step * u).unsqueeze(2), B.to(dtype).unsqueeze(1))
     y = torch.matmul(state, C.to(dtype).unsqueeze(2)).squeeze(2)
     if D is not None:
@@ -81,7 +81,7 @@ def ssd_state_update_torch(
     g, n = B.shape[1:]
     u = x.to(dtype)
     step = time_step(dt, dt_bias, dt_scale, dtype, dt_limit)
-    decay = torch.exp2(step * A.to(dtype) * LOG2_E)
+    decay = (step * A.to(dtype) * LOG2_E).exp2_()
     state = state * decay[..., None, None]
     added = (u * step.unsqueeze(2)).unflatten(1, (g, -1)).unsqueeze(4)  # (b, g, h/g, p, 1)
     state.unflatten(1, (g, -1)).addcmul_(added, B.to(dtype)[:, :, None, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -49,5 +51,5 @@ def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, coun
                 say(f"score targets: {', '.join(near) or 'none'}")
 
 
-def _ends(text: str, most: int = 400) -> str:
+def _ends(text: Any, most: int = 400) -> str:
     return repr(text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}")

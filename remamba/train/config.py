@@ -16,9 +16,9 @@ class TrainArgs:
 
     A row is one of {"prompt", "response"}, {"document", "question", "response"},
     {"document", "questions": [{"question", "response"}, ...]} and {"text"}. Questions may carry
-    "evidence" (the sentence of the document that holds the answer) and "answer" (the words to look
-    for, where the response says more). Texts are joined as they stand: a space between question and
-    response belongs to one of them.
+    "evidence" (what holds the answer: quoted from the document, or two character positions, from
+    and up to) and "answer" (the words to look for, where the response says more). Texts are joined
+    as they stand: a space between question and response belongs to one of them.
 
     Raises:
         InputError: an option is outside its range, or two options contradict each other.
@@ -42,13 +42,13 @@ class TrainArgs:
     accumulate: int = 1
     """Parts a step's batch is cut into, one after another, to save memory."""
     questions_per_document: int = 8
-    """Questions of a document in a step; more are sampled, fewer repeated up to the batch's n."""
+    """Questions of a document in a step; more are sampled, few are repeated."""
     max_length: int = 8192
     """Tokens of a document, or of a prompt with its response. Texts are cut into such pieces."""
     long_rows: Literal["refuse", "cut", "skip"] = "refuse"
-    """A longer document or prompt: refuse (naming the row), cut its end off, or skip the row."""
+    """A longer document or prompt: refuse, cut (a prompt in its middle), or skip."""
     group_by_length: bool = True
-    """Batches of similar lengths."""
+    """Put items of similar length into a batch; --no-group-by-length mixes them."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""

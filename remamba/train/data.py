@@ -72,7 +72,7 @@ class TokenData:
         items = [f"{n:,} {name}s" for n, name in zip(counts, KIND_NAMES, strict=True) if n]
         tokens = len(self.contexts.flat) + len(self.questions.flat) + len(self.responses.flat)
         text = (
-            f"data: {', '.join(items)}, {self.questions.count:,} questions and prompts, "
+            f"data: {', '.join(items)}, {self.questions.num_rows:,} questions and prompts, "
             f"{amount(tokens)} tokens; lengths {lengths[0]:,} to {lengths[-1]:,}, "
             f"median {lengths[len(lengths) // 2]:,}"
         )
@@ -171,7 +171,8 @@ class _Reader:
         encoded: list[tuple[NDArray, NDArray | None]] = [(self.encoder.prefix[:0], None)] * len(
             rows
         )
-        plain, located = [], []
+        plain: list[int] = []
+        located: list[int] = []
         for i, row in enumerate(rows):
             if row.context is not None:
                 wanted = self.score_target == "evidence" and any(q.evidence for q in row.questions)

@@ -21,7 +21,7 @@ class Ragged(NamedTuple):
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
     @property
-    def count(self) -> int:
+    def num_rows(self) -> int:
         return len(self.offsets) - 1
 
     @property

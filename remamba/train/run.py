@@ -12,10 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as hf_logging
 
+import remamba
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
@@ -88,7 +90,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         arguments,
         save_extra=tokenizer.save_pretrained,
     )
-    _introduce(args, trainer, schedule, steps)
+    _introduce(args, trainer, model, schedule, steps)
     if args.audit:
         show_examples(batches, tokenizer, args.audit)
     record = {
@@ -175,8 +177,7 @@ def _batches(
 def _count_steps(args: TrainArgs, data: TokenData) -> int:
     if args.max_steps is not None:
         return args.max_steps
-    kinds = [int((data.kinds == kind).sum()) for kind in range(3)]
-    an_epoch = sum(-(-count // args.batch_size) for count in kinds)
+    an_epoch = sum(-(-int(count) // args.batch_size) for count in np.bincount(data.kinds))
     return max(math.ceil((args.epochs or 1.0) * an_epoch - 1e-9), 1)
 
 
@@ -221,9 +222,13 @@ def _choose_parameters(model: ReMambaForCausalLM, args: TrainArgs) -> None:
 
 
 def _introduce(
-    args: TrainArgs, trainer: ReMambaTrainer, schedule: CompressionSchedule, steps: int
+    args: TrainArgs,
+    trainer: ReMambaTrainer,
+    model: ReMambaForCausalLM,
+    schedule: CompressionSchedule,
+    steps: int,
 ) -> None:
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     precision = "bfloat16 over float32" if uses_bfloat16(args, trainer.args.device) else "float32"
     say(
         f"training {amount(trained)} parameters for {steps:,} steps on "
@@ -244,10 +249,10 @@ def _introduce(
 
 
 def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
-    accuracy, _ = trainer.meter.recent_accuracy(trainer._sum)
+    accuracy, _ = trainer.meter.recent_accuracy(trainer.sum_over_processes)
     return {
         "steps": trainer.state.global_step,
-        "tokens": trainer.meter.tokens * trainer.args.world_size,
+        "tokens": trainer.total_tokens(),
         "seconds": round(trainer.meter.seconds, 3),
         "accuracy": accuracy,
         "stopped": trainer.stopped,
@@ -256,8 +261,8 @@ def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "remamba")
-    found = {"python": platform.python_version()}
+    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
+    found = {"remamba": remamba.__version__, "python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)

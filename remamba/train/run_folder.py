@@ -34,6 +34,11 @@ class RunFolder:
         self.path = Path(args.output)
         self.record: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        if not is_main_process():
+            # the first process looks and refuses; the others would race with its files
+            if args.resume:
+                self._continue(args)
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; choose a directory")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -48,8 +53,7 @@ class RunFolder:
     def _enter(self, args: TrainArgs) -> None:
         is_run = (self.path / RECORD_FILE).is_file()
         if args.overwrite and is_run:
-            if is_main_process():
-                self._clear()
+            self._clear()
         elif args.resume and is_run:
             self._continue(args)
         elif args.overwrite or args.resume:
@@ -70,6 +74,8 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _continue(self, args: TrainArgs) -> None:
+        if not (self.path / RECORD_FILE).is_file():
+            return
         try:
             self.record = json.loads((self.path / RECORD_FILE).read_text(encoding="utf-8"))
             check_resumable(args, self.record["args"])

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from remamba.configuration_remamba import CompressionConfig
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.train.batches import StepBatches, make_loader
 from remamba.train.config import TrainArgs
@@ -154,6 +155,7 @@ class ReMambaTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.run_args, self.batches, self.schedule = args, batches, schedule
         self.save_extra = save_extra
+        self.trained = model
         self.losses = Losses(args.stage1_loss, args.score_loss, args.document_loss)
         device = self.args.device
         self.meter = Meter(device, args.stop_window)
@@ -171,7 +173,7 @@ class ReMambaTrainer(Trainer):
         """AdamW in one fused kernel, which can also skip a step without asking the host."""
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(
-                parameter_groups(self.model if model is None else model, self.run_args),
+                parameter_groups(model or self.trained, self.run_args),
                 lr=self.run_args.learning_rate,
                 betas=self.run_args.betas,
                 fused=self.args.device.type in ("cpu", "cuda"),
@@ -183,7 +185,7 @@ class ReMambaTrainer(Trainer):
     ) -> LambdaLR:
         if self.lr_scheduler is None:
             factor = learning_rate_factor(self.run_args, num_training_steps)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -212,20 +214,21 @@ class ReMambaTrainer(Trainer):
     ) -> Any:
         """The loss of one forward pass; the model is called exactly once."""
         kind, tokens = inputs.pop("kind"), inputs.pop("num_tokens")
-        plain = self.schedule is None or kind == TEXT
-        compression = False if plain else self.schedule.at(self.state.global_step)  # type: ignore[union-attr]
+        compression: CompressionConfig | None = None
+        if self.schedule is not None and kind != TEXT:
+            compression = self.schedule.at(self.state.global_step)
         with self.precision():
             out = model(
                 **inputs,
-                compression=compression,
-                with_stage1_loss=self.losses.stage1 > 0 and not plain,
+                compression=compression or False,
+                with_stage1_loss=self.losses.stage1 > 0 and compression is not None,
                 with_document_loss=self.losses.document > 0 and "document_ids" in inputs,
                 return_logits=False,
                 use_cache=False,
             )
             loss = self.losses.total(out)
         self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
-        if compression:
+        if compression is not None:
             self._latest["keep_ratio"] = compression.keep_ratio
             self._latest["length"] = compression.length
         return (loss, out) if return_outputs else loss
@@ -270,10 +273,9 @@ class ReMambaTrainer(Trainer):
         self.meter.add_norm(norm)
         self._broken = torch.maximum(self._broken, 1.0 - torch.isfinite(norm).float())
         self._sound_steps += self._broken == 0
-        if self.args.device.type == "cuda":
-            inner = getattr(self.optimizer, "optimizer", self.optimizer)
-            inner.found_inf = self._broken
-        else:
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner.found_inf = self._broken  # read by the fused kernel
+        if self.args.device.type != "cuda":
             self._raise_if_broken()
         return norm
 
@@ -297,10 +299,17 @@ class ReMambaTrainer(Trainer):
     def start_clock(self, step: int) -> None:
         """Called before training: the first step of this process, counted from 0."""
         self._first_step = step
-        self._last = (time.perf_counter(), step, self.meter.tokens)
+        self._last = (time.perf_counter(), step, self.total_tokens())
 
-    def _sum(self, values: Tensor) -> Tensor:
+    def sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
+
+    def total_tokens(self) -> int:
+        """Tokens read so far, by all processes."""
+        if self.args.world_size == 1:
+            return self.meter.tokens
+        tokens = torch.tensor([self.meter.tokens], device=self.args.device)
+        return int(self.sum_over_processes(tokens))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One line on stderr and one in log.jsonl; stops training when it is accurate enough."""
@@ -308,15 +317,17 @@ class ReMambaTrainer(Trainer):
             return
         self._raise_if_broken()
         step = self.state.global_step
-        now, tokens = time.perf_counter(), self.meter.tokens
+        now, tokens = time.perf_counter(), self.total_tokens()
         seconds, steps = now - self._last[0], step - self._last[1]
-        report: dict[str, Any] = {"step": step, **self.meter.report(self._sum), **self._latest}
+        report: dict[str, Any] = {
+            "step": step,
+            **self.meter.report(self.sum_over_processes),
+            **self._latest,
+        }
         report["learning_rate"] = logs["learning_rate"]
-        report["tokens"] = tokens * self.args.world_size
+        report["tokens"] = tokens
         report["seconds"] = round(self.meter.seconds + seconds, 3)
-        report["tokens_per_second"] = round(
-            (tokens - self._last[2]) * self.args.world_size / max(seconds, 1e-9)
-        )
+        report["tokens_per_second"] = round((tokens - self._last[2]) / max(seconds, 1e-9))
         left = (self.state.max_steps - step) * seconds / max(steps, 1)
         if self.args.device.type == "cuda":
             report["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -324,7 +335,7 @@ class ReMambaTrainer(Trainer):
         self._last = (now, step, tokens)
         super().log(dict(report), start_time)
         if is_main_process():
-            with (Path(self.args.output_dir) / LOG_FILE).open("a", encoding="utf-8") as file:
+            with (Path(self.run_args.output) / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(report) + "\n")
         say(describe(report, self.state.max_steps, left))
         self._maybe_stop()
@@ -332,7 +343,7 @@ class ReMambaTrainer(Trainer):
     def _maybe_stop(self) -> None:
         if self.run_args.stop_accuracy is None:
             return
-        accuracy, full = self.meter.recent_accuracy(self._sum)
+        accuracy, full = self.meter.recent_accuracy(self.sum_over_processes)
         if full and accuracy is not None and accuracy >= self.run_args.stop_accuracy:
             self.stopped = (
                 f"accuracy {accuracy:.4f} over {self.run_args.stop_window} steps reached "
@@ -347,7 +358,7 @@ class ReMambaTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._raise_if_broken()
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(self.run_args.output) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():
             state = self.meter.state_dict()
             state["seconds"] += time.perf_counter() - self._last[0]
@@ -357,7 +368,7 @@ class ReMambaTrainer(Trainer):
         """The model in safetensors, and its tokenizer; nothing pickled."""
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
+        folder = output_dir or self.run_args.output
         unwrapped = self.accelerator.unwrap_model(self.model)
         unwrapped.save_pretrained(folder, state_dict=state_dict)
         if self.save_extra is not None:

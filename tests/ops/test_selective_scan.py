@@ -64,7 +64,7 @@ def test_equals_reference(l: int, dtype: torch.dtype, same, outputs_and_grads) -
     same(fast, outputs_and_grads(selective_scan_ref, inputs))
 
 
-@pytest.mark.parametrize("missing", [*OPTIONAL, OPTIONAL], ids=lambda m: f"no-{m}")
+@pytest.mark.parametrize("missing", [*zip(OPTIONAL, strict=True), OPTIONAL], ids="-".join)
 def test_equals_reference_without(missing, same, outputs_and_grads) -> None:
     inputs = {name: t for name, t in make(2, 37, 6, 4).items() if name not in missing}
     fast = outputs_and_grads(selective_scan, inputs)

@@ -73,7 +73,10 @@ def test_packed_files_are_read_and_cut_ones_refused(tmp_path: Path, suffix: str,
         ('{"prompt": "a", "response": ""}', "'response' is empty"),
         ('{"document": "a", "questions": []}', "at least one question"),
         ('{"document": "a", "questions": ["b"]}', "objects with"),
-        ('{"document": "a", "questions": [{"question": "b"}]}', "question 1: 'response' is missing"),
+        (
+            '{"document": "a", "questions": [{"question": "b"}]}',
+            "question 1: 'response' is missing",
+        ),
         ('{"text": "\\ud800"}', "half a character"),
         ('{"document": "a", "question": "b", "response": "c", "evidence": "d"}', "no part of"),
         ('{"document": "a", "question": "b", "response": "c", "evidence": [0, 9]}', "within its 1"),
@@ -125,7 +128,7 @@ def test_long_rows_are_refused_cut_or_skipped(tmp_path: Path) -> None:
     assert TOKENIZER.decode(cut.questions.row(2)).endswith("w2")
     skipped = read(path, long_rows="skip")
     assert skipped.num_items == 1
-    with pytest.raises(InputError, match="no row .* is left"):
+    with pytest.raises(InputError, match=r"no row .* is left"):
         read(write_rows(tmp_path / "e.jsonl", rows[:1]), long_rows="skip")
 
 
@@ -248,7 +251,10 @@ def test_answers_are_found_in_every_form_but_not_inside_words(tmp_path: Path) ->
     found = targets_of(tmp_path, row, "answer")
     assert found == ["paris", "paris is the Paris", "paris is the Paris. Parish (Paris"]
     row["response"] = "val1"
-    assert targets_of(tmp_path, row, "answer") == [document[: document.index("val11") - 1], document]
+    assert targets_of(tmp_path, row, "answer") == [
+        document[: document.index("val11") - 1],
+        document,
+    ]
     row["answer"] = ["Parish", "it"]
     assert targets_of(tmp_path, row, "answer") == ["paris is the Paris. Parish"]
     row["answer"] = "nowhere"

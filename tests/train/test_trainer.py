@@ -182,6 +182,23 @@ def test_mamba_trains_everything_but_the_new_parameters(base: str, options: Opti
     assert settings.selector == "topk"
 
 
+def test_both_methods_read_the_same_for_whole_epochs(options: Options, tmp_path: Path) -> None:
+    tokens = set()
+    for method in ("remamba", "mamba"):
+        args = options(method=method, max_steps=None, epochs=1.5, output=str(tmp_path / method))
+        summary = train(args)
+        assert summary["steps"] == 9
+        tokens.add(summary["tokens"])
+    assert len(tokens) == 1
+
+
+def test_bfloat16_keeps_float32_weights(options: Options) -> None:
+    args = options(precision="bfloat16", score_loss=0.5, stage1_loss=1.0)
+    train(args)
+    assert {weight.dtype for weight in weights(args.output).values()} == {torch.float32}
+    assert json.loads((Path(args.output) / "train.json").read_text())["bfloat16"]
+
+
 def test_accumulated_passes_are_one_step(options: Options, tmp_path: Path) -> None:
     for passes in (1, 2):
         train(options(accumulate=passes, output=str(tmp_path / str(passes)), max_steps=2))
@@ -213,9 +230,12 @@ def test_all_kinds_of_rows_train_together_until_accurate(options: Options, tmp_p
 
 
 def test_a_partial_span_trains_on_separate_rows(options: Options) -> None:
-    args = options(start=0.1, length=(0.2, 0.6), keep_ratio=(0.2, 0.4), score_loss=0.5)
+    args = options(
+        start=0.1, length=(0.2, 0.6), keep_ratio=(0.2, 0.4), score_loss=0.5, adaption="selective"
+    )
     train(args)
     log = log_of(args.output)
+    assert weights(args.output)["backbone.layers.0.mixer.adaption.theta"].abs().max() > 0
     assert 0.2 <= log[-1]["length"] <= 0.6
     assert log[-1]["score_loss"] > 0
 
@@ -223,24 +243,20 @@ def test_a_partial_span_trains_on_separate_rows(options: Options) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total, passes, before = trainer_module.Losses.total, [], {}
+    total, clip = trainer_module.Losses.total, trainer_module.ReMambaTrainer._clip_grad_norm
+    passes: list[int] = []
+    before: dict[str, torch.Tensor] = {}
+    models: list[torch.nn.Module] = []
 
     def broken(self: Any, out: Any) -> torch.Tensor:
         passes.append(1)
         return total(self, out) * (float("nan") if len(passes) == 3 else 1.0)
 
-    def keep_weights(self: Any, message: str = "") -> None:
-        before.update({n: p.detach().clone() for n, p in self.model.named_parameters()})
-
-    clip = trainer_module.ReMambaTrainer._clip_grad_norm
-
-    def watched(self: Any, model: Any) -> torch.Tensor:
-        keep_weights(self)
-        self.watched_model = model
-        models.append(self.model)
+    def watched(self: Any, model: torch.nn.Module) -> torch.Tensor:
+        models.append(model)
+        before.update({n: p.detach().clone() for n, p in model.named_parameters()})
         return clip(self, model)
 
-    models: list[Any] = []
     monkeypatch.setattr(trainer_module.Losses, "total", broken)
     monkeypatch.setattr(trainer_module.ReMambaTrainer, "_clip_grad_norm", watched)
     args = options(save_steps=1, save_total_limit=9)
@@ -256,13 +272,39 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     ]
 
 
-def test_a_step_that_is_not_finite_is_skipped_on_the_device() -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    weight.grad = torch.full((3,), float("nan"))
-    optimizer.found_inf = torch.ones(())
-    optimizer.step()
-    assert torch.equal(weight, torch.ones(3))
+def test_a_step_that_is_not_finite_is_skipped_without_asking_the_host(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the host looks only when it reports; until then the optimizer skips by itself."""
+    raise_if_broken = trainer_module.ReMambaTrainer._raise_if_broken
+    total, passes, reports = trainer_module.Losses.total, [], []
+    weights_at: list[torch.Tensor] = []
+
+    def broken(self: Any, out: Any) -> torch.Tensor:
+        passes.append(1)
+        return total(self, out) * (float("inf") if len(passes) == 2 else 1.0)
+
+    def seldom(self: Any) -> None:
+        weights_at.append(self.trained.backbone.embeddings.weight.detach().clone())
+        if reports:
+            raise_if_broken(self)
+
+    log = trainer_module.ReMambaTrainer.log
+
+    def reported(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.state.global_step > 1:
+            reports.append(1)
+        log(self, logs, start_time)
+
+    monkeypatch.setattr(trainer_module.Losses, "total", broken)
+    monkeypatch.setattr(trainer_module.ReMambaTrainer, "_raise_if_broken", seldom)
+    monkeypatch.setattr(trainer_module.ReMambaTrainer, "log", reported)
+    with pytest.raises(NotFiniteError, match="at step 2 "):
+        train(options(logging_steps=4))
+    assert len(passes) == 4
+    assert not torch.equal(weights_at[0], weights_at[2])
+    assert torch.equal(weights_at[2], weights_at[-1])
+    assert torch.isfinite(weights_at[-1]).all()
 
 
 def test_an_output_that_is_taken_is_refused(options: Options, tmp_path: Path) -> None:

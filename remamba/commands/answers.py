@@ -1,0 +1,173 @@
+"""How `remamba ask` shows its answers: on a terminal, as JSON, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from remamba.commands.text_input import printable
+from remamba.selection import KeptWord, PageAnswer, cut, kept_words, selection_page, snippets
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from remamba import DocumentMemory
+    from remamba.engine import Completion
+
+INDENT = 11
+"""Columns before an answer."""
+
+
+@dataclass
+class Document:
+    """The text that is asked about, and where its tokens lie."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    seconds: float | None = None
+    """Spent on reading it once for all questions; None when each question read it anew."""
+
+    def tokens(self, memory: DocumentMemory | None = None) -> int:
+        """How many tokens it has; a memory may know only that."""
+        return len(self.ids) if self.ids or memory is None else int(memory.lengths[0])
+
+
+@dataclass
+class Answered:
+    """One question with its answer, and plain Mamba's if that was asked for."""
+
+    question: str
+    completion: Completion
+    plain: Completion | None
+    document: Document
+
+    @property
+    def words(self) -> list[KeptWord]:
+        """The kept words, in the document's order; none when its text is not known."""
+        return kept_words(self.document.text, self.document.offsets, self.completion.kept or ())
+
+
+def as_json(answered: Sequence[Answered]) -> list[dict[str, Any]]:
+    """One object a question."""
+    return [
+        {
+            "question": one.question,
+            **_completion(one.completion),
+            "kept": _kept(one),
+            "plain": None if one.plain is None else _completion(one.plain),
+        }
+        for one in answered
+    ]
+
+
+def _kept(one: Answered) -> list[dict[str, Any]] | None:
+    """The kept words; the bare tokens where the document's text is not known."""
+    if one.completion.kept is None:
+        return None
+    if not one.document.offsets:
+        return [
+            {"text": None, "start": None, "stop": None, "positions": [position], "score": score}
+            for position, score in one.completion.kept
+        ]
+    return [{**vars(word), "positions": list(word.positions)} for word in one.words]
+
+
+def _completion(completion: Completion) -> dict[str, Any]:
+    return {
+        "answer": completion.text.strip(),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "new_tokens": len(completion.token_ids),
+        "seconds": completion.seconds,
+    }
+
+
+def as_page(title: str, text: str, answered: Sequence[Answered]) -> str:
+    """The selection of every question, painted on the document."""
+    answers = [
+        PageAnswer(
+            one.question,
+            one.completion.text.strip(),
+            one.words,
+            "" if one.plain is None else f"plain Mamba: {one.plain.text.strip()}",
+        )
+        for one in answered
+    ]
+    return selection_page(f"{title}: what was kept", text, answers)
+
+
+def print_answers(document: Document, answered: Sequence[Answered], show: int) -> None:
+    """The answers on standard output, each with its kept words and its times."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for i, one in enumerate(answered):
+        if i:
+            console.print()
+        for line in _lines(document, one, show):
+            console.print(line)
+
+
+def _lines(document: Document, one: Answered, show: int) -> list[Text]:
+    from rich.text import Text
+
+    kept = one.completion.kept
+    name = "Mamba" if kept is None else "ReMamba"
+    lines = [
+        Text(printable(one.question), "bold"),
+        Text.assemble(f"  {name:<8} ", (_shown(one.completion), "bold green")),
+    ]
+    if one.plain is not None:
+        lines.append(Text.assemble(f"  {'Mamba':<8} ", (_shown(one.plain), "bold")))
+    if kept is not None:
+        lines += _kept_lines(document, one, len(kept), show)
+    lines.append(Text(f"  time     {_times(one.completion, document.seconds)}", "dim"))
+    if one.plain is not None:
+        lines.append(Text(f"  Mamba's  {_times(one.plain, document.seconds)}", "dim"))
+    return lines
+
+
+def _shown(completion: Completion) -> str:
+    lines = [printable(line) for line in completion.text.strip().splitlines()] or ["(no text)"]
+    text = ("\n" + " " * INDENT).join(lines)
+    return text + (" ..." if completion.finish_reason == "length" else "")
+
+
+def _kept_lines(document: Document, one: Answered, count: int, show: int) -> list[Text]:
+    """Which words were kept: a line for each stretch of the document, the best first."""
+    from rich.text import Text
+
+    words = one.words
+    best = sorted(words, key=lambda word: -word.score)[:show]
+    total = document.tokens()
+    share = f" of {total:,} tokens ({100 * count / total:.1f} %)" if total else " tokens"
+    few = f", the best {len(best)} of {len(words)} words" if len(best) < len(words) else ""
+    more = f"; position and score{few}:" if best else ""
+    lines = [Text(f"  kept     {count:,}{share}{more}", "dim")]
+    found = snippets(document.text, sorted(best, key=lambda word: word.start))
+    for snippet in sorted(found, key=lambda s: -max(word.score for word in s.words)):
+        line = Text("    ")
+        for word in snippet.words:
+            positions = ",".join(map(str, word.positions))
+            line.append(f"{positions} ", "cyan").append(f"{word.score:.2f}  ", "dim")
+        line.append("... " if snippet.start > 0 else "")
+        for text, kept in cut(document.text, snippet):
+            line.append(printable(text), "bold reverse" if kept else "")
+        line.append(" ..." if snippet.stop < len(document.text) else "")
+        lines.append(line)
+    return lines
+
+
+def _times(completion: Completion, reading: float | None) -> str:
+    """The time of each stage, in words."""
+    seconds = completion.seconds
+    parts = [] if reading is None else [f"document {reading:.2f} s"]
+    if "stage1" in seconds:
+        first = "question" if reading is not None else "stage 1"
+        parts += [f"{first} {seconds['stage1']:.2f} s", f"stage 2 {seconds['stage2']:.2f} s"]
+    else:
+        parts.append(f"prompt {seconds['prefill']:.2f} s")
+    parts.append(f"answer {seconds['decode']:.2f} s ({len(completion.token_ids)} tokens)")
+    return ", ".join(parts)

@@ -1,0 +1,107 @@
+"""Documents read into memories, with progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from remamba import CompressionConfig, DocumentMemory, ReMambaForCausalLM
+
+
+def read_document(
+    model: ReMambaForCausalLM,
+    ids: Sequence[int],
+    settings: CompressionConfig | None,
+    piece_length: int,
+) -> tuple[DocumentMemory, float]:
+    """The memory of a document, and the seconds that reading it took.
+
+    Raises:
+        InputError: with these settings the second stage reads the document again, so that no
+            memory can stand for it; or the states are not finite.
+    """
+    import torch
+
+    tensor = torch.tensor([ids], device=model.device)
+    begun = time.perf_counter()
+    with torch.inference_mode(), _progress(model, len(ids)):
+        memory = model.read(
+            tensor, compression=False if settings is None else settings, piece_length=piece_length
+        )
+        finite = bool(torch.isfinite(memory.hidden).all())
+        finite &= all(
+            bool(torch.isfinite(state).all()) for state in memory.cache.tensors().values()
+        )
+    seconds = time.perf_counter() - begun
+    # a plain memory has one tensor for both ends of its empty span; a file wants two
+    memory.span = memory.span._replace(stop=memory.span.stop.clone())
+    if not finite:
+        raise InputError(
+            f"the document's states are not finite: the weights hold NaN, or {model.dtype} "
+            "overflows; use --dtype float32"
+        )
+    return memory, seconds
+
+
+@contextmanager
+def _progress(model: ReMambaForCausalLM, total: int) -> Iterator[None]:
+    """A bar on stderr while the model reads, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("reading", BarColumn(), MofNCompleteColumn(), "tokens", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("reading", total=total)
+
+        def advance(_: Any, __: Any, hidden: Any) -> None:
+            progress.advance(bar, hidden.shape[1])
+
+        hook = model.backbone.register_forward_hook(advance)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def load_memory(path: str, model: ReMambaForCausalLM) -> DocumentMemory:
+    """The memory of a file, on the model's device.
+
+    Raises:
+        InputError: there is none, it is truncated, or another model's.
+    """
+    from remamba import DocumentMemory
+    from remamba.pretrained import fingerprint
+
+    try:
+        memory = DocumentMemory.load(path, fingerprint(model))
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
+    sizes = (memory.hidden.shape[-1], len(memory.cache.conv_states))
+    wanted = (model.config.hidden_size, model.config.num_hidden_layers)
+    if sizes != wanted:
+        raise InputError(
+            f"{path} is of a model with hidden size {sizes[0]} and {sizes[1]} layers, this one has "
+            f"{wanted[0]} and {wanted[1]}; read the document again with this model"
+        )
+    return memory.to(model.device)
+
+
+def check_output(path: str, overwrite: bool) -> None:
+    """Raise InputError unless a file can be written here: before the work, not after it."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"--output {path} is a directory; name a file in it")
+    if target.exists() and not overwrite:
+        raise InputError(f"{path} exists; give --overwrite, or another name")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {target.parent} does not exist")

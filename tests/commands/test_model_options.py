@@ -1,0 +1,83 @@
+"""Loading a model for a command: what is refused, and the precision it runs in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from remamba import ReMambaForCausalLM, cli
+from remamba.commands import model_options
+from tests.tiny import (
+    QUESTION,
+    WHOLE,
+    Run,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no tokenizer", "holds no tokenizer.json"),
+        ("broken tokenizer", "cannot be loaded"),
+        ("larger tokenizer", "belongs to another model"),
+        ("another architecture", "'gpt2' model, not a ReMamba"),
+        ("truncated weights", "truncated or corrupt"),
+        ("NaN in the weights", "not finite"),
+    ],
+)
+def test_models_that_cannot_be_used(
+    folder: Path, tmp_path: Path, refused: Run, damage: str, message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder / "whole", model)
+    if damage == "no tokenizer":
+        for file in model.glob("tokenizer*"):
+            file.unlink()
+    elif damage == "broken tokenizer":
+        (model / "tokenizer.json").write_text("{}")
+    elif damage == "larger tokenizer":
+        shutil.rmtree(model)
+        small = tiny_model(vocab_size=300, compression=WHOLE)
+        small.save_pretrained(model)
+        tiny_tokenizer().save_pretrained(model)
+    elif damage == "another architecture":
+        (model / "config.json").write_text('{"model_type": "gpt2"}')
+    elif damage == "truncated weights":
+        data = (model / "model.safetensors").read_bytes()
+        (model / "model.safetensors").write_bytes(data[: len(data) // 2])
+    else:
+        broken = ReMambaForCausalLM.from_pretrained(model)
+        broken.backbone.norm_f.weight.data[3] = torch.nan
+        broken.save_pretrained(model)
+    said = refused("ask", "--model", model, "--document", folder / "doc.txt",
+                   "--question", QUESTION)  # fmt: skip
+    assert message in said
+
+
+def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert model_options.resolve_dtype("auto", cpu) is torch.float32
+    assert model_options.resolve_dtype("bfloat16", cpu) is torch.bfloat16
+
+    def no_such_kernel(*_: object) -> torch.Tensor:
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "linear", no_such_kernel)
+    with pytest.raises(model_options.InputError, match="--dtype float16 cannot run on cpu"):
+        model_options.resolve_dtype("float16", cpu)
+
+
+@pytest.mark.parametrize("command", ["read", "ask", "generate"])
+def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code in (0, None)
+    out = capsys.readouterr().out
+    for option in ("--model", "--device", "--dtype", "--length", "--selector", "--piece-length"):
+        assert option in out
+    assert f"remamba {command} " in out and "Example: remamba" in out

@@ -1,0 +1,115 @@
+"""One file decides which implementation runs, says why, and refuses what it cannot give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from remamba.ops import backend, explain, resolve, selective_scan, use_backend
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("REMAMBA_BACKEND", raising=False)
+    backend._choose.cache_clear()
+    yield
+    backend._choose.cache_clear()
+
+
+@pytest.fixture
+def triton_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if selective_scan had a triton form and triton were installed."""
+    forms = backend.IMPLEMENTATIONS["selective_scan"] | {"triton": "math:sqrt"}
+    monkeypatch.setitem(backend.IMPLEMENTATIONS, "selective_scan", forms)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize("op", backend.IMPLEMENTATIONS)
+def test_every_registered_function_exists(op: str) -> None:
+    for name, place in backend.IMPLEMENTATIONS[op].items():
+        assert name in backend.BACKENDS
+        if not place.split(":")[0].endswith("_triton"):
+            assert callable(backend._load(op, name))
+
+
+@pytest.mark.parametrize("op", backend.IMPLEMENTATIONS)
+def test_cpu_runs_torch(op: str) -> None:
+    assert resolve(op, "cpu") == resolve(op, torch.device("cpu")) == "torch"
+
+
+def test_use_backend_holds_within_its_context() -> None:
+    with use_backend("ref"):
+        assert resolve("ssd", "cpu") == "ref"
+        with use_backend("torch"):
+            assert resolve("ssd", "cpu") == "torch"
+        assert resolve("ssd", "cpu") == "ref"
+    assert resolve("ssd", "cpu") == "torch"
+
+
+def test_environment(monkeypatch) -> None:
+    monkeypatch.setenv("REMAMBA_BACKEND", "ref")
+    assert resolve("ssd", "cpu") == "ref"
+    with use_backend("torch"):
+        assert resolve("ssd", "cpu") == "torch"
+
+
+def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
+    loaded, load = [], backend._load
+
+    def spy(op: str, name: str):
+        loaded.append((op, name))
+        return load(op, name)
+
+    monkeypatch.setattr(backend, "_load", spy)
+    x = torch.randn(1, 3, 2)
+    selective_scan(x, x, -torch.ones(2, 2), x, x)
+    with use_backend("ref"):
+        selective_scan(x, x, -torch.ones(2, 2), x, x)
+    assert loaded == [("selective_scan", "torch"), ("selective_scan", "ref")]
+
+
+def test_unknown_name_is_refused(monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"'cuda'.*ref, torch, triton"), use_backend("cuda"):
+        pass
+    monkeypatch.setenv("REMAMBA_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"REMAMBA_BACKEND.*'fast'"):
+        resolve("ssd", "cpu")
+
+
+def test_triton_is_refused_where_it_cannot_run(triton_scan, monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("triton"), pytest.raises(ValueError, match=r"triton.*cpu.*GPU"):
+        resolve("selective_scan", "cpu")
+
+
+def test_triton_is_chosen_on_a_gpu(triton_scan) -> None:
+    assert resolve("selective_scan", "cuda") == "triton"
+    with use_backend("torch"):
+        assert resolve("selective_scan", "cuda") == "torch"
+
+
+def test_triton_runs_on_the_cpu_when_asked(triton_scan, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert resolve("selective_scan", "cpu") == "torch"
+    with use_backend("triton"):
+        assert resolve("selective_scan", "cpu") == "triton"
+
+
+def test_without_triton_a_gpu_runs_torch_and_says_so(triton_scan, monkeypatch) -> None:
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    choices = {op: (choice, why) for op, choice, why in explain("cuda")}
+    assert choices["selective_scan"] == ("torch", "triton is not installed")
+
+
+def test_op_without_the_form_says_so() -> None:
+    with use_backend("ref"):
+        choices = {op: (choice, why) for op, choice, why in explain("cpu")}
+    assert choices["ssd"] == ("ref", "asked for by use_backend")
+    assert choices["causal_conv"] == ("torch", "fastest on cpu; has no 'ref' form")
+
+
+def test_choice_is_logged_once(caplog) -> None:
+    with caplog.at_level("INFO", logger="remamba"):
+        resolve("ssd", "cpu")
+        resolve("ssd", "cpu")
+    assert [record.message for record in caplog.records] == ["ssd on cpu: torch (fastest on cpu)"]
