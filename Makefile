@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_DOCUMENT ?= examples/demo_document.txt
-DEMO_QUESTION ?= What is the question?
+DEMO_QUESTION ?= What colour is Toby Pollard's sail?
 
 .PHONY: demo test test-gpu lint type fmt bench exactness ci
 
@@ -33,7 +33,7 @@ fmt: .venv/.installed
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: .venv/.installed
-	$(BIN)/remamba bench
+	$(BIN)/python benchmarks/bench_generate.py
 
 exactness: .venv/.installed
 	$(BIN)/python -m tests.exactness

@@ -25,7 +25,9 @@ Examples:
 
 Stdout's last line is one JSON object; progress and the table go to stderr. Whoever times should
 have the cores to themselves: `cores` in the table is CPU time over wall time, and well below
---threads it tells of a neighbour (or of work that runs on one thread).
+--threads it tells of a neighbour (or of work that runs on one thread). Beside a neighbour set
+OMP_WAIT_POLICY=passive: threads that wait for each other otherwise spin, and short operations by
+two threads then take ten times as long. Such variables are kept with the result.
 """
 
 from __future__ import annotations
@@ -63,15 +65,15 @@ from measure import (
     free_bytes,
     head_lines,
     keep,
+    positive,
     prepare_device,
     progress,
     ratio,
     result_paths,
+    show_table,
     spread,
     take_turns,
 )
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from remamba import CompressionConfig, ReMambaForCausalLM
@@ -260,22 +262,6 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show(report: dict[str, Any]) -> None:
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
-    table = Table()
-    for column in (*LABELS, *FIGURES):
-        table.add_column(column, justify="left" if column in LABELS else "right", no_wrap=True)
-    previous = None
-    for row in rows(report):
-        if previous not in (None, row[:3]):
-            table.add_section()
-        table.add_row(*row)
-        previous = row[:3]
-    console.print(table)
-    for sentence in sentences(report):
-        console.print(sentence, highlight=False)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -286,14 +272,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--what", nargs="+", default=["prefill", "decode", "remamba"],
         choices=("prefill", "decode", "remamba"),
         help="remamba puts the two stages beside the plain prefill (default: all)")  # fmt: skip
-    add("--lengths", nargs="+", type=_positive, default=[512, 2048], metavar="TOKENS",
+    add("--lengths", nargs="+", type=positive, default=[512, 2048], metavar="TOKENS",
         help="prompts of the prefill (default: 512 2048)")  # fmt: skip
-    add("--new-tokens", type=_positive, default=32, metavar="N",
+    add("--new-tokens", type=positive, default=32, metavar="N",
         help="forced steps in one turn of decoding (default: 32)")  # fmt: skip
-    add("--batch", type=_positive, default=1, metavar="ROWS", help="rows at once (default: 1)")
-    add("--repeats", type=_positive, default=5, metavar="N",
+    add("--batch", type=positive, default=1, metavar="ROWS", help="rows at once (default: 1)")
+    add("--repeats", type=positive, default=5, metavar="N",
         help="turns of each contender, after one to warm up (default: 5)")  # fmt: skip
-    add("--threads", type=_positive, default=2, metavar="N",
+    add("--threads", type=positive, default=2, metavar="N",
         help="CPU threads of every contender (default: 2)")  # fmt: skip
     add("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     add("--dtype", default="float32", choices=tuple(LIMITS), help="of all weights")
@@ -304,13 +290,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save", nargs="?", const="generate", metavar="NAME",
         help="keep it as benchmarks/results/NAME_DATE.json and .md (NAME: generate)")  # fmt: skip
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -339,7 +318,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongLogits as error:
         print(f"bench_generate.py: {error}", file=sys.stderr)
         return 1
-    show(report)
+    show_table((*LABELS, *FIGURES), len(LABELS), rows(report))
+    for sentence in sentences(report):
+        progress(sentence)
     keep(report, as_markdown(report), paths)
     print(json.dumps(report))
     return 0

@@ -35,7 +35,6 @@ from measure import (
     keep,
     positive,
     prepare_device,
-    progress,
     result_paths,
     show_table,
     take_turns,
@@ -209,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lengths", nargs="+", type=positive, default=[512, 2048], metavar="TOKENS",
         help="of the scans and the convolution (default: 512 2048)")  # fmt: skip
     add("--backends", nargs="+", default=["torch"], choices=backend.BACKENDS,
-        help="implementations; an op without one of them leaves it out (default: torch)")  # fmt: skip
+        help="implementations to time, where an op has them (default: torch)")  # fmt: skip
     add("--backward", action="store_true", help="also forward and backward together")
     add("--batch", type=positive, default=1, metavar="ROWS", help="rows at once (default: 1)")
     add("--steps", type=positive, default=20, metavar="N",

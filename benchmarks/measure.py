@@ -7,6 +7,7 @@ ratio is taken within each turn, and its median and extremes are told too.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -16,18 +17,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from remamba.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "triton", "mamba-ssm", "causal-conv1d", "mambapy", "numpy")
+# variables that change speed
+ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "CUDA_VISIBLE", "REMAMBA_", "PYTORCH_")
 
 
 @dataclass
@@ -147,6 +152,7 @@ def machine(device: str) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(_total_memory() / 2**30, 1),
         "load_average": [round(v, 2) for v in os.getloadavg()],
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)},
         "device": device,
     }
     if device.startswith("cuda"):
@@ -195,18 +201,44 @@ def begin(script: str, argv: Sequence[str], device: str) -> dict[str, Any]:
     }
 
 
+def show_table(columns: Sequence[str], labels: int, rows: Iterable[Sequence[str]]) -> None:
+    """A table on stderr whose first `labels` columns are words and the others figures."""
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    table = Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < labels else "right", no_wrap=True)
+    previous = None
+    for row in rows:
+        # a line between runs: all labels but the last, which is the contender
+        if previous not in (None, row[: labels - 1]):
+            table.add_section()
+        table.add_row(*row)
+        previous = row[: labels - 1]
+    console.print(table)
+
+
+def positive(text: str) -> int:
+    """An argument of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
 def head_lines(report: dict[str, Any]) -> list[str]:
     """The head of a report as Markdown."""
     hardware, had = report["hardware"], report["versions"]
     used = ", ".join(f"{name} {had[name]}" for name in ("python", *PACKAGES) if had.get(name))
     place = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
+    variables = ", ".join(f"{k}={v}" for k, v in hardware["environment"].items())
     return [
         f"# {report['benchmark']}, {report['date']}",
         "",
         f"    {report['command']}",
         "",
         f"{place}, {hardware['torch_threads']} threads, load average "
-        f"{hardware['load_average'][0]} at the start. {used}. Commit {report['commit']}.",
+        f"{hardware['load_average'][0]} at the start"
+        f"{', ' if variables else ''}{variables}. {used}. Commit {report['commit']}.",
         "",
     ]
 

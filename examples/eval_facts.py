@@ -37,10 +37,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import facts_prose
 import make_facts
 import torch
 import transformers
-from make_facts import BadInput
+from facts_prose import BadInput
 from torch import Tensor
 
 import remamba
@@ -344,7 +345,7 @@ def run(args: argparse.Namespace) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     ways = make_ways(model, plain, changes)
     evaluation = Evaluation(ways, tokenizer, args.device, args.max_new_tokens)
-    books = make_facts.read_books(args.books)
+    books = facts_prose.read_books(args.books)
     counter = make_facts.load_tokenizer(args.model)
     results = []
     for tokens in args.tokens:

@@ -27,8 +27,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import facts_language
+import facts_prose
 import make_facts
-from make_facts import BadInput
+from facts_prose import BadInput
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +48,10 @@ WORDS = (
 
 def fact_words() -> list[str]:
     """Every word that a tokenizer should know whole: names and values, with the space before."""
-    words = [*make_facts.FIRST_NAMES, *make_facts.SURNAMES]
-    for attribute in make_facts.ATTRIBUTES:
+    words = [*facts_language.FIRST_NAMES, *facts_language.SURNAMES]
+    for attribute in facts_language.ATTRIBUTES:
         values = attribute.values
-        words += make_facts.TWO_DIGITS if values is make_facts.NUMBERS else values
+        words += facts_language.TWO_DIGITS if values is facts_language.NUMBERS else values
     return [" " + word for word in dict.fromkeys(words)]
 
 
@@ -71,7 +73,7 @@ def training_text(
     while room > 0:
         for fact in maker.facts(rng, 100):
             question = rng.choice(fact.attribute.questions).replace("{p}", fact.person)
-            text = f" {fact.text}{make_facts.QUESTION.replace('{q}', question)} {fact.value}"
+            text = f" {fact.text}{facts_language.QUESTION.replace('{q}', question)} {fact.value}"
             yield text
             room -= len(text)
     for word in fact_words():
@@ -252,7 +254,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--vocab-size {args.vocab_size}: give 512 or more")
     if 2 * args.hidden_size % args.head_dim:
         raise BadInput(f"--head-dim {args.head_dim}: must divide {2 * args.hidden_size}")
-    books = make_facts.read_books(args.books)
+    books = facts_prose.read_books(args.books)
     print(f"{len(books)} books; training the tokenizer", file=sys.stderr, flush=True)
     tokenizer = train_tokenizer(
         books,

@@ -241,16 +241,19 @@ class DocumentMemory:
         """
         tensors, metadata = _read(path, MEMORY_FORMAT)
         check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
-        settings = json.loads(metadata["compression"])
-        return cls(
-            tensors["hidden"],
-            Span(tensors["span.start"], tensors["span.stop"]),
-            tensors["lengths"],
-            StateCache.from_tensors(tensors, "cache."),
-            None if settings is None else CompressionConfig.from_dict(settings),
-            metadata.get("fingerprint", ""),
-            tensors.get("input_ids"),
-        )
+        try:
+            settings = json.loads(metadata["compression"])
+            return cls(
+                tensors["hidden"],
+                Span(tensors["span.start"], tensors["span.stop"]),
+                tensors["lengths"],
+                StateCache.from_tensors(tensors, "cache."),
+                None if settings is None else CompressionConfig.from_dict(settings),
+                metadata.get("fingerprint", ""),
+                tensors.get("input_ids"),
+            )
+        except KeyError as error:
+            raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
 
 
 def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:

@@ -7,7 +7,6 @@ first byte is written, and its directory appears only when it is complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
@@ -281,23 +280,6 @@ def load_compressor_init(model: ReMambaForCausalLM, preset: str, seed: int = 0) 
         elif name.endswith(THETA):
             parameter.zero_()
     model.config.compressor_init = preset
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of what a document's memory depends on: the backbone's weights, Theta left out.
-
-    Of each tensor up to 1024 evenly spaced values count, rounded to bfloat16: so it is the same on
-    every device and in every precision, and takes no time on a large model.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("backbone.") or name.endswith(THETA):
-            continue
-        values = tensor.detach().flatten()
-        values = values[:: max(values.numel() // 1024, 1)].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # writing

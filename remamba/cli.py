@@ -27,11 +27,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
-    "eval": ("remamba.commands.eval", "predict and score LongBench-E, L-Eval and other tasks"),
-    "eval score": ("remamba.commands.eval_score", "score predictions made earlier"),
-    "reproduce": ("remamba.commands.reproduce", "rebuild a table or figure of the paper"),
-    "bench": ("remamba.commands.bench", "measure speed and memory beside plain Mamba"),
-    "serve": ("remamba.commands.serve", "run an OpenAI-compatible HTTP server"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`."""

@@ -49,7 +49,8 @@ class TextIterator:
                 raise self._job.error
             if self._job.is_finished:
                 raise StopIteration
-            self._engine.step()
+            moved = self._engine.step()
+            assert moved, "the job is neither waiting nor in a slot"
         return text
 
     @property
@@ -114,7 +115,9 @@ class Engine:
                 jobs.append(self.submit(request))
             number = {id(job): i for i, job in enumerate(jobs)}
             while not all(job.is_finished for job in jobs):
-                for job in self.step():
+                moved = self.step()
+                assert moved, "unfinished jobs are neither waiting nor in a slot"
+                for job in moved:
                     if job.error is not None and id(job) in number:
                         raise job.error
                     if on_text is not None and id(job) in number and (text := job.take_text()):

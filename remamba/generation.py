@@ -56,7 +56,7 @@ class StatefulGeneration(GenerationMixin):
             else:
                 inputs = ids
         if kwargs.get("use_cache", True) and kwargs.get("cache_params") is None:
-            kwargs["cache_params"] = StateCache(self.config.num_hidden_layers)
+            kwargs["cache_params"] = StateCache(self.config.num_hidden_layers)  # type: ignore[attr-defined]
         out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         if isinstance(out, ModelOutput):
             cache = kwargs.get("cache_params")

@@ -19,7 +19,7 @@ from remamba.compression import Compressor, score_loss
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
-from remamba.pretrained import check_model, locate
+from remamba.pretrained import check_model, fingerprint, locate
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
@@ -146,7 +146,25 @@ class ReMambaModel(PreTrainedModel):
         """
         settings = self.resolve_compression(compression)
         batch = enter(document_ids, attention_mask)
-        return self._read(batch, settings, How(piece_length))[0]
+        memory, _ = self._read(batch, settings, How(piece_length))
+        memory.fingerprint = fingerprint(self)
+        return memory
+
+    def load_memory(self, path: str | Path) -> DocumentMemory:
+        """The document memory of a file, on this model's device.
+
+        Raises:
+            InputError: there is none, it is truncated, or another model's.
+        """
+        memory = DocumentMemory.load(path, fingerprint(self))
+        sizes = (memory.hidden.shape[-1], len(memory.cache.conv_states))
+        wanted = (self.config.hidden_size, self.config.num_hidden_layers)
+        if sizes != wanted:
+            raise InputError(
+                f"{path} is of a model with hidden size {sizes[0]} and {sizes[1]} layers, this one "
+                f"has {wanted[0]} and {wanted[1]}; read the document again with this model"
+            )
+        return memory.to(self.device)
 
     def _read(
         self, batch: Batch, compression: CompressionConfig | None, how: How

@@ -184,7 +184,7 @@ def read_documents(
     """Stage 1 over documents, for questions to come; How.with_stage1 adds all states (b, l, d)."""
     nothing = torch.zeros_like(batch.lengths)
     if compression is None:
-        span = Span(nothing, nothing)
+        span = Span(nothing, nothing.clone())
     else:
         span = span_bounds(batch.lengths, batch.lengths, compression)
     cache = StateCache(len(backbone.layers))

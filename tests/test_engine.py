@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from remamba import CompressionConfig, InputError
 from remamba.engine import Completion, Engine, Request, SamplingOptions, fill_template
 from remamba.slots import Slots
-from tests.tiny import TEXT, tiny_model, tiny_tokenizer
+from tests.tiny import END, TEXT, tiny_model, tiny_tokenizer
 
 FORMS: dict[str, CompressionConfig | bool] = {
     "off": False,
@@ -247,6 +249,19 @@ def test_stop_strings_end_the_text() -> None:
         assert "".join(pieces) == stream.completion.text == free.text[: free.text.index(stop)]
         tried += 1
     assert tried >= 3
+
+
+def test_bos_opens_prompts_and_documents_only() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, 0)]
+    )
+    engine = Engine(tiny_model(), tokenizer)
+    for request in (Request(prompt="Tom"), Request(document="Tom", question=" lives")):
+        job = engine.submit(request)
+        assert (job.context or job.ids)[0] == 0
+        assert (job.context + job.ids).count(0) == 1
 
 
 def test_times_of_the_stages() -> None:

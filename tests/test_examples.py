@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import facts_language  # noqa: E402
+import facts_prose  # noqa: E402
 import make_facts  # noqa: E402
 import make_tiny  # noqa: E402
 
@@ -46,7 +49,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(books: Path) -> Any:
-    paragraphs = make_facts.read_books([books])
+    paragraphs = facts_prose.read_books([books])
     return make_tiny.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
 
 
@@ -59,7 +62,7 @@ def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
     ) -> list[dict[str, Any]]:
         options.setdefault("tokens", (200, 400))
         maker = make_facts.FactMaker(
-            make_facts.read_books([books]), make_facts.Options(**options), tokenizer
+            facts_prose.read_books([books]), make_facts.Options(**options), tokenizer
         )
         lines = "".join(make_facts.make_rows(maker, documents, workers, chunk=3))
         return [json.loads(line) for line in lines.splitlines()]
@@ -68,10 +71,10 @@ def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
 
 
 def test_books_become_paragraphs_of_plain_prose(books: Path) -> None:
-    paragraphs = make_facts.read_books([books])[0]
+    paragraphs = facts_prose.read_books([books])[0]
     assert paragraphs[0].startswith("On day 0 of year 0 it rained. ")
     assert not any("\n" in p or "  " in p or p.startswith("#") for p in paragraphs)
-    assert make_facts.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
+    assert facts_prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
         SENTENCES[0],
         SENTENCES[2],
     ]
@@ -101,23 +104,23 @@ def test_evidence_is_the_fact_and_holds_the_answer(make: Callable[..., Any]) -> 
 
 
 def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
-    maker = make_facts.FactMaker(make_facts.read_books([books]), make_facts.Options())
+    maker = make_facts.FactMaker(facts_prose.read_books([books]), make_facts.Options())
     for seed in range(20):
-        facts = maker.facts(make_facts.random.Random(seed), 60)
+        facts = maker.facts(random.Random(seed), 60)
         assert len({(fact.person, fact.attribute.name) for fact in facts}) == 60
         firsts = {fact.person.split()[0] for fact in facts}
         assert len(firsts) < len({fact.person for fact in facts})  # some share a first name
 
 
 def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
-    for attribute in make_facts.ATTRIBUTES:
+    for attribute in facts_language.ATTRIBUTES:
         assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
         for text in attribute.facts:
             assert text.count("{p}") == text.count("{v}") == 1, text
             assert text.index("{p}") < text.index("{v}") and text.endswith(" {v}."), text
         for text in (*attribute.names, *attribute.questions):
             assert text.count("{p}") == 1 and "{v}" not in text, text
-    for echo in make_facts.ECHOES:
+    for echo in facts_language.ECHOES:
         assert echo.index("{n}") < echo.index(" {v}")
 
 
@@ -125,11 +128,11 @@ def test_people_of_dev_never_occur_in_train(books: Path) -> None:
     people = {}
     for split in ("train", "dev"):
         maker = make_facts.FactMaker(
-            make_facts.read_books([books]), make_facts.Options(split=split)
+            facts_prose.read_books([books]), make_facts.Options(split=split)
         )
-        facts = [f for i in range(10) for f in maker.facts(make_facts.random.Random(i), 40)]
+        facts = [f for i in range(10) for f in maker.facts(random.Random(i), 40)]
         people[split] = {fact.person for fact in facts}
-        assert {make_facts.split_of(name) for name in people[split]} == {split}
+        assert {facts_language.split_of(name) for name in people[split]} == {split}
     assert not people["train"] & people["dev"]
 
 

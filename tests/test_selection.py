@@ -128,6 +128,7 @@ def test_page_paints_the_document_and_escapes() -> None:
     offsets = [(m.start(), m.end()) for m in re.finditer(r"\w+|\W", text)]
     kept = [
         (0, 0.1),
+        (2, 0.3),
         (3, 0.9),
         (offsets.index((text.index("Paris"), text.index("Paris") + 5)), 0.5),
     ]
@@ -142,9 +143,10 @@ def test_page_paints_the_document_and_escapes() -> None:
     assert not page.open
     assert not {"script", "b", "i", "img", "link"} & set(page.tags)
     assert page.documents == [text, text]
-    assert page.marked == ["Tom", "script", "Paris"]
+    assert page.marked == ["Tom", "<", "script", "Paris"]
     assert {link.removeprefix("#") for link in page.links} == set(page.ids)
     assert html.escape("<b>who?</b>") in source
+    assert 'score 0.300">&lt;</mark>' in source
     # self-contained: nothing is fetched, and both light and dark are cared for
     assert not re.search(r"(src|href)=\"(?!#)|@import|url\(|https?:", source)
     assert "prefers-color-scheme: dark" in source and "default-src 'none'" in source

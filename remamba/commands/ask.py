@@ -63,18 +63,18 @@ def run(args: Args) -> int:
     from remamba.commands.text_input import make_stdout_tolerant
 
     _check(args)
-    session = Session(args)
-    answered = session.answer()
+    asking = Asking(args)
+    answered = asking.answer()
     if args.selection is not None:
         title = args.document if args.document not in (None, "-") else args.memory
-        page = as_page(title or "standard input", session.document.text, answered)
+        page = as_page(title or "standard input", asking.document.text, answered)
         Path(args.selection).write_text(page, encoding="utf-8")
         print(f"the selection is in {args.selection}", file=sys.stderr)
     if args.json:
-        print(json_module.dumps({**session.facts(), "answers": as_json(answered)}))
+        print(json_module.dumps({**asking.facts(), "answers": as_json(answered)}))
     else:
         make_stdout_tolerant()
-        print_answers(session.document, answered, args.show)
+        print_answers(asking.document, answered, args.show)
     return 0
 
 
@@ -104,12 +104,12 @@ def _check(args: Args) -> None:
             raise InputError(f"cannot write {args.selection}: there is no folder {folder}")
 
 
-class Session:
+class Asking:
     """One document, the models that answer from it, and what they need to do so."""
 
     def __init__(self, args: Args):
         from remamba.commands.answers import Document
-        from remamba.commands.reading import load_memory, read_document
+        from remamba.commands.reading import read_document
         from remamba.commands.text_input import read_text
         from remamba.text import decode_with_offsets, encode
 
@@ -120,7 +120,7 @@ class Session:
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         self.memory: DocumentMemory | None = None
         if args.memory is not None:
-            self.memory = load_memory(args.memory, model)
+            self.memory = model.load_memory(args.memory)
             self.settings = self._settings_on(self.memory)
             ids: list[int] = []
             offsets: list[tuple[int, int]] = []

@@ -40,8 +40,6 @@ def read_document(
             bool(torch.isfinite(state).all()) for state in memory.cache.tensors().values()
         )
     seconds = time.perf_counter() - begun
-    # a plain memory has one tensor for both ends of its empty span; a file wants two
-    memory.span = memory.span._replace(stop=memory.span.stop.clone())
     if not finite:
         raise InputError(
             f"the document's states are not finite: the weights hold NaN, or {model.dtype} "
@@ -71,29 +69,6 @@ def _progress(model: ReMambaForCausalLM, total: int) -> Iterator[None]:
             yield
         finally:
             hook.remove()
-
-
-def load_memory(path: str, model: ReMambaForCausalLM) -> DocumentMemory:
-    """The memory of a file, on the model's device.
-
-    Raises:
-        InputError: there is none, it is truncated, or another model's.
-    """
-    from remamba import DocumentMemory
-    from remamba.pretrained import fingerprint
-
-    try:
-        memory = DocumentMemory.load(path, fingerprint(model))
-    except KeyError as error:
-        raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
-    sizes = (memory.hidden.shape[-1], len(memory.cache.conv_states))
-    wanted = (model.config.hidden_size, model.config.num_hidden_layers)
-    if sizes != wanted:
-        raise InputError(
-            f"{path} is of a model with hidden size {sizes[0]} and {sizes[1]} layers, this one has "
-            f"{wanted[0]} and {wanted[1]}; read the document again with this model"
-        )
-    return memory.to(model.device)
 
 
 def check_output(path: str, overwrite: bool) -> None:

@@ -1,0 +1,194 @@
+"""The books between the facts: prose read from JSON lines, and passages of a given length in it."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import lzma
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PARAGRAPH = "\n\n"
+CHARS_PER_TOKEN = 4  # without a tokenizer
+
+_HEADING = re.compile(
+    r"^(#|\||!\[|-{3,}|\*{3,}|={3,}|(chapter|book|part|act|scene)\b.{0,40}$)", re.I
+)
+_SENTENCE_END = re.compile(r"""[.!?]+["')\]]*\s+(?=["'(\[]*[A-Z])""")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"'])(?:Mr|Mrs|Ms|Dr|St|Messrs|Mme|Mlle|Capt|Col|Gen|Lieut|Sergt|Prof|Rev|Hon|Esq|No|"
+    r"Nos|Vol|vol|vs|viz|cf|etc|[A-Za-z])\.\s+$"
+)
+_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "_": None, "*": None, "\\": None})
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used; the message is one line that says what to change."""
+
+
+def read_books(paths: Sequence[str | Path]) -> list[list[str]]:
+    """Read JSON lines with a "text" (plain or .xz); return the paragraphs of each book.
+
+    Headings and ornaments are dropped, white space is normalised, markup and curly
+    quotes are made plain.
+    """
+    books = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise BadInput(f"--books {path}: there is no such file")
+        opened = lzma.open if path.suffix == ".xz" else open
+        try:
+            with opened(path, "rt", encoding="utf-8") as lines:
+                texts = [json.loads(line)["text"] for line in lines if line.strip()]
+        except (ValueError, KeyError, TypeError, lzma.LZMAError) as error:
+            raise BadInput(
+                f'--books {path}: every line must be a JSON object with a "text" ({error!r})'
+            ) from error
+        books += [paragraphs for text in texts if (paragraphs := clean_paragraphs(text))]
+    if not books:
+        raise BadInput(f"--books {' '.join(map(str, paths))}: no prose in these files")
+    return books
+
+
+def clean_paragraphs(text: str) -> list[str]:
+    """Split a book into paragraphs of prose, each on one line."""
+    kept = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
+        block = block.strip()
+        if not block or _HEADING.match(block):
+            continue
+        paragraph = " ".join(block.translate(_PLAIN).split())
+        if len(paragraph) >= 12 and paragraph[-1] in ".!?\"')" and not paragraph.isupper():
+            kept.append(paragraph)
+    return kept
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Split a paragraph at its sentence ends; " ".join gives it back."""
+    sentences, start = [], 0
+    for match in _SENTENCE_END.finditer(paragraph):
+        if not _ABBREVIATION.search(paragraph, max(start, match.start() - 12), match.end()):
+            sentences.append(paragraph[start : match.end()].rstrip())
+            start = match.end()
+    sentences.append(paragraph[start:])
+    return sentences
+
+
+class WordCost(dict):
+    """Tokens of a word that follows `before`, counted once for each word."""
+
+    def __init__(self, tokenizer: Any, before: str) -> None:
+        super().__init__()
+        self.tokenizer, self.before = tokenizer, before
+
+    def __missing__(self, word: str) -> int:
+        encoded = self.tokenizer.encode(self.before + word, add_special_tokens=False)
+        self[word] = cost = len(encoded.ids)
+        return cost
+
+
+class Lengths:
+    """Measures text in tokens of a `tokenizers.Tokenizer`, or in characters when it is None.
+
+    `unit` is what a token measures on average: 1, or characters a token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.unit = 1 if tokenizer is not None else CHARS_PER_TOKEN
+        self._bare = WordCost(tokenizer, "")
+        self._spaced = WordCost(tokenizer, " ")
+
+    def cost(self, piece: str) -> int:
+        """Length of a piece of text.
+
+        A token never spans the space before a word, so that the costs of words add up.
+        """
+        if self.tokenizer is None:
+            return len(piece)
+        first, *words = piece.split(" ")
+        return self._bare[first] + sum(map(self._spaced.__getitem__, words))
+
+
+@dataclass
+class Prose:
+    """Draws passages from books."""
+
+    books: list[list[str]]
+    lengths: Lengths
+    _sizes: list[int] = field(default_factory=list, repr=False)
+    _passages: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        total = 0
+        for book in self.books:  # cumulative numbers of paragraphs: long books are drawn more often
+            total += len(book)
+            self._sizes.append(total)
+        self._paragraph_cost = self.lengths.cost(PARAGRAPH)
+
+    def _sentences(self, book: int, paragraph: int) -> list[tuple[str, int, bool]]:
+        """(text with what stands before it, cost, may a fact follow) of a paragraph's sentences."""
+        key = (book, paragraph)
+        found = self._passages.get(key)
+        if found is None:
+            found, quotes = [], 0
+            for number, text in enumerate(split_sentences(self.books[book][paragraph])):
+                quotes += text.count('"')
+                if number:
+                    text = " " + text
+                    cost = self.lengths.cost(text)
+                else:
+                    cost = self.lengths.cost(text) + self._paragraph_cost
+                    text = PARAGRAPH + text
+                found.append((text, cost, quotes % 2 == 0))
+            self._passages[key] = found
+        return found
+
+    def passage(self, rng: random.Random, low: int, aim: int, high: int) -> list[tuple[str, bool]]:
+        """Consecutive sentences of one book, `low` to `high` long together, `aim` if it can be.
+
+        Each comes with the break before it, and with whether a fact may follow it; none where the
+        books are too short.
+        """
+        for _ in range(200):
+            place = rng.randrange(self._sizes[-1])
+            book = bisect.bisect_right(self._sizes, place)
+            paragraph = place - (self._sizes[book - 1] if book else 0)
+            if sentences := self._passage_at(book, paragraph, low, aim, high):
+                return sentences
+        return []
+
+    def _passage_at(
+        self, book: int, paragraph: int, low: int, aim: int, high: int
+    ) -> list[tuple[str, bool]]:
+        """The passage that begins with this paragraph; empty if the book ends too early."""
+        used = -self._paragraph_cost  # the document does not begin with a blank line
+        taken: list[tuple[str, bool]] = []
+        for number in range(paragraph, len(self.books[book])):
+            for text, cost, open_slot in self._sentences(book, number):
+                if used + cost <= aim or (used < low and used + cost <= high):
+                    taken.append((text, open_slot))
+                    used += cost
+                elif taken and used >= low:
+                    return taken
+                else:
+                    rest = self._cut(text, max(aim, low) - used)
+                    return [*taken, (rest, True)] if rest else taken
+        return taken if used >= low else []
+
+    def _cut(self, text: str, room: int) -> str:
+        """The first words of a sentence, as many as fit with a full stop; none may fit."""
+        head = PARAGRAPH if text.startswith(PARAGRAPH) else ""
+        room -= self.lengths.cost(head) + self.lengths.cost(".")
+        kept: list[str] = []
+        for word in text[len(head) :].split(" "):
+            room -= self.lengths.cost(word if head and not kept else " " + word)
+            if room < 0:
+                break
+            kept.append(word)
+        words = " ".join(kept).rstrip(".,;:!?-\"'")
+        return f"{head}{words}." if words.strip() else ""
