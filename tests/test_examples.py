@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import random
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +115,27 @@ def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
         assert len(firsts) < len({fact.person for fact in facts})  # some share a first name
 
 
+@pytest.mark.parametrize("kinds", [(1, 1), (2, 4), (13, 13)])
+def test_a_document_has_as_many_kinds_of_facts_as_asked(
+    books: Path, kinds: tuple[int, int]
+) -> None:
+    maker = make_facts.FactMaker(
+        facts_prose.read_books([books]), make_facts.Options(kinds=kinds, tokens=(1500, 1500))
+    )
+    found = set()
+    for number in range(30):
+        facts = maker.facts(random.Random(number), 200)
+        assert len({(fact.person, fact.attribute.name) for fact in facts}) == 200
+        found.add(len({fact.attribute.name for fact in facts}))
+    assert found == set(range(kinds[0], kinds[1] + 1))
+    assert maker.make(0)["questions"]
+
+
+def test_kinds_change_the_documents_and_workers_do_not(make: Callable[..., Any]) -> None:
+    assert make(2, kinds=(1, 2)) == make(2, kinds=(1, 2), workers=2)
+    assert make(2) != make(2, kinds=(1, 2))
+
+
 def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
     for attribute in facts_language.ATTRIBUTES:
         assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
@@ -179,6 +203,9 @@ def test_plain_text_has_the_same_documents(make: Callable[..., Any]) -> None:
         (["--tokens", "900", "100"], "LO <= HI"),
         (["--tokens", "99999", "99999"], "too short"),
         (["--documents", "0"], "give 1 or more"),
+        (["--kinds", "0", "2"], "1 <= LO <= HI"),
+        (["--kinds", "3", "2"], "1 <= LO <= HI"),
+        (["--kinds", "1", "14"], "HI <= 13"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
@@ -220,6 +247,9 @@ def test_base_is_made_and_evaluated(
     assert torch.equal(projection[128:136], projection[136:144])  # B's rows are C's
     lag = 3 - taps.abs().argmax(dim=1)
     assert lag.tolist() == [0] * 64 + [1] * 8 + [0] * 8
+    step = torch.nn.functional.softplus(mixer.dt_bias)
+    assert ((step >= 0.01) & (step <= 0.1)).tolist() == [True] * 2 + [False] * 2  # slow, local
+    assert (step[2:] >= 0.1).all() and (step[2:] <= 1).all()
 
     asked = ["--tokens", "150", "--questions", "3", "--per-document", "2", "--device", "cpu"]
     given = ["--model", str(base), "--plain", str(base), "--books", str(books)]
@@ -244,3 +274,94 @@ def test_evaluation_counts_tokens_and_intervals() -> None:
     document = "Red. Ada's coat is red. Yes: red. Red."
     question = {"response": " red", "evidence": [5, 33]}
     assert eval_facts.value_spans(document, question) == [(19, 22), (29, 32)]
+
+
+RECIPE = EXAMPLES.parent / "recipes" / "remamba_tiny.sh"
+STUB = """
+import json, os, sys
+from pathlib import Path
+
+words = sys.argv[1:]
+if words[0] == "-":  # the copy in bfloat16 is really made
+    os.execv(sys.executable, [sys.executable, *words])
+with open(os.environ["RECIPE_LOG"], "a") as file:
+    file.write(json.dumps(words) + "\\n")
+output = Path(words[words.index("--output") + 1])
+if output.suffix == ".jsonl":
+    output.parent.mkdir(exist_ok=True)
+    output.touch()
+else:
+    import numpy
+    from safetensors.numpy import save_file
+
+    output.mkdir(parents=True, exist_ok=True)
+    save_file({"w": numpy.ones(2, "float32")}, output / "model.safetensors")
+    (output / "config.json").write_text('{"dtype": "float32", "model_type": "remamba"}')
+    (output / "train.json").write_text(json.dumps({"status": "finished"}, indent=2))
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) -> None:
+    import eval_facts
+    import torch
+    from safetensors.torch import load_file
+
+    from remamba.cli import _parse
+    from remamba.train.config import TrainArgs
+
+    subprocess.run(["bash", "-n", str(RECIPE)], check=True)
+    (tmp_path / "train-00.jsonl.xz").touch()
+    (tmp_path / "stub.py").write_text(STUB)
+    stub, log, out = tmp_path / "python", tmp_path / "log", tmp_path / "out"
+    stub.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/stub.py" "$@"\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "BOOKS": str(tmp_path), "OUT": str(out), "PYTHON": str(stub)}
+    environment |= {"WORKERS": "3", "RECIPE_LOG": str(log)}
+
+    def run() -> str:
+        command = ["bash", str(RECIPE)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    printed = run().split()
+    commands = [json.loads(line) for line in log.read_text().splitlines()]
+    made = {}
+    for words in commands:
+        if Path(words[0]).name == "make_facts.py":
+            args = make_facts.build_parser().parse_args(words[1:])
+            assert args.tokenizer == str(out / "base") and args.workers == 3
+            make_facts.Options(kinds=args.kinds, tokens=args.tokens)
+        elif Path(words[0]).name == "make_tiny.py":
+            make_tiny.build_parser().parse_args(words[1:])
+        else:
+            assert words[:3] == ["-m", "remamba.cli", "train"]
+            train = _parse(TrainArgs, "train", words[3:])
+            assert all((out / "data" / Path(name).name).is_file() for name in train.data)
+            assert Path(train.base).name in ["base", *made]  # made before
+            made[Path(train.output).name] = train
+    assert len(commands) == 1 + 7 + 10
+    own = ["read-out", "select", "middle", "long"]
+    assert list(made) == ["recall", "names", *own, *[f"plain-{name}" for name in own]]
+
+    # the plain branch has the same data, order and steps
+    free = ("method", "base", "output", "keep_ratio", "keep_ratio_schedule", "adaption")
+    free += ("eval_keep_ratio", "stage1_loss", "score_loss")
+    for name in own:
+        ours, plain = made[name].to_dict(), made[f"plain-{name}"].to_dict()
+        assert {key for key in ours if ours[key] != plain[key]} <= set(free)
+        assert (ours["method"], plain["method"]) == ("remamba", "mamba")
+        assert ours["keep_ratio_schedule"] == "anneal" and plain["keep_ratio"] is None
+
+    assert load_file(out / "remamba-tiny" / "model.safetensors")["w"].dtype == torch.bfloat16
+    config = json.loads((out / "remamba-tiny" / "config.json").read_text())
+    assert config == {"dtype": "bfloat16", "model_type": "remamba"}
+    assert Path(printed[1]) == EXAMPLES / "eval_facts.py"
+    eval_facts.build_parser().parse_args(printed[2:])
+
+    (out / "long" / "train.json").write_text('{"status": "running"}')  # cut off; the rest is there
+    run()
+    lines = log.read_text().splitlines()
+    assert len(lines) == len(commands) + 1
+    again = json.loads(lines[-1])
+    assert again[-1] == "--overwrite" and _parse(TrainArgs, "train", again[3:]).overwrite
