@@ -100,7 +100,8 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dstate):
-        inputs, boundaries = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+        saved = ctx.saved_tensors  # once only: checkpointing allows no second unpacking
+        inputs, boundaries = saved[:10], saved[10:]
         with without_autocast(dy):
             grads = _backward(dy, dstate, boundaries, *inputs)
         return tuple(
