@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import remamba
 from remamba.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -169,8 +170,11 @@ def _total_memory() -> int:
 
 def versions() -> dict[str, str | None]:
     """Python and the packages that speed depends on; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("remamba", *PACKAGES):
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "remamba": remamba.__version__,
+    }
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -87,6 +87,12 @@ class Batch:
         return self.part(torch.zeros_like(document), document), self.part(document, self.lengths)
 
 
+def not_finite(where: str, dtype: torch.dtype) -> InputError:
+    """The refusal of values that are not finite, `where` naming them ("the logits of row 0")."""
+    mend = "" if dtype == torch.float32 else f", or {dtype} overflows; use float32"
+    return InputError(f"{where} are not finite: the weights hold NaN or infinity{mend}")
+
+
 def take_positions(x: Tensor, index: Tensor) -> Tensor:
     """x (b, l, ...) at index (b, n) -> (b, n, ...)."""
     return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
@@ -110,6 +116,8 @@ def enter(
         raise InputError("give either input_ids or inputs_embeds, and not both")
     given = input_ids if input_ids is not None else embeds
     assert given is not None
+    if given.dim() != (2 if embeds is None else 3):
+        raise InputError(f"the input's shape {tuple(given.shape)} is not (rows, tokens)")
     rows, width = given.shape[:2]
     if attention_mask is None:
         lengths = torch.full((rows,), width, device=given.device)
@@ -163,7 +171,9 @@ def _prompt_lengths(given: Tensor | None, batch: Batch) -> Tensor:
 
 
 def _within(name: str, given: Tensor, low: int, high: Tensor) -> Tensor:
-    given = given.to(high.device)
+    given = torch.as_tensor(given, device=high.device)
+    if given.is_floating_point():
+        raise InputError(f"{name} = {given.tolist()} must be whole numbers")
     if given.shape != high.shape or bool(((given < low) | (given > high)).any()):
         raise InputError(
             f"{name} = {given.tolist()} must lie, row by row, between {low} and {high.tolist()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,13 @@ class Kept(NamedTuple):
     """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
     lengths: Tensor
     """(b,) how many of the k are real."""
+
+    def select(self, index: Tensor) -> Kept:
+        """The rows `index` (n,)."""
+        return Kept(*(tensor.index_select(0, index.to(tensor.device)) for tensor in self))
+
+    def to(self, device: torch.device | str) -> Kept:
+        return Kept(*(tensor.to(device) for tensor in self))
 
     def rows(self) -> list[list[tuple[int, float]]]:
         """Position and score of every kept token, one list a row."""
@@ -103,19 +111,22 @@ class StateCache:
 
     def select(self, index: Tensor) -> StateCache:
         """The rows `index` (n,), in that order; rows may repeat."""
-        return self._map(lambda state: state.index_select(0, index.to(state.device)))
+        chosen = self._map(lambda state: state.index_select(0, index.to(state.device)))
+        chosen.kept = None if self.kept is None else self.kept.select(index)
+        return chosen
 
     def scale_rows(self, factor: Tensor) -> StateCache:
         """States times `factor` (b,): 0 gives a row that has read nothing, 1 leaves it."""
         return self._map(lambda state: state * factor.to(state).view(-1, *[1] * (state.dim() - 1)))
 
     def to(self, device: torch.device | str) -> StateCache:
-        return self._map(lambda state: state.to(device))
+        moved = self._map(lambda state: state.to(device))
+        moved.kept = None if self.kept is None else self.kept.to(device)
+        return moved
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i takes the states of row `beam_idx[i]` (called by beam search)."""
-        chosen = self.select(beam_idx)
-        self.conv_states, self.ssm_states = chosen.conv_states, chosen.ssm_states
+        self.assign(self.select(beam_idx))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: a state has no length. Generation asks, and must not cut its inputs by it."""
@@ -164,7 +175,7 @@ class DocumentMemory:
     """
 
     hidden: Tensor
-    """(b, m, d) last-layer states of the span, right-padded, in the model's dtype."""
+    """(b, m, d) last-layer states of the span, right-padded."""
     span: Span
     """The positions of the document to compress."""
     lengths: Tensor
@@ -271,6 +282,9 @@ def _write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
+    umask = os.umask(0)  # safetensors writes 0600, whatever the user's own setting
+    os.umask(umask)
+    part.chmod(0o666 & ~umask)
     part.replace(path)
 
 

@@ -53,6 +53,11 @@ class CompressionConfig:
     """Prompts (or documents) shorter than this are read by plain Mamba."""
 
     def __post_init__(self) -> None:
+        for name in ("start", "length", "keep_ratio", "num_kept", "min_prompt_length"):
+            value = getattr(self, name)
+            kind = int if name in ("num_kept", "min_prompt_length") else (int, float)
+            if not isinstance(value, kind) and not (name == "num_kept" and value is None):
+                raise InputError(f"{name} = {value!r} must be a number")
         if not 0.0 <= self.start < 1.0:
             raise InputError(f"start (s) = {self.start} is outside [0, 1)")
         if not 0.0 < self.length <= 1.0:
@@ -98,8 +103,8 @@ class CompressionConfig:
 class ReMambaConfig(PretrainedConfig):
     """Configuration of a ReMamba: a Mamba, Mamba-2 or Falcon-Mamba backbone plus the compression.
 
-    Names and defaults are those of transformers' MambaConfig and Mamba2Config; `backbone_type`
-    tells which fields count. `compression` is a dict of CompressionConfig's fields;
+    Names are those of transformers' MambaConfig and Mamba2Config; `backbone_type` tells which
+    fields count. `compression` is a dict of CompressionConfig's fields;
     `question_template` is how the command line writes a question behind a document.
 
     Raises:
@@ -144,6 +149,14 @@ class ReMambaConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         _one_of("backbone_type", backbone_type, BACKBONES)
+        sizes = {
+            "vocab_size": vocab_size, "hidden_size": hidden_size, "state_size": state_size,
+            "num_hidden_layers": num_hidden_layers, "conv_kernel": conv_kernel,
+            "n_groups": n_groups, "head_dim": head_dim, "chunk_size": chunk_size,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} = {value!r} must be a whole number of at least 1")
         _one_of("compressor_init", compressor_init, COMPRESSOR_INITS)
         self.backbone_type = backbone_type
         self.vocab_size = vocab_size

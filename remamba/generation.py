@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from remamba.batch import enter, take_positions
 from remamba.cache import StateCache
+from remamba.errors import InputError
 
 
 def pad_left(
@@ -41,7 +42,7 @@ class StatefulGeneration(GenerationMixin):
         Returns:
             (b, l + new) int64; with return_dict_in_generate=True an output whose `kept` tells the
             kept positions and scores of each row (None for plain Mamba) and whose `cache_params`
-            continues the text.
+            continues the text (None after a beam search, whose rows are not the sequences).
         """
         mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
@@ -55,13 +56,31 @@ class StatefulGeneration(GenerationMixin):
                 kwargs["input_ids"] = ids
             else:
                 inputs = ids
-        if kwargs.get("use_cache", True) and kwargs.get("cache_params") is None:
+        if not kwargs.get("use_cache", True):
+            settings = self.resolve_compression(kwargs.get("compression"))  # type: ignore[attr-defined]
+            if settings is not None or kwargs.get("memory") is not None:
+                raise InputError(
+                    "use_cache=False would compress the prompt anew at every token; leave it out, "
+                    "or give compression=False"
+                )
+        elif kwargs.get("cache_params") is None:
             kwargs["cache_params"] = StateCache(self.config.num_hidden_layers)  # type: ignore[attr-defined]
         out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         if isinstance(out, ModelOutput):
             cache = kwargs.get("cache_params")
-            out.cache_params = cache
-            out.kept = None if cache is None else cache.kept
+            kept = None if cache is None else cache.kept
+            prompts = next(
+                len(t)
+                for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+                if t is not None
+            )
+            if kept is not None and len(kept.lengths) % prompts == 0:
+                # beams and several sequences a prompt: a prompt's rows all kept the same
+                row = torch.arange(len(out.sequences), device=kept.lengths.device)
+                prompt = row * prompts // len(out.sequences)
+                kept = kept.select(prompt * (len(kept.lengths) // prompts))
+            out.kept = kept
+            out.cache_params = None if hasattr(out, "beam_indices") else cache
         return out
 
     def prepare_inputs_for_generation(  # type: ignore[override]

@@ -13,8 +13,8 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from remamba.backbone import Backbone
-from remamba.batch import IGNORE, Batch, align, enter, leave
-from remamba.cache import DocumentMemory, Kept, StateCache
+from remamba.batch import IGNORE, Batch, align, enter, leave, not_finite
+from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
 from remamba.compression import Compressor, score_loss
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
@@ -23,7 +23,7 @@ from remamba.pretrained import check_model, fingerprint, locate
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
-"""None: the model's own settings. False: plain Mamba."""
+"""None: the model's own settings; a dict: those with changes. False: plain Mamba."""
 
 
 @dataclass
@@ -62,6 +62,7 @@ class ReMambaModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = Backbone(config)
         self.compressor = Compressor(config.hidden_size)
+        self._known_fingerprint: tuple[int, str] | None = None
         if type(self) is ReMambaModel:
             self.post_init()
 
@@ -110,15 +111,21 @@ class ReMambaModel(PreTrainedModel):
         return (model, info) if wanted_info else model
 
     def resolve_compression(self, compression: Compression) -> CompressionConfig | None:
-        """The settings meant: None is the model's own, False is plain Mamba (returned as None)."""
+        """The settings meant, or None for plain Mamba.
+
+        None: the model's own; a dict: the model's own with changes; False: plain Mamba.
+        """
         if compression is False:
             return None
+        if compression is not None and not isinstance(compression, (dict, CompressionConfig)):
+            raise InputError(
+                f"compression={compression!r}; give None, False, a dict or a CompressionConfig"
+            )
         if isinstance(compression, CompressionConfig):
             settings = compression
         else:
-            own = self.config.compression
             settings = CompressionConfig.from_dict(
-                compression if isinstance(compression, dict) else own
+                {**self.config.compression, **(compression or {})}
             )
         return None if settings.selector == "none" else settings
 
@@ -145,7 +152,7 @@ class ReMambaModel(PreTrainedModel):
                 memory can stand for it.
         """
         settings = self.resolve_compression(compression)
-        batch = enter(document_ids, attention_mask)
+        batch = self._enter(document_ids, attention_mask)
         memory, _ = self._read(batch, settings, How(piece_length))
         memory.fingerprint = fingerprint(self)
         return memory
@@ -187,9 +194,17 @@ class ReMambaModel(PreTrainedModel):
     ) -> Passage:
         """Choose the way through the stages."""
         if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
+            if memory is not None:
+                raise InputError("cache_params already holds a text; a memory needs an empty cache")
+            if cache.batch_size != batch.rows:
+                raise InputError(
+                    f"cache_params holds {cache.batch_size} rows, the input {batch.rows}"
+                )
             return read_plain(self.backbone, batch, cache, how)
         parts = (self.backbone, self.compressor)
         if memory is not None:
+            if memory.fingerprint and not self.training:
+                check_fingerprint("the memory", memory.fingerprint, self._own_fingerprint())
             settings = memory.compression
             if compression is not None:
                 settings = self.resolve_compression(compression)
@@ -208,6 +223,24 @@ class ReMambaModel(PreTrainedModel):
             cache.assign(passage.cache)
             passage.cache = cache
         return passage
+
+    def _own_fingerprint(self) -> str:
+        """`fingerprint(self)`, computed again only when a weight has changed."""
+        version = sum(parameter._version for parameter in self.parameters())
+        if self._known_fingerprint is None or self._known_fingerprint[0] != version:
+            self._known_fingerprint = (version, fingerprint(self))
+        return self._known_fingerprint[1]
+
+    def _enter(self, input_ids: Tensor | None, *arguments: Tensor | None) -> Batch:
+        """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
+        if input_ids is not None and input_ids.numel() and not self.training:
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise InputError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of "
+                    f"{self.config.vocab_size}; is the tokenizer another model's?"
+                )
+        return enter(input_ids, *arguments)
 
     def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
         if use_cache is None:
@@ -230,7 +263,7 @@ class ReMambaModel(PreTrainedModel):
     ) -> ReMambaOutput:
         """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
         cache = self._wants_cache(use_cache, cache_params)
-        batch = enter(
+        batch = self._enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
         passage = self._run(batch, compression, memory, cache, How(piece_length))
@@ -330,7 +363,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         """
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled
-        batch = enter(
+        batch = self._enter(
             input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
         )
         tail = logits_to_keep if labels is None else 0
@@ -339,7 +372,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         if document_ids is not None:
             if memory is not None:
                 raise InputError("give either memory or document_ids, and not both")
-            documents = enter(document_ids, document_attention_mask)
+            documents = self._enter(document_ids, document_attention_mask)
             settings = self.resolve_compression(compression)
             memory, states = self._read(
                 documents, settings, How(piece_length, 0, with_document_loss)
@@ -365,8 +398,11 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 reading.everything, passage.batch.labels
             )
         if score_targets is not None and passage.scores is not None:
-            targets = align(score_targets, batch if documents is None else documents)
-            out.score_loss = _score_loss(passage, targets)
+            # they lie over the documents where these stand apart, else over the rows
+            owner = batch if memory is None else documents
+            out.score_loss = _score_loss(
+                passage, score_targets if owner is None else align(score_targets, owner)
+            )
         return out
 
     def _answer_loss(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -398,6 +434,10 @@ def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
     length = span.length.repeat_interleave(repeats)
     if scores.shape[1] == 0:
         return scores.sum()
+    if targets.shape[0] != scores.shape[0] or targets.shape[1] < int((start + length).max()):
+        raise InputError(
+            f"score_targets is {tuple(targets.shape)}; it must cover the span of {len(scores)} rows"
+        )
     index = start[:, None] + torch.arange(scores.shape[1], device=targets.device)
     return score_loss(scores, targets.gather(1, index.clamp(max=targets.shape[1] - 1)), length)
 
@@ -405,7 +445,4 @@ def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
 def _check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
-        raise InputError(
-            f"the logits of row {row} are not finite: the weights hold NaN, or {logits.dtype} "
-            "overflows; load the model with dtype=torch.float32"
-        )
+        raise not_finite(f"the logits of row {row}", logits.dtype)

@@ -21,7 +21,9 @@ FINGERPRINTED = (
     "use_conv_bias", "layer_norm_epsilon", "mixer_rms_eps", "residual_in_fp32", "time_step_limit",
 )  # fmt: skip
 """The settings that shape a model's states. How it compresses is told by each memory itself."""
-SAMPLES = 64
+FLOATS = {"F16", "BF16", "F32", "F64"}
+"""What weights may be stored as."""
+SAMPLES = 1024
 """How many values of each tensor enter a fingerprint."""
 
 
@@ -45,13 +47,19 @@ def check_model(name: str, **hub_options: object) -> None:
         raise InputError(
             f"{name} is no directory; give a model directory, a hub name or {EMBEDDED}"
         )
+    if not folder.is_dir() and "/" not in name:
+        raise InputError(
+            f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or {EMBEDDED}"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{name} holds no config.json, so it is no model directory")
     try:
         values, _ = PretrainedConfig.get_config_dict(name, **hub_options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"no model can be read from {name!r}: {reason}") from error
+        raise InputError(
+            f"no model can be read from {name!r} ({reason}); give a model directory or {EMBEDDED}"
+        ) from error
     kind = values.get("model_type", "unknown")
     if kind != ReMambaConfig.model_type:
         raise InputError(
@@ -60,10 +68,14 @@ def check_model(name: str, **hub_options: object) -> None:
         )
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
+        if other := sorted(kinds - FLOATS):
+            raise InputError(
+                f"{file} holds {other[0]} tensors; weights must be {', '.join(sorted(FLOATS))}"
+            )
 
 
 @torch.no_grad()

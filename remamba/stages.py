@@ -225,7 +225,7 @@ def answer(
         return passage
     nothing = torch.zeros_like(batch.lengths)
     reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.clone(), how)
-    reading = reading._replace(hidden=memory.hidden, span=memory.span)
+    reading = reading._replace(hidden=memory.hidden.to(reading.last_hidden.dtype), span=memory.span)
     if compression.placement != "before_question":
         # [vectors; question] from zero states; a document too short to compress keeps its own
         states = states.scale_rows((memory.span.length == 0)[document])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from remamba import InputError, ReMambaForCausalLM, ReMambaModel
+from remamba import CompressionConfig, InputError, ReMambaForCausalLM, ReMambaModel
 from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
 
 FIRST = BACKBONES[:2]
@@ -217,6 +217,33 @@ class TestRefusals:
         self.refused("was read with", model, tokens(2, 4), memory=memory,
                      compression=FORMS["paper"])  # fmt: skip
 
+    def test_memory_of_another_model(self):
+        memory = tiny_model("mamba").read(tokens(2, 8), compression=FORMS["whole"])
+        other = tiny_model("mamba")
+        with torch.no_grad():
+            other.backbone.norm_f.weight.mul_(1.5)
+        self.refused("another model", other, tokens(2, 4), memory=memory)
+
+    def test_cache_that_holds_a_text(self):
+        model = tiny_model("mamba")
+        memory = model.read(tokens(2, 8), compression=FORMS["whole"])
+        cache = model(tokens(2, 8)).cache_params
+        self.refused("empty cache", model, tokens(2, 4), memory=memory, cache_params=cache)
+        self.refused("holds 2 rows", model, tokens(3, 4), cache_params=cache)
+
+    def test_generation_without_a_cache(self):
+        self.refused("use_cache=False", tiny_model("mamba").generate, tokens(1, 8),
+                     use_cache=False, max_new_tokens=2)  # fmt: skip
+
+    def test_tokens_of_another_vocabulary(self):
+        self.refused("token id 99", tiny_model("mamba"), torch.tensor([[1, 99]]))
+        self.refused("shape", tiny_model("mamba"), torch.tensor([1, 2]))
+
+    def test_targets_that_do_not_cover_the_span(self):
+        memory = (model := tiny_model("mamba")).read(tokens(1, 8), compression=FORMS["whole"])
+        self.refused("score_targets", model, tokens(1, 4), memory=memory,
+                     score_targets=torch.ones(1, 4, dtype=torch.bool))  # fmt: skip
+
     def test_logits_that_are_not_finite(self):
         model = tiny_model("mamba")
         model.backbone.norm_f.weight.data[0] = float("nan")
@@ -237,6 +264,22 @@ class TestRefusals:
         file.write_bytes(file.read_bytes()[:-100])
         self.refused("truncated or corrupt", ReMambaForCausalLM.from_pretrained, folder)
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("hidden_size", "abc"), ("num_hidden_layers", None), ("compression", {"keep_ratio": "a"})],
+    )
+    def test_configuration_of_the_wrong_kind(self, folder, name, value):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+        self.refused("must be a", ReMambaForCausalLM.from_pretrained, folder)
+
+    def test_weights_that_are_integers(self, folder):
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors["backbone.norm_f.weight"] = tensors["backbone.norm_f.weight"].to(torch.int8)
+        save_file(tensors, file, {"format": "pt"})
+        self.refused("I8 tensors", ReMambaForCausalLM.from_pretrained, folder)
+
     @pytest.mark.parametrize("problem", ["missing", "unexpected", "mismatched"])
     def test_tensor_that_is_not_as_it_should_be(self, folder, problem):
         file = folder / "model.safetensors"
@@ -255,3 +298,44 @@ class TestRefusals:
     def test_no_model_there(self, tmp_path):
         self.refused("config.json", ReMambaForCausalLM.from_pretrained, tmp_path)
         self.refused("no directory", ReMambaForCausalLM.from_pretrained, tmp_path / "none")
+        self.refused("remamba-tiny", ReMambaForCausalLM.from_pretrained, "remamba-tony")
+
+
+def test_left_padded_questions_on_a_memory_have_the_same_score_loss():
+    model, documents, rows = tiny_model("mamba2"), tokens(2, 25), tokens(4, 9, seed=1)
+    targets = torch.rand(4, 25, generator=torch.Generator().manual_seed(0)) < 0.2
+    memory = model.read(documents, compression=FORMS["whole"])
+    right = (torch.arange(9) < torch.tensor([[9], [6], [7], [9]])).long()
+    left_rows = torch.stack([rows[i].roll(9 - int(right[i].sum())) for i in range(4)])
+    a = model(rows, right, memory=memory, score_targets=targets).score_loss
+    b = model(left_rows, right.flip(1), memory=memory, score_targets=targets).score_loss
+    torch.testing.assert_close(a, b)
+
+
+def test_compact_memory_serves_a_float32_model(tmp_path):
+    model, asked = tiny_model("mamba"), tokens(2, 5, seed=1)
+    memory = model.read(tokens(2, 20), compression=FORMS["whole"])
+    memory.save(tmp_path / "m", torch.bfloat16)
+    loaded = model.load_memory(tmp_path / "m")
+    assert loaded.hidden.dtype == torch.bfloat16
+    assert error(model(asked, memory=loaded).logits, model(asked, memory=memory).logits) < 0.05
+
+
+def test_kept_follows_the_rows():
+    model, ids = tiny_model("mamba2"), tokens(2, 30)
+    out = model(ids, compression=FORMS["paper"])
+    second = out.cache_params.select(torch.tensor([1]))
+    assert second.batch_size == 1
+    assert torch.equal(second.kept.index, out.kept.index[1:])
+    beams = model.generate(
+        ids, num_beams=3, num_return_sequences=2, max_new_tokens=3, do_sample=False, pad_token_id=0,
+        compression=FORMS["paper"], return_dict_in_generate=True,
+    )  # fmt: skip
+    assert torch.equal(beams.kept.index, out.kept.index.repeat_interleave(2, 0))
+    assert beams.cache_params is None
+
+
+def test_a_dict_changes_the_models_own_settings():
+    model = tiny_model("mamba", compression=CompressionConfig(length=0.5, num_kept=7))
+    changed = model.resolve_compression({"start": 0.1})
+    assert changed == CompressionConfig(start=0.1, length=0.5, num_kept=7)
