@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from remamba.adaption import Adaption, DtAdaption
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.ops import causal_conv, selective_scan, selective_state_update
+from remamba.projection import Projection
 
 
 class CausalConv1d(nn.Module):
@@ -55,13 +56,13 @@ class MambaMixer(nn.Module):
         super().__init__()
         d, e, n = config.hidden_size, config.intermediate_size, config.state_size
         self.sizes = [config.time_step_rank, n, n]
-        self.in_proj = nn.Linear(d, 2 * e, bias=config.use_bias)
+        self.in_proj = Projection(d, 2 * e, bias=config.use_bias)
         self.conv1d = CausalConv1d(e, config.conv_kernel, config.use_conv_bias)
         self.x_proj = nn.Linear(e, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(config.time_step_rank, e, bias=True)
         self.A_log = nn.Parameter(torch.empty(e, n))
         self.D = nn.Parameter(torch.ones(e))
-        self.out_proj = nn.Linear(e, d, bias=config.use_bias)
+        self.out_proj = Projection(e, d, bias=config.use_bias)
         self.adaption = DtAdaption(e)
         self.norm_eps = config.mixer_rms_eps if config.backbone_type == "falcon_mamba" else None
         self.reset_parameters(config)

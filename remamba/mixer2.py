@@ -10,6 +10,7 @@ from remamba.configuration_remamba import ReMambaConfig
 from remamba.mixer import CausalConv1d, initial_dt_bias, reset_projections
 from remamba.norm import GatedRMSNorm
 from remamba.ops import ssd, ssd_state_update
+from remamba.projection import Projection
 
 
 class Mamba2Mixer(nn.Module):
@@ -24,13 +25,13 @@ class Mamba2Mixer(nn.Module):
         conv_channels = e + 2 * state_channels
         self.projected_sizes = [e, conv_channels, h]
         self.conv_sizes = [e, state_channels, state_channels]
-        self.in_proj = nn.Linear(d, sum(self.projected_sizes), bias=config.use_bias)
+        self.in_proj = Projection(d, sum(self.projected_sizes), bias=config.use_bias)
         self.conv1d = CausalConv1d(conv_channels, config.conv_kernel, config.use_conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(h))
         self.A_log = nn.Parameter(torch.empty(h))
         self.D = nn.Parameter(torch.ones(h))
         self.norm = GatedRMSNorm(e, config.n_groups, config.layer_norm_epsilon)
-        self.out_proj = nn.Linear(e, d, bias=config.use_bias)
+        self.out_proj = Projection(e, d, bias=config.use_bias)
         self.adaption = DtAdaption(h)
         self.reset_parameters(config)
 

@@ -20,6 +20,7 @@ from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
 from remamba.pretrained import check_model, fingerprint, locate
+from remamba.projection import Projection
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
@@ -301,7 +302,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
     def __init__(self, config: ReMambaConfig):
         super().__init__(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

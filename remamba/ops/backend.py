@@ -15,6 +15,8 @@ from contextvars import ContextVar
 
 import torch
 
+from remamba.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("ref", "torch", "triton")
@@ -41,7 +43,11 @@ _requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the context every op with a form of this name runs it: "ref", "torch" or "triton"."""
+    """Within the context every op with a form of this name runs it: "ref", "torch" or "triton".
+
+    Raises:
+        InputError: there is no such backend.
+    """
     _check_name(name, "use_backend")
     token = _requested.set(name)
     try:
@@ -51,7 +57,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def resolve(op: str, device: torch.device | str) -> str:
-    """The name of the implementation that op runs on device: "ref", "torch" or "triton"."""
+    """The name of the implementation that op runs on device: "ref", "torch" or "triton".
+
+    Raises:
+        InputError: the backend asked for, perhaps by REMAMBA_BACKEND, cannot run there.
+    """
     return _choose(op, torch.device(device).type, *_request())[0]
 
 
@@ -60,12 +70,21 @@ def implementation(op: str, device: torch.device) -> Callable:
     return _load(op, _choose(op, device.type, *_request())[0])
 
 
-def explain(device: torch.device | str | None = None) -> list[tuple[str, str, str]]:
-    """(op, choice, why) of every op, on device (default: the GPU when there is one)."""
+def explain(device: torch.device | str | None = None) -> list[tuple[str, str | None, str]]:
+    """(op, choice, why) of every op, on device (default: the GPU when there is one).
+
+    Where the backend asked for cannot run, the choice is None and the reason is why.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device_type = torch.device(device).type
-    return [(op, *_choose(op, device_type, *_request())) for op in IMPLEMENTATIONS]
+    found: list[tuple[str, str | None, str]] = []
+    for op in IMPLEMENTATIONS:
+        try:
+            found.append((op, *_choose(op, device_type, *_request())))
+        except InputError as error:
+            found.append((op, None, str(error)))
+    return found
 
 
 def _request() -> tuple[str | None, str]:
@@ -78,9 +97,9 @@ def _request() -> tuple[str | None, str]:
 
 def _check_name(name: str, asked_by: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"{asked_by}: no backend {name!r}; there are {', '.join(BACKENDS)}")
+        raise InputError(f"{asked_by}: no backend {name!r}; there are {', '.join(BACKENDS)}")
     if not any(name in forms for forms in IMPLEMENTATIONS.values()):
-        raise ValueError(f"{asked_by}: no op has a {name!r} implementation")
+        raise InputError(f"{asked_by}: no op has a {name!r} implementation")
 
 
 @functools.cache
@@ -91,7 +110,7 @@ def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tu
     if request is not None:
         _check_name(request, asked_by)
     if request == "triton" and "triton" in forms and obstacle:
-        raise ValueError(f"{asked_by}: {op} cannot run 'triton' on {device_type}: {obstacle}")
+        raise InputError(f"{asked_by}: {op} cannot run 'triton' on {device_type}: {obstacle}")
     if request in forms:
         choice, why = request, f"asked for by {asked_by}"
     elif "triton" in forms and device_type == "cuda" and not obstacle:

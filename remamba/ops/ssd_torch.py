@@ -85,7 +85,9 @@ def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
     # within a chunk step i sees C_i.B_j of each j <= i, decayed
     scores = torch.matmul(C_c, B_c.mT).unsqueeze(3)  # (b, c, g, 1, k, k)
     decay = _Decay.apply(total, dtype)  # (b, c, g, r, k, k)
-    within = torch.matmul(decay * scores, u.movedim(2, 4))  # (b, c, g, r, k, p)
+    in_place = not torch.is_grad_enabled()
+    seen = decay.mul_(scores) if in_place else decay * scores
+    within = torch.matmul(seen, u.movedim(2, 4))  # (b, c, g, r, k, p)
 
     # what each chunk adds to the state; the state before each chunk; what a step sees of that
     to_end = (total[..., -1:] - total).to(dtype).exp2()
@@ -97,10 +99,11 @@ def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
     before, state = _Carry.apply(added, passed, state)  # (b, c, g, n, r, p)
     carried = torch.matmul(C_c, before.flatten(4)).unflatten(4, (r, p)).transpose(2, 3)
 
-    y = carried * from_start + within.movedim(4, 2)
-    y = y.flatten(3, 4).flatten(1, 2)[:, :length]
+    y = carried.mul_(from_start) if in_place else carried * from_start
+    y = y.add_(within.movedim(4, 2)).flatten(3, 4).flatten(1, 2)[:, :length]
     if D is not None:
-        y = torch.addcmul(y, x, D.to(dtype).unsqueeze(-1))
+        skip = torch.Tensor.addcmul_ if in_place else torch.addcmul
+        y = skip(y, x, D.to(dtype).unsqueeze(-1))
     return y, state
 
 
