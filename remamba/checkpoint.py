@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.layouts import TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.text import VOCABULARIES, check_vocabulary
 
 SHARD_BYTES = 2 * 10**9
 EMBEDDINGS, HEAD = "backbone.embeddings.weight", "lm_head.weight"
@@ -123,7 +123,7 @@ def convert(
 
 def is_new(name: str) -> bool:
     """True of the parameters that a published Mamba lacks: Query, Key, Value and Theta."""
-    return name.startswith("compressor.") or name.endswith(THETA)
+    return ".compressor." in f".{name}" or name.endswith(THETA)
 
 
 def expected_shapes(config: ReMambaConfig) -> dict[str, torch.Size]:
@@ -183,28 +183,11 @@ def _some(names: list[str]) -> str:
 def find_tokenizer(folder: Path, vocab_size: int, *, required: bool) -> list[Path]:
     """The tokenizer's files in a directory; its tokens must fit the model's vocabulary."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    sizes = {"tokenizer.json": _tokens, "vocab.json": lambda file: json.loads(file.read_text())}
-    vocabularies = [file for file in files if file.name in (*sizes, "tokenizer.model")]
-    if not vocabularies:
+    if check_vocabulary(folder, vocab_size) is None:
         if required:
-            raise InputError(f"{folder} holds no tokenizer.json, tokenizer.model or vocab.json")
+            raise InputError(f"{folder} holds no {VOCABULARIES}")
         return []
-    file = vocabularies[0]
-    if file.name in sizes:
-        try:
-            tokens = max(sizes[file.name](file).values(), default=-1) + 1
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise InputError(f"{file} cannot be read as a tokenizer ({error})") from error
-        if tokens > vocab_size:
-            raise InputError(
-                f"{file} has {tokens} tokens, the model's vocabulary {vocab_size}; "
-                "give the model's own tokenizer"
-            )
     return files
-
-
-def _tokens(file: Path) -> dict[str, int]:
-    return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
 
 
 # initial values of the new parameters
@@ -267,19 +250,6 @@ def _tied_compressor(d: int, seed: int) -> dict[str, Tensor]:
                 values[f"compressor.{name}.{layer}.{kind}"] = drawn * bound
     keys = [name for name in values if ".key_proj." in name]
     return values | {name.replace("key_proj", "query_proj"): values[name].clone() for name in keys}
-
-
-@torch.no_grad()
-def load_compressor_init(model: ReMambaForCausalLM, preset: str, seed: int = 0) -> None:
-    """Set a live model's Query, Key, Value and Theta to a preset's initial values, in place."""
-    parameters = dict(model.named_parameters())
-    initial = initial_compressor(parameters[IN_PROJ], parameters[OUT_PROJ], preset, seed)
-    for name, parameter in parameters.items():
-        if name in initial:
-            parameter.copy_(initial[name])
-        elif name.endswith(THETA):
-            parameter.zero_()
-    model.config.compressor_init = preset
 
 
 # writing

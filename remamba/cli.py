@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from remamba.environment import package_version
 from remamba.errors import InputError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -95,6 +95,8 @@ def _parse(args_type: Any, name: str, argv: list[str]) -> Any:
 
 def _unframe(panel: str) -> str:
     """The sentence inside tyro's framed error: no frame, no advice, no line breaks."""
+    if missing := _missing(panel):
+        return f"missing: {', '.join(missing)}"
     sections: list[list[str]] = [[]]
     for line in panel.splitlines():
         line = line.strip("│ ")
@@ -112,6 +114,22 @@ def _unframe(panel: str) -> str:
         if section[:1] == ["Perhaps you meant:"] and len(section) > 1:
             message += f" (perhaps {section[1]})"
     return message
+
+
+def _missing(panel: str) -> list[str]:
+    """The required arguments that tyro's error lists, each above its indented help."""
+    lines = panel.replace("│", " ").splitlines()
+    margin, names = None, []
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if "Missing from" in line:
+            margin = indent + 4
+        elif margin is not None and line.strip("─- "):
+            if indent < margin:
+                break
+            if indent == margin:
+                names.append(line.split()[0])
+    return names
 
 
 def help_text() -> str:
@@ -136,10 +154,7 @@ def _unknown(word: str) -> str:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("remamba")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed; running from a checkout)"
+    return package_version("remamba") or "(not installed; running from a checkout)"
 
 
 _UNUSABLE_FILE = (

@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from remamba.batch import not_finite
 from remamba.cache import Kept, StateCache
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
@@ -258,7 +258,7 @@ class Engine:
             question_lengths = torch.tensor([len(job.ids) for job in group], device=device)
         memory, compression = first.memory, first.request.compression
         if memory is not None:
-            memory = replace(memory.to(device), hidden=memory.hidden.to(device, self.model.dtype))
+            memory = memory.to(device)
         out = self.model(
             ids.to(device),
             attention_mask=None if bool(mask.all()) else mask.to(device),
@@ -299,10 +299,8 @@ class Engine:
 
     def _take(self, job: Job, token: int | None) -> None:
         if token is None:
-            job.error = InputError(
-                f"the logits behind {len(job.token_ids)} new tokens are not finite: the weights "
-                f"hold NaN, or {self.model.dtype} overflows; load the model with dtype float32"
-            )
+            place = f"the logits behind {len(job.token_ids)} new tokens"
+            job.error = not_finite(place, self.model.dtype)
         else:
             job.take(token, self.eos)
 

@@ -1,14 +1,89 @@
-"""Text to tokens and back: where a document's tokens lie, and text that grows token by token."""
+"""A model's tokenizer, and text to tokens and back: where they lie, text that grows by them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from remamba.errors import InputError
+from remamba.pretrained import locate
 
 UNFINISHED = "\ufffd"
 """What a decoder writes for the first bytes of a character whose last bytes are still to come."""
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""The first of these that a directory holds has its tokenizer's vocabulary."""
+VOCABULARIES = "tokenizer.json, tokenizer.model or vocab.json"
+
+
+def load_tokenizer(name: str | Path, vocab_size: int) -> Any:
+    """The fast tokenizer that lies beside a model, for every command and for training.
+
+    Args:
+        name: a model directory, a hub name, or the embedded model's.
+        vocab_size: how many tokens the model knows.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it has tokens that the model lacks.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(name)
+    file: str | Path = place
+    if Path(place).is_dir():
+        found = check_vocabulary(Path(place), vocab_size)
+        if found is None:
+            raise InputError(
+                f"{place} holds no {VOCABULARIES}; copy the tokenizer files of its base model there"
+            )
+        file = found
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{file} cannot be read as a tokenizer ({_one_line(error)})") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"{file} gives no fast tokenizer; save it as tokenizer.json")
+    _check_fits(file, tokenizer.get_vocab(), vocab_size)
+    return tokenizer
+
+
+def check_vocabulary(folder: Path, vocab_size: int) -> Path | None:
+    """The file in a directory that has its tokenizer's vocabulary; None when there is none.
+
+    Raises:
+        InputError: it cannot be read, or has tokens that the model lacks.
+    """
+    file = next((folder / name for name in VOCABULARY_FILES if (folder / name).is_file()), None)
+    if file is None or file.name == "tokenizer.model":
+        return file
+    try:
+        if file.name == "tokenizer.json":
+            from tokenizers import Tokenizer
+
+            tokens = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        else:
+            tokens = json.loads(file.read_text(encoding="utf-8"))
+        _check_fits(file, tokens, vocab_size)
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{file} cannot be read as a tokenizer ({_one_line(error)})") from error
+    return file
+
+
+def _check_fits(file: str | Path, tokens: dict[str, int], vocab_size: int) -> None:
+    count = max(tokens.values(), default=-1) + 1
+    if count > vocab_size:
+        raise InputError(
+            f"{file} has {count} tokens, the model's vocabulary {vocab_size}; "
+            "give the model's own tokenizer"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 class Encoded(NamedTuple):
@@ -37,11 +112,16 @@ def encode(tokenizer: Any, text: str, *, begins: bool = True) -> Encoded:
         )
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
-    if begins and tokenizer.bos_token_id is not None:
-        opening = tokenizer("a", verbose=False)["input_ids"][0]
-        if opening == tokenizer.bos_token_id:
-            ids, offsets = [opening, *ids], [(0, 0), *offsets]
-    return Encoded(ids, offsets)
+    opening = opening_tokens(tokenizer) if begins else []
+    return Encoded([*opening, *ids], [*[(0, 0)] * len(opening), *offsets])
+
+
+def opening_tokens(tokenizer: Any) -> list[int]:
+    """What stands before a prompt: the bos token of a tokenizer that opens its texts with it."""
+    if tokenizer.bos_token_id is None:
+        return []
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:

@@ -161,6 +161,43 @@ def test_wrong_arguments_are_one_line(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("convert", "SRC, DST"),
+        ("read", "DOCUMENT, --output"),
+        ("train", "--base, --data, --output"),
+    ],
+)
+def test_missing_arguments_are_named(
+    name: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([name]) == 2
+    assert capsys.readouterr().err == f"remamba: missing: {missing}; see remamba {name} --help\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_missing_arguments_in_any_encoding(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "remamba.cli", "convert"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "40"},
+    )
+    assert done.returncode == 2
+    assert done.stderr == "remamba: missing: SRC, DST; see remamba convert --help\n"
+
+
+def test_train_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert "None" not in out and "INT" not in out and "FLOAT" not in out
+    for shown in ("--base NAME|DIR", "--length LO HI", "--max-steps N", "--no-group-by-length"):
+        assert shown in out
+
+
 def test_command_help(command, capsys: pytest.CaptureFixture[str]) -> None:
     command(lambda args: None)
     with pytest.raises(SystemExit) as exit_:
@@ -200,3 +237,25 @@ def test_doctor_text_names_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     for op in ("selective_scan", "ssd", "causal_conv"):
         assert op in out
     assert "torch" in out and "cpu" in out
+
+
+def test_doctor_shows_a_backend_that_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REMAMBA_BACKEND", "fast")
+    assert cli.main(["doctor"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "selective_scan" in line]
+    assert "REMAMBA_BACKEND: no backend 'fast'" in rows[0]
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ops"][0]["implementation"] is None
+
+
+def test_doctor_without_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise InputError(f"{name} is not in this installation")
+
+    monkeypatch.setattr("remamba.pretrained.locate", missing)
+    assert cli.main(["doctor"]) == 0
+    assert "remamba-tiny is not in this installation" in capsys.readouterr().out

@@ -14,19 +14,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors",),
+    ("errors", "environment"),
     ("ops",),
     ("configuration_remamba",),
-    (
-        "norm",
-        "projection",
-        "batch",
-        "layouts",
-        "pretrained",
-        "selection",
-        "sampling",
-        "environment",
-    ),
+    ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),
     ("text", "selection_page"),
     ("cache",),
     ("generation",),

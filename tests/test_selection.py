@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from remamba.selection import KeptWord, PageAnswer, cut, kept_words, selection_page, snippets
+from remamba.selection import KeptWord, cut, kept_words, snippets
+from remamba.selection_page import PageAnswer, selection_page
 from remamba.text import encode
 from tests.tiny import TEXT, tiny_tokenizer
 

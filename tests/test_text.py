@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remamba.text import GrowingText, decode_with_offsets, encode
+from remamba.errors import InputError
+from remamba.text import (
+    GrowingText,
+    decode_with_offsets,
+    encode,
+    load_tokenizer,
+    opening_tokens,
+)
 from tests.tiny import TEXT, tiny_tokenizer
 
 
@@ -80,5 +89,37 @@ def test_bos_opens_a_prompt_but_no_question() -> None:
             ids = [7, 1, 2] if add_special_tokens else [1, 2]
             return {"input_ids": ids, "offset_mapping": [(0, 1), (1, 2)]}
 
+    assert opening_tokens(WithBos()) == [7]
+    assert opening_tokens(tiny_tokenizer()) == []
     assert encode(WithBos(), "ab") == ([7, 1, 2], [(0, 0), (0, 1), (1, 2)])
     assert encode(WithBos(), "ab", begins=False) == ([1, 2], [(0, 1), (1, 2)])
+
+
+def test_tokenizer_beside_a_model(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path, len(tokenizer)).get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(InputError, match=r"tokenizer.json has 340 tokens, .* vocabulary 339"):
+        load_tokenizer(tmp_path, len(tokenizer) - 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (None, "", "holds no tokenizer.json, tokenizer.model or vocab.json"),
+        ("tokenizer.json", "{}", "tokenizer.json cannot be read as a tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json cannot be read as a tokenizer"),
+        ("vocab.json", "[1]", "vocab.json cannot be read as a tokenizer"),
+        ("vocab.json", json.dumps({"a": 0, "b": 9}), "vocab.json has 10 tokens"),
+        ("tokenizer.model", "nothing", "tokenizer.model"),
+    ],
+)
+def test_tokenizers_that_cannot_be_used(
+    tmp_path: Path, file: str | None, content: str, said: str
+) -> None:
+    if file is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(tmp_path, 9)
+    assert said in str(error.value) and str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remamba.commands.text_input import printable
-from remamba.selection import KeptWord, PageAnswer, cut, kept_words, selection_page, snippets
+from remamba.selection import KeptWord, cut, kept_words, snippets
+from remamba.selection_page import PageAnswer, selection_page
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -27,7 +28,9 @@ class Document:
     ids: list[int]
     offsets: list[tuple[int, int]]
     seconds: float | None = None
-    """Spent on reading it once for all questions; None when each question read it anew."""
+    """Spent on reading it once for all questions; None when that was done elsewhere, or not."""
+    is_read_once: bool = False
+    """A memory stood for it, read here or by `remamba read`; else each question read it anew."""
 
     def tokens(self, memory: DocumentMemory | None = None) -> int:
         """How many tokens it has; a memory may know only that."""
@@ -42,6 +45,8 @@ class Answered:
     completion: Completion
     plain: Completion | None
     document: Document
+    is_same_model: bool = True
+    """Plain Mamba answered with the same weights, of the same reading if there was one."""
 
     @property
     def words(self) -> list[KeptWord]:
@@ -123,9 +128,14 @@ def _lines(document: Document, one: Answered, show: int) -> list[Text]:
         lines.append(Text.assemble(f"  {'Mamba':<8} ", (_shown(one.plain), "bold")))
     if kept is not None:
         lines += _kept_lines(document, one, len(kept), show)
-    lines.append(Text(f"  time     {_times(one.completion, document.seconds)}", "dim"))
+    once, reading = document.is_read_once, ""
+    if document.seconds is not None:
+        reading = f"document {document.seconds:.2f} s, "
+    lines.append(Text(f"  time     {reading}{_times(one.completion, once)}", "dim"))
     if one.plain is not None:
-        lines.append(Text(f"  Mamba's  {_times(one.plain, document.seconds)}", "dim"))
+        once = once and one.is_same_model
+        reading = "document same reading, " if once else ""
+        lines.append(Text(f"  Mamba's  {reading}{_times(one.plain, once)}", "dim"))
     return lines
 
 
@@ -160,14 +170,14 @@ def _kept_lines(document: Document, one: Answered, count: int, show: int) -> lis
     return lines
 
 
-def _times(completion: Completion, reading: float | None) -> str:
-    """The time of each stage, in words."""
+def _times(completion: Completion, behind_memory: bool) -> str:
+    """The time of each stage, in words; behind a memory only the question is read first."""
     seconds = completion.seconds
-    parts = [] if reading is None else [f"document {reading:.2f} s"]
     if "stage1" in seconds:
-        first = "question" if reading is not None else "stage 1"
-        parts += [f"{first} {seconds['stage1']:.2f} s", f"stage 2 {seconds['stage2']:.2f} s"]
+        first = "question" if behind_memory else "stage 1"
+        parts = [f"{first} {seconds['stage1']:.2f} s", f"stage 2 {seconds['stage2']:.2f} s"]
     else:
-        parts.append(f"prompt {seconds['prefill']:.2f} s")
+        first = "question" if behind_memory else "prompt"
+        parts = [f"{first} {seconds['prefill']:.2f} s"]
     parts.append(f"answer {seconds['decode']:.2f} s ({len(completion.token_ids)} tokens)")
     return ", ".join(parts)

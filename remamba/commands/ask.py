@@ -49,6 +49,8 @@ class Args:
     """Another model to answer as plain Mamba, in place of the same weights."""
     selection: Annotated[str | None, arg(metavar="FILE.html")] = None
     """Write a page that paints the kept words on the document."""
+    overwrite: bool = False
+    """Replace the page if it exists."""
     show: Annotated[int, arg(metavar="N")] = 8
     """How many kept words to show with each answer, the best first."""
     json: bool = False
@@ -80,6 +82,7 @@ def run(args: Args) -> int:
 
 def _check(args: Args) -> None:
     """Raise InputError for what can be seen to be wrong before a model is loaded."""
+    from remamba.commands.reading import check_output
     from remamba.engine import fill_template
 
     if (args.document is None) == (args.memory is None):
@@ -99,9 +102,7 @@ def _check(args: Args) -> None:
     if args.question_template is not None:
         fill_template(args.question_template, "")
     if args.selection is not None:
-        folder = Path(args.selection).parent
-        if not folder.is_dir():
-            raise InputError(f"cannot write {args.selection}: there is no folder {folder}")
+        check_output("--selection", args.selection, args.overwrite, args.document, args.memory)
 
 
 class Asking:
@@ -129,7 +130,7 @@ class Asking:
                 text, offsets = decode_with_offsets(tokenizer, ids)
             elif args.selection is not None:
                 raise InputError(f"--selection needs a text, and {args.memory} holds no tokens")
-            self.document = Document(text, ids, offsets)
+            self.document = Document(text, ids, offsets, is_read_once=True)
         else:
             self.document = Document(text, *encode(tokenizer, text))
             self.settings = args.reading.compression(model.config)
@@ -137,6 +138,7 @@ class Asking:
                 self.memory, self.document.seconds = read_document(
                     model, self.document.ids, self.settings, self.loaded.piece_length
                 )
+                self.document.is_read_once = True
         if self.settings is None and (args.compare or args.plain_model):
             raise InputError(
                 "there is nothing to compare: with these settings (selector none) plain Mamba "
@@ -168,7 +170,7 @@ class Asking:
         elif self.args.compare:
             plain = self._complete(self.loaded, None, self.memory)
         return [
-            Answered(question, completion, beside, self.document)
+            Answered(question, completion, beside, self.document, self.plain is None)
             for question, completion, beside in zip(self.args.question, done, plain, strict=True)
         ]
 

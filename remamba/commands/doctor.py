@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from remamba.environment import package_version
+from remamba.errors import InputError
 
 PACKAGES = (
     "torch",
@@ -45,10 +46,10 @@ def report() -> dict[str, Any]:
     from remamba.ops import backend
 
     return {
-        "remamba": _version("remamba"),
+        "remamba": package_version("remamba"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "devices": _devices(),
         "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count()},
         "backend_requested": os.environ.get("REMAMBA_BACKEND"),
@@ -75,18 +76,11 @@ def as_text(found: dict[str, Any]) -> str:
     lines += ["", "operations"]
     width = max((len(row["op"]) for row in found["ops"]), default=0)
     for row in found["ops"]:
-        lines.append(f"  {row['op']:<{width}}  {row['implementation']:<7} {row['why']}")
+        lines.append(f"  {row['op']:<{width}}  {row['implementation'] or '-':<7} {row['why']}")
     model = found["embedded_model"]
     state = f"{model['path']}, {model['megabytes']:.1f} MB" if model["present"] else model["mend"]
     lines += ["", f"embedded model  {state}"]
     return "\n".join(lines)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -115,17 +109,16 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _embedded_model() -> dict[str, Any]:
-    """Whether `remamba-tiny` lies in the installed package, and how large it is."""
-    spec = importlib.util.find_spec("remamba")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    for place in places:
-        folder = Path(place) / "assets" / "remamba-tiny"
-        weights = sorted(folder.glob("*.safetensors"))
-        if (folder / "config.json").is_file() and weights:
-            size = sum(file.stat().st_size for file in weights) / 1e6
-            return {"present": True, "path": str(folder), "megabytes": size}
-    return {
-        "present": False,
-        "path": None,
-        "mend": "missing from this installation; install again from a full checkout",
-    }
+    """Whether the embedded model lies in the installed package, and how large it is."""
+    from remamba.pretrained import EMBEDDED, locate
+
+    try:
+        folder = Path(locate(EMBEDDED))
+    except InputError as error:
+        return {"present": False, "path": None, "mend": str(error)}
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        mend = f"{folder} holds no weights; install again from a full checkout"
+        return {"present": False, "path": None, "mend": mend}
+    size = sum(file.stat().st_size for file in weights) / 1e6
+    return {"present": True, "path": str(folder), "megabytes": size}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import arg
@@ -97,28 +96,22 @@ class ModelOptions:
         Raises:
             InputError: there is no such model, tokenizer or device, or they do not fit together.
         """
+        from remamba.environment import quiet_transformers
         from remamba.modeling_remamba import ReMambaForCausalLM
+        from remamba.text import load_tokenizer
 
-        quiet_transformers()
         if self.piece_length is not None and self.piece_length < 1:
             raise InputError(f"--piece-length {self.piece_length} must be at least 1")
         begun = time.perf_counter()
         name = name or self.model
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device)
-        model = ReMambaForCausalLM.from_pretrained(name, dtype=dtype)
-        tokenizer = load_tokenizer(name, model.config.vocab_size)
+        with quiet_transformers():
+            model = ReMambaForCausalLM.from_pretrained(name, dtype=dtype)
+            tokenizer = load_tokenizer(name, model.config.vocab_size)
         model = model.to(device).eval()  # type: ignore[arg-type]
         piece_length = self.piece_length or (GPU_PIECE if device.type == "cuda" else CPU_PIECE)
         return LoadedModel(name, model, tokenizer, time.perf_counter() - begun, piece_length)
-
-
-def quiet_transformers() -> None:
-    """No progress bars and no advice for programmers among a command's own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -166,35 +159,3 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     raise InputError(
         f"--dtype {name} cannot run on {device} of this machine ({reason}); use --dtype float32"
     )
-
-
-def load_tokenizer(name: str | Path, vocab_size: int) -> Any:
-    """The fast tokenizer that lies beside a model.
-
-    Raises:
-        InputError: there is none, it cannot be read, or it has tokens that the model lacks.
-    """
-    from transformers import AutoTokenizer
-
-    from remamba.pretrained import locate
-
-    path = Path(locate(name))
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if path.is_dir() and not any((path / file).is_file() for file in files):
-        raise InputError(
-            f"{name} holds no tokenizer.json; copy the tokenizer files of its base model there"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else str(name))
-    except Exception as error:  # a broken tokenizer.json raises a bare Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the tokenizer of {name} cannot be loaded: {reason}") from error
-    if not tokenizer.is_fast:
-        raise InputError(f"the tokenizer of {name} is not a fast one; save it as tokenizer.json")
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= vocab_size:
-        raise InputError(
-            f"the tokenizer of {name} has tokens up to {highest}, the model knows 0 to "
-            f"{vocab_size - 1}: it belongs to another model"
-        )
-    return tokenizer

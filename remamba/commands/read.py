@@ -46,7 +46,7 @@ def run(args: Args) -> int:
     from remamba.pretrained import fingerprint
     from remamba.text import encode
 
-    check_output(args.output, args.overwrite)
+    check_output("--output", args.output, args.overwrite, args.document)
     text = read_text(args.document)
     loaded = args.reading.load()
     settings = args.reading.compression(loaded.model.config)

@@ -29,6 +29,8 @@ def read_document(
     """
     import torch
 
+    from remamba.batch import not_finite
+
     tensor = torch.tensor([ids], device=model.device)
     begun = time.perf_counter()
     with torch.inference_mode(), _progress(model, len(ids)):
@@ -41,10 +43,7 @@ def read_document(
         )
     seconds = time.perf_counter() - begun
     if not finite:
-        raise InputError(
-            f"the document's states are not finite: the weights hold NaN, or {model.dtype} "
-            "overflows; use --dtype float32"
-        )
+        raise not_finite("the document's states", model.dtype)
     return memory, seconds
 
 
@@ -71,12 +70,26 @@ def _progress(model: ReMambaForCausalLM, total: int) -> Iterator[None]:
             hook.remove()
 
 
-def check_output(path: str, overwrite: bool) -> None:
-    """Raise InputError unless a file can be written here: before the work, not after it."""
+def check_output(flag: str, path: str, overwrite: bool, *read: str | None) -> None:
+    """Raise InputError unless a file can be written here: before the work, not after it.
+
+    Args:
+        flag: the option that names it.
+        read: files the command reads, which it must not replace; None and "-" are none.
+    """
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"--output {path} is a directory; name a file in it")
-    if target.exists() and not overwrite:
-        raise InputError(f"{path} exists; give --overwrite, or another name")
+        raise InputError(f"{flag} {path} is a directory; name a file in it")
     if not target.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {target.parent} does not exist")
+        raise InputError(f"cannot write {flag} {path}: there is no folder {target.parent}")
+    if not target.exists():
+        return
+    for source in read:
+        if source not in (None, "-") and _is_same_file(target, Path(source).expanduser()):
+            raise InputError(f"{flag} {path} is the file that is read; give another name")
+    if not overwrite:
+        raise InputError(f"{flag} {path} exists; give --overwrite, or another name")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from remamba.batch import IGNORE
 from remamba.train.batches import StepBatches
 from remamba.train.progress import say
 
@@ -33,7 +34,7 @@ def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, coun
             shown += 1
             ids, labels = batch["input_ids"][row], batch["labels"][row]
             prompt = ids[: batch["prompt_lengths"][row]].tolist()
-            answer = labels[labels != -100].tolist()
+            answer = labels[labels != IGNORE].tolist()
             searched = ids
             say(f"--- example {shown}: step {i // batches.accumulate + 1}, row {row + 1}")
             if "document_ids" in batch:

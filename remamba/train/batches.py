@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from remamba.batch import IGNORE
 from remamba.errors import InputError
 from remamba.train.data import DOCUMENT, TEXT, TokenData
 
-IGNORED = -100
 SORTED_TOGETHER = 50
 """Batches whose items are sorted by length among one another."""
 
@@ -155,7 +155,7 @@ class StepBatches(Dataset):
             "num_tokens": int(lengths.sum()),
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy((position < lengths[:, None]).astype(np.int64)),
-            "labels": torch.from_numpy(np.where(answer, ids, IGNORED)),
+            "labels": torch.from_numpy(np.where(answer, ids, IGNORE)),
             "prompt_lengths": torch.from_numpy(prompt_lengths),
         }
         width = ids.shape[1]
@@ -198,7 +198,7 @@ class StepBatches(Dataset):
             "num_tokens": int(lengths.sum()),
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(mask & (position > 0), ids, IGNORED)),
+            "labels": torch.from_numpy(np.where(mask & (position > 0), ids, IGNORE)),
             "prompt_lengths": torch.ones(len(items), dtype=torch.int64),
         }
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from remamba.errors import InputError
+
+OWN = arg(help_behavior_hint="(default: the model's own)")
+UNSET = arg(help_behavior_hint="")
+Count = Annotated[int, arg(metavar="N")]
+Number = Annotated[float, arg(metavar="X")]
+Weight = Annotated[float, arg(metavar="WEIGHT")]
 
 
 @dataclass(frozen=True)
@@ -24,49 +32,51 @@ class TrainArgs:
         InputError: an option is outside its range, or two options contradict each other.
     """
 
-    base: str
+    base: Annotated[str, arg(metavar="NAME|DIR")]
     """Model to start from: a directory, the embedded model's name, or a hub name."""
-    data: tuple[str, ...]
+    data: Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")]
     """Files of JSON lines, also .gz or .xz; see above for the rows."""
-    output: str
+    output: Annotated[str, arg(metavar="DIR")]
     """Directory of the run: checkpoints, log.jsonl, train.json, and in the end the model itself."""
     method: Literal["remamba", "mamba"] = "remamba"
     """remamba: both stages; mamba: the plain model on the same data, order and steps."""
 
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, arg(metavar="N"), UNSET] = None
     """Optimizer steps; give this or --epochs."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, arg(metavar="X"), UNSET] = None
     """Passes over the data, in place of --max-steps (1 when neither is given)."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Documents (or prompts, or texts) of a step, over all processes."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts a step's batch is cut into, one after another, to save memory."""
-    questions_per_document: int = 8
+    questions_per_document: Count = 8
     """Questions of a document in a step; more are sampled, few are repeated."""
-    max_length: int = 8192
+    max_length: Count = 8192
     """Tokens of a document, or of a prompt with its response. Texts are cut into such pieces."""
     long_rows: Literal["refuse", "cut", "skip"] = "refuse"
     """A longer document or prompt: refuse, cut (a prompt in its middle), or skip."""
-    group_by_length: bool = True
-    """Put items of similar length into a batch; --no-group-by-length mixes them."""
+    group_by_length: Annotated[bool, arg(help_behavior_hint="(default: similar ones together)")] = (
+        True
+    )
+    """With --no-group-by-length a batch mixes items of all lengths."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Number = 1e-3
     """Peak learning rate."""
-    compressor_learning_rate_scale: float = 0.5
+    compressor_learning_rate_scale: Number = 0.5
     """The learning rate of Query, Key, Value and Theta, as a multiple."""
-    warmup_steps: int = 50
+    warmup_steps: Count = 50
     """Steps of linear warm-up."""
     lr_scheduler: Literal["cosine", "constant", "linear"] = "cosine"
     """How the learning rate goes from its peak to --min-learning-rate-share of it."""
-    min_learning_rate_share: float = 0.0
+    min_learning_rate_share: Annotated[float, arg(metavar="SHARE")] = 0.0
     """The learning rate at the last step, as a share of the peak."""
-    weight_decay: float = 0.01
+    weight_decay: Number = 0.01
     """On matrices; never on norms, biases, A_log, D, dt_bias and Theta."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], arg(metavar="B1 B2")] = (0.9, 0.95)
     """AdamW's averages."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Number = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
-    seed: int = 42
+    seed: Count = 42
     """Of data order, sampled questions, drawn p and rho, and random selection."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16: autocast over float32 weights; auto: bfloat16 on a GPU, float32 elsewhere."""
@@ -75,53 +85,67 @@ class TrainArgs:
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, a third more time."""
 
-    length: tuple[float, float] | None = None
-    """Range p is drawn from, once a step (LO HI); the model's own p when not given."""
-    keep_ratio: tuple[float, float] | None = None
-    """Range rho is drawn from, once a step (LO HI); the model's own rho when not given."""
+    length: Annotated[tuple[float, float] | None, arg(metavar="LO HI"), OWN] = None
+    """Range p is drawn from, once a step."""
+    keep_ratio: Annotated[tuple[float, float] | None, arg(metavar="LO HI"), OWN] = None
+    """Range rho is drawn from, once a step."""
     keep_ratio_schedule: Literal["uniform", "anneal"] = "uniform"
     """uniform in the range, or anneal: geometrically from HI to LO, times U(0.8, 1.2), up to 1."""
-    start: float | None = None
-    """Where the span starts [s]; the model's own when not given, as for the four below."""
-    placement: Literal["replace", "append", "before_question"] | None = None
+    start: Annotated[float | None, arg(metavar="SHARE"), OWN] = None
+    """Where the span starts [s]."""
+    placement: Annotated[
+        Literal["replace", "append", "before_question"] | None,
+        arg(metavar="replace|append|before_question"),
+        OWN,
+    ] = None
     """Where the kept vectors stand."""
-    adaption: Literal["selective", "exact", "multiplicative", "none"] | None = None
+    adaption: Annotated[
+        Literal["selective", "exact", "multiplicative", "none"] | None,
+        arg(metavar="selective|exact|multiplicative|none"),
+        OWN,
+    ] = None
     """How the scores enter stage 2."""
-    selector: Literal["topk", "random", "fixed", "drop", "none"] | None = None
+    selector: Annotated[
+        Literal["topk", "random", "fixed", "drop", "none"] | None,
+        arg(metavar="topk|random|fixed|drop|none"),
+        OWN,
+    ] = None
     """Which states are kept."""
-    score_gradient: Literal["scaled", "true"] | None = None
+    score_gradient: Annotated[Literal["scaled", "true"] | None, arg(metavar="scaled|true"), OWN] = (
+        None
+    )
     """Gradient into the scores."""
-    eval_length: float | None = None
+    eval_length: Annotated[float | None, arg(metavar="SHARE"), UNSET] = None
     """p of the saved model; the middle of --length when not given."""
-    eval_keep_ratio: float | None = None
+    eval_keep_ratio: Annotated[float | None, arg(metavar="SHARE"), UNSET] = None
     """rho of the saved model; when not given, LO after anneal, else the middle of --keep-ratio."""
 
-    score_loss: float = 0.0
+    score_loss: Weight = 0.0
     """Weight of the loss on the score itself (0.5 is a good value)."""
     score_target: Literal["answer", "evidence"] = "answer"
     """What the score should find: every place of the answer in the document, or the evidence."""
-    stage1_loss: float = 0.0
+    stage1_loss: Weight = 0.0
     """Weight of the answer loss of stage 1, the plain model's (1 keeps it able to answer)."""
-    document_loss: float = 0.0
+    document_loss: Weight = 0.0
     """Weight of next-token prediction on the document (needs a whole-document span, or mamba)."""
-    stop_accuracy: float | None = None
+    stop_accuracy: Annotated[float | None, arg(metavar="SHARE"), UNSET] = None
     """Stop once this share of answers of the last --stop-window steps is right in every token."""
-    stop_window: int = 50
+    stop_window: Count = 50
     """Steps that --stop-accuracy looks back."""
 
-    save_steps: int = 500
+    save_steps: Count = 500
     """A checkpoint every so many steps, and one at the end; 0: none at all."""
-    save_total_limit: int = 1
+    save_total_limit: Count = 1
     """Checkpoints kept."""
-    logging_steps: int = 20
+    logging_steps: Count = 20
     """A line on stderr and in log.jsonl every so many steps."""
     resume: bool = False
     """Continue the run in --output from its last checkpoint."""
     overwrite: bool = False
     """Replace the run in --output."""
-    workers: int | None = None
+    workers: Annotated[int | None, arg(metavar="N"), UNSET] = None
     """Processes that prepare batches; 2 on a GPU, else none, when not given."""
-    audit: int = 0
+    audit: Count = 0
     """Print so many examples as the model sees them, with their targets, before training."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

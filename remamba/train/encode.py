@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remamba.errors import InputError
+from remamba.text import opening_tokens
 
 
 class Encoder:
@@ -35,9 +36,7 @@ class Encoder:
                 "could not end; set its eos_token"
             )
         self.eos = np.array([tokenizer.eos_token_id], dtype=self.dtype)
-        first = tokenizer("a")["input_ids"][:1]
-        starts_with_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
-        self.prefix = np.array(first if starts_with_bos else [], dtype=self.dtype)
+        self.prefix = np.array(opening_tokens(tokenizer), dtype=self.dtype)
 
     def encode(self, texts: list[str]) -> list[NDArray]:
         """The ids of each text."""

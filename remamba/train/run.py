@@ -6,25 +6,24 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedTokenizerBase, set_seed
 
 import remamba
+from remamba.checkpoint import is_new
+from remamba.environment import package_version, quiet_transformers
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
+from remamba.text import load_tokenizer
 from remamba.train.audit import share_with_target, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
-from remamba.train.data import DOCUMENT, TEXT, TokenData, read_data
+from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
 from remamba.train.progress import amount, say
 from remamba.train.run_folder import METER_FILE, RunFolder
 from remamba.train.schedule import CompressionSchedule
@@ -42,22 +41,8 @@ def train(args: TrainArgs) -> dict[str, Any]:
         InputError: an option, a row or a directory cannot be used.
         NotFiniteError: the loss or its gradient became infinite or NaN.
     """
-    with _quiet_transformers():
+    with quiet_transformers():
         return _train(args)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers' progress bars and advice off; this run reports by itself."""
-    had_bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if had_bars:
-            hf_logging.enable_progress_bar()
 
 
 def _train(args: TrainArgs) -> dict[str, Any]:
@@ -65,9 +50,9 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     folder = RunFolder(args)
     source = locate(args.base) if folder.checkpoint is None else str(folder.checkpoint)
     check_model(source)
-    tokenizer = _load_tokenizer(source)
     set_seed(args.seed)
     model = ReMambaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = load_tokenizer(source, model.config.vocab_size)
     data = _read(args, tokenizer, model.config.vocab_size)
     folder.check_hashes(data.hashes)
     say(data.summary())
@@ -104,6 +89,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         "processes": arguments.world_size,
         "bfloat16": trainer.autocast,
     }
+    folder.prepare()
     folder.write_record(record)
     if folder.checkpoint is not None:
         trainer.meter.load_state_dict(json.loads((folder.checkpoint / METER_FILE).read_text()))
@@ -124,16 +110,6 @@ def _train(args: TrainArgs) -> dict[str, Any]:
 def _check_device(args: TrainArgs) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is available here; choose --device cpu or auto")
-
-
-def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{source} has no tokenizer that can be read ({reason}); copy one there"
-        ) from error
 
 
 def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenData:
@@ -192,6 +168,14 @@ def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenDat
             "--document-loss needs the whole document as the span: give --start 0 --length 1 1 "
             "with --placement replace or before_question"
         )
+    settings, prompts = schedule.settings, (data.kinds == PROMPT).nonzero()[0]
+    needs_document = args.method == "remamba" and settings.selector != "none"
+    if needs_document and settings.placement == "before_question" and len(prompts):
+        raise InputError(
+            f"placement before_question needs a document in every row, and {len(prompts)} rows "
+            f"are prompts (the first is {data.where(int(prompts[0]))}); give them a document, or "
+            "choose --placement replace or append"
+        )
     if _score_target(args) == "evidence" and not (data.evidence >= 0).any():
         raise InputError(
             "--score-target evidence: no question of --data has an 'evidence'; add it, or "
@@ -211,8 +195,7 @@ def _saved_compression(args: TrainArgs, schedule: CompressionSchedule) -> dict[s
 def _choose_parameters(model: ReMambaForCausalLM, args: TrainArgs) -> None:
     """Plain Mamba leaves Query, Key, Value and Theta as they are."""
     for name, parameter in model.named_parameters():
-        is_new = name.startswith("compressor.") or name.endswith("adaption.theta")
-        parameter.requires_grad_(not (is_new and args.method == "mamba"))
+        parameter.requires_grad_(not (is_new(name) and args.method == "mamba"))
     if args.gradient_checkpointing:
         # the newer name, and the one it replaced
         if hasattr(model, "activation_checkpointing_enable"):
@@ -262,13 +245,9 @@ def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     names = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
-    found = {"remamba": remamba.__version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: package_version(name) for name in names}
+    own = {"remamba": remamba.__version__, "python": platform.python_version()}
+    return own | {name: version for name, version in found.items() if version is not None}
 
 
 def _commit() -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remamba.errors import InputError
+from remamba.pretrained import locate
 from remamba.train.config import TrainArgs, check_resumable
 from remamba.train.progress import is_main_process, say
 
@@ -23,17 +24,19 @@ WRITTEN = (
 
 
 class RunFolder:
-    """The output directory of a run.
+    """The output directory of a run. Nothing in it changes before `prepare`.
 
     Raises:
         InputError: it holds files and neither --resume nor --overwrite was given, or --overwrite
-            would replace something that no run wrote, or --resume would continue another run.
+            would replace something that no run wrote, or the base or the data of this one, or
+            --resume would continue another run.
     """
 
     def __init__(self, args: TrainArgs):
         self.path = Path(args.output)
         self.record: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        self._replaces = False
         if not is_main_process():
             # the first process looks and refuses; the others would race with its files
             if args.resume:
@@ -42,18 +45,18 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; choose a directory")
         if self.path.is_dir() and any(self.path.iterdir()):
-            self._enter(args)
-        self.path.mkdir(parents=True, exist_ok=True)
+            self._judge(args)
 
     @property
     def step(self) -> int:
         """Steps done by the checkpoint that is continued; 0 in a new run."""
         return 0 if self.checkpoint is None else int(self.checkpoint.name.rsplit("-", 1)[1])
 
-    def _enter(self, args: TrainArgs) -> None:
+    def _judge(self, args: TrainArgs) -> None:
         is_run = (self.path / RECORD_FILE).is_file()
         if args.overwrite and is_run:
-            self._clear()
+            self._check_replaceable(args)
+            self._replaces = True
         elif args.resume and is_run:
             self._continue(args)
         elif args.overwrite or args.resume:
@@ -68,10 +71,38 @@ class RunFolder:
                 + (", or give --resume or --overwrite" if is_run else "")
             )
 
-    def _clear(self) -> None:
-        for pattern in WRITTEN:
-            for path in self.path.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def _check_replaceable(self, args: TrainArgs) -> None:
+        base = Path(locate(args.base))
+        if base.exists() and base.resolve().is_relative_to(self.path.resolve()):
+            raise InputError(
+                f"--base {args.base} lies in --output {self.path}, which --overwrite would clear; "
+                "choose another --output"
+            )
+        taken = [path.resolve() for path in self._written()]
+        for file in args.data:
+            if any(Path(file).resolve().is_relative_to(path) for path in taken):
+                raise InputError(
+                    f"--data {file} is one of the files that --overwrite would clear from "
+                    f"--output {self.path}; move it"
+                )
+
+    def _written(self) -> list[Path]:
+        return [path for pattern in WRITTEN for path in self.path.glob(pattern)]
+
+    def prepare(self) -> None:
+        """Makes the directory ready, now that the run has been found fit to begin.
+
+        A replaced run is cleared away. A resumed one forgets what was logged after its checkpoint,
+        since those steps are done again.
+        """
+        if not is_main_process():
+            return
+        if self._replaces:
+            for path in self._written():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.record:
+            self._cut_log(self.step)
 
     def _continue(self, args: TrainArgs) -> None:
         if not (self.path / RECORD_FILE).is_file():
@@ -88,11 +119,8 @@ class RunFolder:
         self.checkpoint = last_checkpoint(self.path)
         if self.checkpoint is None:
             say(f"{self.path} has no checkpoint yet: starting from the beginning")
-        if is_main_process():
-            self._cut_log(self.step)
 
     def _cut_log(self, step: int) -> None:
-        """Forgets what was logged after the checkpoint, since those steps are done again."""
         log = self.path / LOG_FILE
         if log.is_file():
             kept = []

@@ -23,7 +23,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from remamba.checkpoint import is_new
 from remamba.configuration_remamba import CompressionConfig
+from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.train.batches import StepBatches, make_loader
 from remamba.train.config import TrainArgs
@@ -36,7 +38,7 @@ from remamba.train.schedule import CompressionSchedule, learning_rate_factor
 NO_DECAY = ("A_log", ".D", "dt_bias", "theta", "norm.weight", "norm_f.weight")
 
 
-class NotFiniteError(FloatingPointError):
+class NotFiniteError(InputError):
     """The loss or its gradient is not finite; the weights are those of the step before."""
 
 
@@ -97,16 +99,15 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_new = "compressor." in name or name.endswith("adaption.theta")
             decays = parameter.dim() > 1 and not name.endswith(NO_DECAY)
-            groups.setdefault((is_new, decays), []).append(parameter)
+            groups.setdefault((is_new(name), decays), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": args.learning_rate * (args.compressor_learning_rate_scale if is_new else 1.0),
+            "lr": args.learning_rate * (args.compressor_learning_rate_scale if new else 1.0),
             "weight_decay": args.weight_decay if decays else 0.0,
         }
-        for (is_new, decays), parameters in groups.items()
+        for (new, decays), parameters in groups.items()
     ]
 
 

@@ -39,6 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command that must be refused; returns its one line."""
 
     def run(*argv: object) -> str:
+        capsys.readouterr()  # what the test itself printed before
         assert cli.main([str(word) for word in argv]) == 2
         said = capsys.readouterr()
         assert said.out == ""

@@ -88,6 +88,49 @@ def test_ask_on_a_terminal(folder: Path, tmp_path: Path, remamba: Run) -> None:
     assert source.count("<section>") == 2
 
 
+def test_a_page_replaces_nothing_unasked(
+    folder: Path, tmp_path: Path, remamba: Run, refused: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(folder / "doc.txt", tmp_path / "doc.txt")
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    words = ["ask", "--model", folder / "whole", "--document", tmp_path / "doc.txt"]
+    words += ["--question", QUESTION, "--max-new-tokens", 3]
+    with monkeypatch.context() as patch:  # refused before any work
+        patch.setattr("remamba.commands.model_options.ModelOptions.load", None)
+        said = refused(*words, "--selection", page)
+        assert f"--selection {page} exists; give --overwrite" in said
+        for more in ([], ["--overwrite"]):
+            said = refused(*words, "--selection", tmp_path / "doc.txt", *more)
+            assert "is the file that is read" in said
+        assert f"--selection {tmp_path} is a directory" in refused(*words, "--selection", tmp_path)
+    assert page.read_text() == "mine"
+    assert (tmp_path / "doc.txt").read_bytes() == (folder / "doc.txt").read_bytes()
+    remamba(*words, "--selection", page, "--overwrite")
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_times_say_what_was_read(folder: Path, tmp_path: Path, remamba: Run) -> None:
+    """Behind a memory, written before or now, only the question is read first."""
+
+    def times(*argv: object) -> list[str]:
+        out = remamba(*argv).splitlines()
+        return [line for line in out if line.startswith(("  time ", "  Mamba's "))]
+
+    memory = tmp_path / "m"
+    remamba("read", folder / "doc.txt", "--model", folder / "whole", "--output", memory)
+    own, plain = times(*ask(folder, "whole", "--memory", memory, "--compare"))
+    assert own.startswith("  time     question ") and "stage 1" not in own
+    assert plain.startswith("  Mamba's  document same reading, question ")
+    own, plain = times(*ask(folder, "whole", "--compare"))
+    assert own.startswith("  time     document ") and " s, question " in own
+    assert plain.startswith("  Mamba's  document same reading, question ")
+    own, plain = times(*ask(folder, "whole", "--plain-model", folder / "paper"))
+    assert plain.startswith("  Mamba's  prompt ")
+    own, plain = times(*ask(folder, "paper", "--compare"))
+    assert own.startswith("  time     stage 1 ") and plain.startswith("  Mamba's  prompt ")
+
+
 def test_ask_reads_standard_input(
     folder: Path, remamba: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,8 @@ from tests.tiny import (
     ("damage", "message"),
     [
         ("no tokenizer", "holds no tokenizer.json"),
-        ("broken tokenizer", "cannot be loaded"),
-        ("larger tokenizer", "belongs to another model"),
+        ("broken tokenizer", "tokenizer.json cannot be read as a tokenizer (Model missing"),
+        ("larger tokenizer", "the model's vocabulary 300; give the model's own tokenizer"),
         ("another architecture", "'gpt2' model, not a ReMamba"),
         ("truncated weights", "truncated or corrupt"),
         ("NaN in the weights", "not finite"),

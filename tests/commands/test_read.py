@@ -170,6 +170,10 @@ def test_read_refuses(folder: Path, tmp_path: Path, refused: Run) -> None:
     assert "a memory needs start=0" in read(*out, "--length", 0.5)
     assert "cannot be read" in read(*out, document="missing.txt")
     assert "is a directory" in read("--output", tmp_path)
-    assert "does not exist" in read("--output", tmp_path / "no" / "m")
+    assert "there is no folder" in read("--output", tmp_path / "no" / "m")
     assert "--output" in read()
+    document = (folder / "doc.txt").read_bytes()
+    said = read("--output", folder / "doc.txt", "--overwrite")
+    assert "is the file that is read" in said
+    assert (folder / "doc.txt").read_bytes() == document
     assert not (tmp_path / "m").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from remamba.errors import InputError
 from remamba.ops import backend, explain, resolve, selective_scan, use_backend
 
 
@@ -69,16 +70,18 @@ def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
 
 
 def test_unknown_name_is_refused(monkeypatch) -> None:
-    with pytest.raises(ValueError, match=r"'cuda'.*ref, torch, triton"), use_backend("cuda"):
+    with pytest.raises(InputError, match=r"'cuda'.*ref, torch, triton"), use_backend("cuda"):
         pass
     monkeypatch.setenv("REMAMBA_BACKEND", "fast")
-    with pytest.raises(ValueError, match=r"REMAMBA_BACKEND.*'fast'"):
+    with pytest.raises(InputError, match=r"REMAMBA_BACKEND.*'fast'"):
         resolve("ssd", "cpu")
+    assert {choice for _, choice, _ in explain("cpu")} == {None}
+    assert all("no backend 'fast'" in why for *_, why in explain("cpu"))
 
 
 def test_triton_is_refused_where_it_cannot_run(triton_scan, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with use_backend("triton"), pytest.raises(ValueError, match=r"triton.*cpu.*GPU"):
+    with use_backend("triton"), pytest.raises(InputError, match=r"triton.*cpu.*GPU"):
         resolve("selective_scan", "cpu")
 
 

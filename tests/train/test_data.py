@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from remamba.batch import IGNORE
 from remamba.errors import InputError
-from remamba.train.batches import IGNORED, StepBatches, make_loader
+from remamba.train.batches import StepBatches, make_loader
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
 from tests.train.toy import make_tokenizer, write_documents, write_rows
 
@@ -137,9 +138,9 @@ def test_texts_are_cut_into_pieces(tmp_path: Path) -> None:
     assert data.lengths().tolist() == [100, 100, 41]
     batch = batches(data, batch_size=3)[0]
     real = batch["attention_mask"].bool()
-    assert (batch["labels"][:, 0] == IGNORED).all()
+    assert (batch["labels"][:, 0] == IGNORE).all()
     assert (batch["labels"][:, 1:] == batch["input_ids"][:, 1:])[real[:, 1:]].all()
-    assert (batch["labels"][~real] == IGNORED).all()
+    assert (batch["labels"][~real] == IGNORE).all()
 
 
 def test_a_batch_holds_documents_and_their_questions(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_batch_holds_documents_and_their_questions(tmp_path: Path) -> None:
             document = batch["document_ids"][row // 2]
             length = int(batch["document_attention_mask"][row // 2].sum())
             assert (document[:length].numpy() == data.contexts.row(item)).all()
-            answer = TOKENIZER.decode(batch["labels"][row][batch["labels"][row] != IGNORED])
+            answer = TOKENIZER.decode(batch["labels"][row][batch["labels"][row] != IGNORE])
             prompt = TOKENIZER.decode(batch["input_ids"][row][: batch["prompt_lengths"][row]])
             value = answer.removesuffix("<|end|>")
             assert f"{prompt}{value}." in TOKENIZER.decode(document)

@@ -326,6 +326,95 @@ def test_an_output_that_is_taken_is_refused(options: Options, tmp_path: Path) ->
     assert (Path(args.output) / "notes.txt").exists()
 
 
+def test_overwriting_begins_when_all_has_been_checked(options: Options, tmp_path: Path) -> None:
+    """Whatever is refused, the old run stays as it was."""
+    args = options(max_steps=1, save_steps=1)
+    train(args)
+
+    def files() -> dict[str, bytes]:
+        found = Path(args.output).rglob("*")
+        return {str(path): path.read_bytes() for path in found if path.is_file()}
+
+    before = files()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": 3}\n')
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": " key1", "response": " val1"}])
+    checkpoint = str(Path(args.output) / "checkpoint-1")
+    for changes, said in (
+        ({"data": (str(bad),)}, "bad.jsonl"),
+        ({"base": str(tmp_path / "nowhere")}, "nowhere"),
+        ({"data": (prompts,), "document_loss": 0.5}, "needs rows with a document"),
+        ({"batch_size": 3, "accumulate": 2}, "does not divide"),
+        ({"base": args.output}, "lies in --output"),
+        ({"base": checkpoint}, "lies in --output"),
+        ({"data": (args.output + "/log.jsonl",)}, "would clear"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(options(overwrite=True, **changes))
+        assert files() == before
+    with pytest.raises(InputError, match=r"bad.jsonl"):
+        train(dataclasses.replace(args, resume=True, data=(str(bad),)))
+    assert files() == before
+    train(dataclasses.replace(args, overwrite=True, save_steps=0))
+    assert not Path(checkpoint).exists()
+
+
+def test_a_refused_run_leaves_no_directory(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        train(options(base=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_before_question_needs_documents(options: Options, tmp_path: Path) -> None:
+    """Prompts are refused before training starts; texts have no second stage, and are none."""
+    rows: list[dict[str, Any]] = [{"text": " the key1 is val1."}]
+    rows += [{"document": " key1 val1.", "question": " key1", "response": " val1"}]
+    prompt = {"prompt": " key1", "response": " val1"}
+    data = write_rows(tmp_path / "m.jsonl", [*rows, prompt])
+    with pytest.raises(InputError, match=r"before_question needs a document.*m.jsonl:3"):
+        train(options(data=(data,), placement="before_question"))
+    assert not (tmp_path / "run").exists()
+    for other in ({"method": "mamba"}, {"selector": "none"}):
+        output = str(tmp_path / next(iter(other)))
+        train(options(data=(data,), placement="before_question", output=output, **other))
+    data = write_rows(tmp_path / "n.jsonl", rows)
+    train(options(data=(data,), placement="before_question"))
+
+
+def test_training_refuses_the_tokenizers_that_ask_refuses(
+    base: str, options: Options, tmp_path: Path
+) -> None:
+    for content, said in ((None, "holds no tokenizer.json"), ("{}", "tokenizer.json cannot be")):
+        shutil.copytree(base, tmp_path / "base", dirs_exist_ok=True)
+        for file in (tmp_path / "base").glob("tokenizer*"):
+            file.unlink()
+        if content is not None:
+            (tmp_path / "base" / "tokenizer.json").write_text(content)
+        with pytest.raises(InputError, match=said):
+            train(options(base=str(tmp_path / "base")))
+    small = save_base(tmp_path / "small")
+    model = ReMambaForCausalLM.from_pretrained(small)
+    model.resize_token_embeddings(model.config.vocab_size - 1)
+    model.save_pretrained(small)
+    with pytest.raises(InputError, match=r"tokenizer.json has \d+ tokens"):
+        train(options(base=small))
+
+
+def test_a_broken_loss_ends_the_command_in_one_line(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Any, out: Any) -> torch.Tensor:
+        return out.loss * float("nan")
+
+    monkeypatch.setattr(trainer_module.Losses, "total", broken)
+    args = options()
+    command = ["train", "--base", args.base, "--data", *args.data, "--output", args.output]
+    assert main([*command, "--max-steps", "2", "--batch-size", "4", "--device", "cpu"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("remamba: the loss or its gradient is not finite at step 1")
+    assert not any("Traceback" in line for line in err)
+
+
 def test_resuming_another_run_is_refused(options: Options) -> None:
     args = options(max_steps=1, save_steps=1)
     train(args)
