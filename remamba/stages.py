@@ -66,7 +66,6 @@ class Passage:
     scores: Tensor | None = None
     """(b, m) importance scores over the span."""
     reading: Reading | None = None
-    documents: DocumentMemory | None = None
 
 
 def run_pass(
@@ -220,17 +219,13 @@ def answer(
     document = document // (batch.rows // memory.batch_size)
     states = memory.cache.select(document)
     if compression is None:
-        passage = read_plain(backbone, batch, states, how)
-        passage.documents = memory
-        return passage
+        return read_plain(backbone, batch, states, how)
     nothing = torch.zeros_like(batch.lengths)
     reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.clone(), how)
     reading = reading._replace(hidden=memory.hidden.to(reading.last_hidden.dtype), span=memory.span)
     if compression.placement != "before_question":
         # [vectors; question] from zero states; a document too short to compress keeps its own
         states = states.scale_rows((memory.span.length == 0)[document])
-    passage = _reread(
+    return _reread(
         backbone, compressor, batch, reading, compression, nothing, nothing, states, how
     )
-    passage.documents = memory
-    return passage
