@@ -226,6 +226,4 @@ def answer(
     if compression.placement != "before_question":
         # [vectors; question] from zero states; a document too short to compress keeps its own
         states = states.scale_rows((memory.span.length == 0)[document])
-    return _reread(
-        backbone, compressor, batch, reading, compression, nothing, nothing, states, how
-    )
+    return _reread(backbone, compressor, batch, reading, compression, nothing, nothing, states, how)
