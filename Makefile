@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_DOCUMENT ?= examples/demo_document.txt
-DEMO_QUESTION ?= What colour is Toby Pollard's sail?
+DEMO_QUESTION ?= What colour is Dinah Corbett's coat?
 
 .PHONY: demo test test-gpu lint type fmt bench exactness ci
 
