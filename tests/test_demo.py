@@ -1,4 +1,4 @@
-"""The embedded model does what the README and its card say, on the document of the demonstration."""
+"""The embedded model does what its card says, on the document of the demonstration."""
 
 import json
 import re
