@@ -1,7 +1,7 @@
 # Every target installs what it needs into .venv; `make -j` is safe.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# torch's threads spin where they wait: on a machine shared with others that costs up to 30 times
+# torch's threads spin where they wait: on a machine shared with others that is many times slower
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_DOCUMENT ?= examples/demo_document.txt

@@ -57,6 +57,7 @@ from contenders import (
     peer_bytes,
     prefill,
     products,
+    shapes_parser,
     with_mambapy,
 )
 from measure import (
@@ -263,12 +264,8 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = shapes_parser(__doc__)
     add = parser.add_argument
-    add("--shapes", nargs="+", default=["mamba-130m", "mamba2-130m"], metavar="SHAPE",
-        help=f"of {', '.join(SHAPES)} (default: the two 130m)")  # fmt: skip
     add("--what", nargs="+", default=["prefill", "decode", "remamba"],
         choices=("prefill", "decode", "remamba"),
         help="remamba puts the two stages beside the plain prefill (default: all)")  # fmt: skip

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contenders import LIMITS, SHAPES, Shape, WrongLogits
+from contenders import LIMITS, SHAPES, Shape, WrongLogits, shapes_parser
 from measure import (
     begin,
     head_lines,
@@ -199,12 +199,8 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = shapes_parser(__doc__)
     add = parser.add_argument
-    add("--shapes", nargs="+", default=["mamba-130m", "mamba2-130m"], metavar="SHAPE",
-        help=f"of {', '.join(SHAPES)} (default: the two 130m)")  # fmt: skip
     add("--lengths", nargs="+", type=positive, default=[512, 2048], metavar="TOKENS",
         help="of the scans and the convolution (default: 512 2048)")  # fmt: skip
     add("--backends", nargs="+", default=["torch"], choices=backend.BACKENDS,

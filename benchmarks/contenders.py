@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 
 from remamba import CompressionConfig, ReMambaConfig, ReMambaForCausalLM
 from remamba.errors import InputError
+
+
+def shapes_parser(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line, begun with --shapes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", default=["mamba-130m", "mamba2-130m"],
+        metavar="SHAPE", help=f"of {', '.join(SHAPES)} (default: the two 130m)")  # fmt: skip
+    return parser
 
 
 @dataclass(frozen=True)

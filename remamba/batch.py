@@ -190,12 +190,15 @@ def align(x: Tensor, batch: Batch) -> Tensor:
     return take_positions(x, index.clamp(max=x.shape[1] - 1))
 
 
-def leave(x: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-    """Right-padded results (b, l, ...) as the caller padded: on the left if the rows were."""
-    if batch.offset is None:
-        return x
+def flush_right(x: Tensor, lengths: Tensor) -> Tensor:
+    """Right-padded rows (b, l, ...) with their pads moved to the left."""
     index = torch.arange(x.shape[1], device=x.device) - (x.shape[1] - lengths)[:, None]
     return take_positions(x, index % max(x.shape[1], 1))
+
+
+def leave(x: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """Right-padded results (b, l, ...) as the caller padded: on the left if the rows were."""
+    return x if batch.offset is None else flush_right(x, lengths)
 
 
 class Window:

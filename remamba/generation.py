@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
-from remamba.batch import enter, take_positions
+from remamba.batch import enter, flush_right
 from remamba.cache import StateCache
 from remamba.errors import InputError
 
@@ -19,13 +19,11 @@ def pad_left(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mask (b, l), ids (b, l) and embeddings (b, l, d) with each row's pads moved to its left."""
     rows = enter(ids if embeds is None else None, mask, embeds)
-    column = torch.arange(rows.width, device=mask.device)
-    index = column - (rows.width - rows.lengths)[:, None]
-    moved = index % rows.width
+    real = torch.arange(rows.width, device=mask.device) < rows.lengths[:, None]
     return (
-        (index >= 0).to(mask.dtype),
-        None if rows.input_ids is None else rows.input_ids.gather(1, moved),
-        None if rows.embeds is None else take_positions(rows.embeds, moved),
+        flush_right(real.to(mask.dtype), rows.lengths),
+        None if rows.input_ids is None else flush_right(rows.input_ids, rows.lengths),
+        None if rows.embeds is None else flush_right(rows.embeds, rows.lengths),
     )
 
 

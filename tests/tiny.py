@@ -24,9 +24,8 @@ PAPER = CompressionConfig(length=0.5, keep_ratio=0.1)
 Run = Callable[..., Any]
 
 
-@cache
-def tiny_tokenizer() -> Any:
-    """Byte-level BPE with whole characters, halves of characters, and words."""
+def byte_level_bpe(texts: list[str], vocab_size: int, end: str) -> Any:
+    """A fast tokenizer learnt from `texts`, with `end` as its only special token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -34,13 +33,19 @@ def tiny_tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340,
-        special_tokens=[END],
+        vocab_size=vocab_size,
+        special_tokens=[end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator([TEXT] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END)
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
+
+
+@cache
+def tiny_tokenizer() -> Any:
+    """Byte-level BPE with whole characters, halves of characters, and words."""
+    return byte_level_bpe([TEXT] * 3, 340, END)
 
 
 def tiny_model(backbone: str = "mamba2", seed: int = 3, **changes: Any) -> ReMambaForCausalLM:

@@ -18,7 +18,7 @@ class Encoder:
     it adds one) and `eos` ends a response.
 
     Args:
-        tokenizer: a transformers tokenizer; a fast one is read many texts at a time.
+        tokenizer: a fast transformers tokenizer, as `load_tokenizer` gives it.
         vocab_size: rows of the model's embedding.
     """
 
@@ -26,10 +26,9 @@ class Encoder:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self.backend = getattr(tokenizer, "backend_tokenizer", None)
-        if self.backend is not None:
-            self.backend.no_truncation()
-            self.backend.no_padding()
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
         if tokenizer.eos_token_id is None:
             raise InputError(
                 f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token, so answers "
@@ -42,21 +41,13 @@ class Encoder:
         """The ids of each text."""
         if not texts:
             return []
-        if self.backend is not None:
-            found = [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        else:
-            found = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [self._array(ids) for ids in found]
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._array(e.ids) for e in found]
 
     def encode_with_ends(self, texts: list[str]) -> list[tuple[NDArray, NDArray]]:
         """The ids of each text, and the character after each token."""
         if not texts:
             return []
-        if self.backend is None:
-            raise InputError(
-                "--score-target evidence needs a fast tokenizer, which tells where its tokens lie; "
-                "this model's is not one"
-            )
         found = self.backend.encode_batch(texts, add_special_tokens=False)
         return [
             (self._array(e.ids), np.array([stop for _, stop in e.offsets], dtype=np.int64))
@@ -82,10 +73,7 @@ class Encoder:
         ids = list(range(len(self.tokenizer)))
         names = self.tokenizer.convert_ids_to_tokens(ids)
         special = set(self.tokenizer.all_special_ids)
-        if self.backend is not None:
-            texts = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
-        else:
-            texts = [self.tokenizer.decode([i]) for i in ids]
+        texts = self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
         for i, (name, text) in enumerate(zip(names, texts, strict=True)):
             if name is None or not text or i in special:
                 continue

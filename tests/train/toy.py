@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tests.tiny import byte_level_bpe
+
 KEYS = [f"key{i}" for i in range(12)]
 VALUES = [f"val{i}" for i in range(12)]
 FILLER = [f"w{i}" for i in range(8)]
@@ -14,23 +16,8 @@ FILLER = [f"w{i}" for i in range(8)]
 
 def make_tokenizer() -> Any:
     """A byte-level BPE tokenizer whose merges are learnt from the toy's own words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     words = KEYS + VALUES + FILLER + ["Paris", "paris", "Parish", "Where", "is", "the", "it"]
-    backend.train_from_iterator([f" {word} {word}." for word in words] * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>"
-    )
+    return byte_level_bpe([f" {word} {word}." for word in words] * 4, 420, "<|end|>")
 
 
 def document_row(generator: random.Random, facts: int = 3, questions: int = 2) -> dict[str, Any]:
