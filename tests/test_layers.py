@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors", "environment"),
+    ("errors", "environment", "graphs"),
     ("ops",),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),

@@ -1,0 +1,51 @@
+"""CUDA graphs: a function of tensors captured once, then replayed without its launches' cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 2
+"""Runs before the capture: kernels are compiled and libraries make their workspaces then."""
+
+
+class Graph:
+    """`function(*inputs)` captured on static tensors of the inputs' shapes and dtypes.
+
+    A call copies its arguments into the static inputs, replays, and returns the function's static
+    outputs: the next call overwrites them, so a caller that keeps them clones them. What the
+    function writes in place, warm-up included, is the caller's to restore.
+
+    Args:
+        function: launches GPU work only; it must not wait for the GPU (`.item()`, `.tolist()`).
+        inputs: examples; their values are those of the warm-up.
+        pool: another graph's `pool`, when the two are never in use at the same time.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...] = (), pool: Any = None
+    ):
+        self.inputs = tuple(tensor.clone() for tensor in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self.outputs = function(*self.inputs)
+
+    @property
+    def pool(self) -> Any:
+        """The memory that this graph's work lives in."""
+        return self._graph.pool()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for static, new in zip(self.inputs, inputs, strict=True):
+            static.copy_(new, non_blocking=True)
+        self._graph.replay()
+        return self.outputs
