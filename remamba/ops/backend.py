@@ -65,9 +65,12 @@ def resolve(op: str, device: torch.device | str) -> str:
     return _choose(op, torch.device(device).type, *_request())[0]
 
 
-def implementation(op: str, device: torch.device) -> Callable:
-    """The function that op runs on device."""
-    return _load(op, _choose(op, device.type, *_request())[0])
+def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
+    """The function that op runs on device; for float64, which no kernel takes, not triton's."""
+    choice = _choose(op, device.type, *_request())[0]
+    if choice == "triton" and dtype == torch.float64:
+        choice = "torch"
+    return _load(op, choice)
 
 
 def explain(device: torch.device | str | None = None) -> list[tuple[str, str | None, str]]:
