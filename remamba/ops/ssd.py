@@ -39,7 +39,7 @@ def ssd(
     """
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))
-        run = implementation("ssd", x.device) if x.numel() else ssd_ref
+        run = implementation("ssd", x.device, x.dtype) if x.numel() else ssd_ref
         return run(
             x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale,
             initial_state=initial_state, chunk_size=chunk_size,
