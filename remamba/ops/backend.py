@@ -19,7 +19,9 @@ from remamba.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("ref", "torch", "triton")
+BACKENDS = ("ref", "torch", "triton", "cuda")
+KERNELS = ("cuda", "triton")
+"""Those that need a GPU, the fastest first: CUDA C++ compiled by torch's NVRTC, and triton."""
 
 # op -> backend -> "module:function", imported when first used: only *_triton.py import triton.
 # A triton form is registered by a line here, beside the others:
@@ -28,14 +30,30 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
         "ref": "remamba.ops.selective_scan:selective_scan_ref",
         "torch": "remamba.ops.selective_scan_torch:selective_scan_torch",
+        "cuda": "remamba.ops.selective_scan_cuda:selective_scan_cuda",
     },
     "ssd": {
         "ref": "remamba.ops.ssd:ssd_ref",
         "torch": "remamba.ops.ssd_torch:ssd_torch",
+        "triton": "remamba.ops.ssd_triton:ssd_triton",
     },
-    "causal_conv": {"torch": "remamba.ops.causal_conv:causal_conv_torch"},
-    "selective_state_update": {"torch": "remamba.ops.state_update:selective_state_update_torch"},
-    "ssd_state_update": {"torch": "remamba.ops.state_update:ssd_state_update_torch"},
+    "causal_conv": {
+        "torch": "remamba.ops.causal_conv:causal_conv_torch",
+        "triton": "remamba.ops.causal_conv_triton:causal_conv_triton",
+    },
+    "selective_state_update": {
+        "torch": "remamba.ops.state_update:selective_state_update_torch",
+        "triton": "remamba.ops.state_update_triton:selective_state_update_triton",
+    },
+    "ssd_state_update": {
+        "torch": "remamba.ops.state_update:ssd_state_update_torch",
+        "triton": "remamba.ops.state_update_triton:ssd_state_update_triton",
+    },
+    # a whole block of a decode step; its torch form is the block itself
+    "decode_layer": {
+        "torch": "remamba.backbone:Block",
+        "triton": "remamba.ops.decode_layer_triton:mamba_layer",
+    },
 }
 
 _requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
@@ -43,7 +61,7 @@ _requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the context every op with a form of this name runs it: "ref", "torch" or "triton".
+    """Within the context every op with a form of this name runs it: "ref", "torch", "triton" or "cuda".
 
     Raises:
         InputError: there is no such backend.
@@ -57,7 +75,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def resolve(op: str, device: torch.device | str) -> str:
-    """The name of the implementation that op runs on device: "ref", "torch" or "triton".
+    """The name of the implementation that op runs on device, one of BACKENDS.
 
     Raises:
         InputError: the backend asked for, perhaps by REMAMBA_BACKEND, cannot run there.
@@ -66,9 +84,9 @@ def resolve(op: str, device: torch.device | str) -> str:
 
 
 def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
-    """The function that op runs on device; for float64, which no kernel takes, not triton's."""
+    """The function that op runs on device; for float64, which no kernel takes, torch's."""
     choice = _choose(op, device.type, *_request())[0]
-    if choice == "triton" and dtype == torch.float64:
+    if choice in KERNELS and dtype == torch.float64:
         choice = "torch"
     return _load(op, choice)
 
@@ -90,6 +108,11 @@ def explain(device: torch.device | str | None = None) -> list[tuple[str, str | N
     return found
 
 
+def requested() -> str | None:
+    """The backend asked for by use_backend or REMAMBA_BACKEND; None: the fastest of each op."""
+    return _request()[0]
+
+
 def _request() -> tuple[str | None, str]:
     """The backend asked for, and by what."""
     name = _requested.get()
@@ -109,17 +132,17 @@ def _check_name(name: str, asked_by: str) -> None:
 def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tuple[str, str]:
     """(choice, why). Cached, so that a decode step does not pay for it and the log says it once."""
     forms = IMPLEMENTATIONS[op]
-    obstacle = _triton_obstacle(device_type)
+    obstacles = {name: _obstacle(name, device_type) for name in KERNELS if name in forms}
     if request is not None:
         _check_name(request, asked_by)
-    if request == "triton" and "triton" in forms and obstacle:
-        raise InputError(f"{asked_by}: {op} cannot run 'triton' on {device_type}: {obstacle}")
+    if obstacle := obstacles.get(request or ""):
+        raise InputError(f"{asked_by}: {op} cannot run {request!r} on {device_type}: {obstacle}")
     if request in forms:
         choice, why = request, f"asked for by {asked_by}"
-    elif "triton" in forms and device_type == "cuda" and not obstacle:
-        choice, why = "triton", "fastest on cuda"
-    elif "triton" in forms and device_type == "cuda":
-        choice, why = "torch", obstacle
+    elif device_type == "cuda" and obstacles:
+        choice = next((name for name, obstacle in obstacles.items() if not obstacle), "torch")
+        told = [f"no {name!r}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
+        why = "; ".join((["fastest on cuda"] if choice != "torch" else []) + told)
     else:
         choice, why = "torch", f"fastest on {device_type}"
     if request not in (None, choice):
@@ -128,8 +151,12 @@ def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tu
     return choice, why
 
 
-def _triton_obstacle(device_type: str) -> str:
-    """Why triton kernels cannot run on this device; empty when they can."""
+def _obstacle(kernels: str, device_type: str) -> str:
+    """Why these kernels cannot run on this device; empty when they can."""
+    if kernels == "cuda":
+        from remamba.ops import nvrtc
+
+        return nvrtc.obstacle() if device_type == "cuda" else "it needs a GPU"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remamba.errors import InputError
-from remamba.ops import backend, explain, resolve, selective_scan, use_backend
+from remamba.ops import backend, explain, nvrtc, resolve, selective_scan, use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,9 @@ def clean(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def triton_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if selective_scan had a triton form and triton were installed."""
-    forms = backend.IMPLEMENTATIONS["selective_scan"] | {"triton": "math:sqrt"}
+    """As if selective_scan had a triton form, no other kernels, and triton were installed."""
+    forms = {**backend.IMPLEMENTATIONS["selective_scan"], "triton": "math:sqrt"}
+    forms.pop("cuda", None)
     monkeypatch.setitem(backend.IMPLEMENTATIONS, "selective_scan", forms)
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
 
@@ -70,7 +71,10 @@ def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
 
 
 def test_unknown_name_is_refused(monkeypatch) -> None:
-    with pytest.raises(InputError, match=r"'cuda'.*ref, torch, triton"), use_backend("cuda"):
+    with (
+        pytest.raises(InputError, match=r"'metal'.*ref, torch, triton, cuda"),
+        use_backend("metal"),
+    ):
         pass
     monkeypatch.setenv("REMAMBA_BACKEND", "fast")
     with pytest.raises(InputError, match=r"REMAMBA_BACKEND.*'fast'"):
@@ -91,6 +95,17 @@ def test_triton_is_chosen_on_a_gpu(triton_scan) -> None:
         assert resolve("selective_scan", "cuda") == "torch"
 
 
+def test_cuda_is_the_fastest_where_it_can_run(monkeypatch) -> None:
+    monkeypatch.setattr(nvrtc, "obstacle", lambda: "")
+    assert resolve("selective_scan", "cuda") == "cuda"
+    with use_backend("cuda"), pytest.raises(InputError, match=r"cuda.*cpu.*GPU"):
+        resolve("selective_scan", "cpu")
+    backend._choose.cache_clear()
+    monkeypatch.setattr(nvrtc, "obstacle", lambda: "it needs compute capability 8.0")
+    choices = {op: why for op, _, why in explain("cuda")}
+    assert "no 'cuda': it needs compute capability 8.0" in choices["selective_scan"]
+
+
 def test_triton_runs_on_the_cpu_when_asked(triton_scan, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve("selective_scan", "cpu") == "torch"
@@ -101,7 +116,7 @@ def test_triton_runs_on_the_cpu_when_asked(triton_scan, monkeypatch) -> None:
 def test_without_triton_a_gpu_runs_torch_and_says_so(triton_scan, monkeypatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     choices = {op: (choice, why) for op, choice, why in explain("cuda")}
-    assert choices["selective_scan"] == ("torch", "triton is not installed")
+    assert choices["selective_scan"] == ("torch", "no 'triton': triton is not installed")
 
 
 def test_op_without_the_form_says_so() -> None:

@@ -1,0 +1,283 @@
+"""The selective scan in CUDA C++ (selective_scan.cu): one pass over the sequence, every exp once."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from remamba.ops import nvrtc
+
+SOURCE = Path(__file__).with_name("selective_scan.cu")
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+STATES = (8, 16, 32)
+"""State sizes n that the kernels are written for."""
+CHANNELS_A_WARP = 4
+WARPS = (12, 10, 8, 6, 4, 2)
+"""Warps a thread block may have."""
+BLOCK = 8
+"""Steps that the kernels take at once."""
+
+ROWS = ("x", "dt", "z", "B", "C", "dy")
+_POINTERS_IN = ("x", "dt", "z", "B", "C", "dy", "A", "D", "bias", "scale", "first")
+_POINTERS_OUT = (
+    "y", "last", "starts", "dlast", "dx", "ddt", "dz", "dA", "dD", "dbias", "dfirst", "dBC"
+)  # fmt: skip
+
+
+class _Arguments(ctypes.Structure):
+    """`struct Arguments` of the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*_POINTERS_IN, *_POINTERS_OUT)),
+        *((f"{name}_{kind}", ctypes.c_int64) for name in ROWS for kind in ("row", "step")),
+        ("length", ctypes.c_int),
+        ("channels", ctypes.c_int),
+    ]
+
+
+def selective_scan_cuda(
+    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
+) -> tuple[Tensor, Tensor]:
+    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there.
+
+    Inputs that the kernels are not written for (`fits`) go to the Triton form.
+    """
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad
+        for t in (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+    )
+    if not fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad):
+        from remamba.ops.selective_scan_triton import selective_scan_triton
+
+        return selective_scan_triton(
+            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
+        )
+    A = A.float().contiguous()
+    if initial_state is not None:
+        initial_state = initial_state.float().contiguous()
+    if dt_scale is not None:
+        dt_scale = dt_scale.float().contiguous()
+    arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
+    if needs_grad or torch.compiler.is_compiling():
+        y, last, _ = _forward_op(*arguments)
+    else:
+        y, last, _ = _forward(*arguments)
+    return y, last
+
+
+def fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad: bool) -> bool:
+    """True when the kernels can take these inputs.
+
+    They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
+    """
+    rows = [t for t in (x, dt, z, B, C) if t is not None]
+    values = 16 // x.element_size()
+    parameters = {t.dtype for t in (D, dt_bias) if t is not None}
+    return (
+        x.dtype in TYPES
+        and all(t.dtype == x.dtype for t in rows)
+        and (not parameters or parameters in ({torch.float32}, {x.dtype}))
+        and A.shape[1] in STATES
+        and x.shape[1] < 2**31
+        and x.shape[2] % values == 0
+        and all(
+            t.stride(2) == 1
+            and t.stride(1) % values == 0
+            and (t.shape[0] == 1 or t.stride(0) % values == 0)
+            and t.data_ptr() % 16 == 0
+            for t in rows
+        )
+        and not (needs_grad and dt_scale is not None and dt_scale.requires_grad)
+    )
+
+
+@functools.cache
+def plan_warps(rows: int, channels: int, processors: int) -> int:
+    """How many warps a thread block takes, so that the busiest of a GPU's schedulers has fewest.
+
+    A multiprocessor has 4 schedulers; a block's warps share its B and C, so of equal plans the
+    one with more warps is better.
+    """
+
+    def busiest(warps: int) -> int:
+        blocks = rows * -(-channels // (CHANNELS_A_WARP * warps))
+        return warps * -(-blocks // processors)
+
+    return min(WARPS, key=lambda warps: (-(-busiest(warps) // 4), busiest(warps), -warps))
+
+
+def _plan(x: Tensor) -> tuple[int, int]:
+    """Warps a block, and blocks for the channels of one row."""
+    processors = 1
+    if x.device.type == "cuda":
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    warps = plan_warps(x.shape[0], x.shape[2], processors)
+    return warps, -(-x.shape[2] // (CHANNELS_A_WARP * warps))
+
+
+def defines_of(tensors: dict[str, Tensor | None], warps: int, save: bool) -> dict[str, int]:
+    """What the source is compiled with for these inputs."""
+    x, A = tensors["x"], tensors["A"]
+    assert x is not None and A is not None
+    present = {name: int(tensors[name] is not None) for name in ("z", "D", "bias", "scale")}
+    parameters = [TYPES[t.dtype] for t in (tensors["D"], tensors["bias"]) if t is not None]
+    return {
+        "TYPE": TYPES[x.dtype], "WARPS": warps, "SPT": A.shape[1] // 8, "TILE": tile_length(x),
+        **{f"HAS_{name.upper()}": value for name, value in present.items()},
+        "PARAM": (parameters or [0])[0], "SAVE": int(save), "BLOCKS": 1,
+    }  # fmt: skip
+
+
+def tile_length(x: Tensor) -> int:
+    """Steps of a tile; the states before each tile are what training keeps."""
+    return 32 if x.element_size() == 2 else 16
+
+
+def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
+    """Bytes of `struct ForwardShared` or `struct BackwardShared`; size: bytes a value."""
+    warps, tile, n = defines["WARPS"], defines["TILE"], 8 * defines["SPT"]
+    rows = tile * CHANNELS_A_WARP * warps
+    inputs = size * (2 * rows + (rows if defines["HAS_Z"] else 8) + 2 * tile * n)
+    pairs = tile * 2 * n * 4
+    if name == "scan_forward":
+        return 4 * inputs + 2 * pairs + warps * 4 * (BLOCK + 2) * 8
+    inputs += size * rows
+    starts = warps * (tile // BLOCK) * (n // 8) * 32 * 4
+    return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + starts + 2 * warps * BLOCK * 2 * n * 4
+
+
+def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
+    """The kernels' parameter."""
+    x = tensors["x"]
+    assert x is not None
+    arguments = _Arguments(length=x.shape[1], channels=x.shape[2])
+    for key, tensor in tensors.items():
+        if tensor is not None:
+            setattr(arguments, key, tensor.data_ptr())
+            if key in ROWS:
+                setattr(arguments, f"{key}_row", tensor.stride(0))
+                setattr(arguments, f"{key}_step", tensor.stride(1))
+    return arguments
+
+
+def _launch(name: str, tensors: dict[str, Tensor | None], save: bool) -> None:
+    x = tensors["x"]
+    assert x is not None
+    warps, blocks = _plan(x)
+    defines = defines_of(tensors, warps, save)
+    shared = shared_bytes(name, defines, x.element_size())
+    device = x.device.index
+    kernel = nvrtc.load(SOURCE, name, tuple(defines.items()), 32 * warps, shared, device)
+    kernel((blocks, x.shape[0]), arguments_of(tensors), device)
+
+
+def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
+    b, l, e = x.shape
+    n = A.shape[1]
+    y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
+    last = torch.empty((b, e, n), dtype=torch.float32, device=x.device)
+    tiles = -(-l // tile_length(x)) if save else 0
+    starts = torch.empty((b, tiles, e, n), dtype=torch.float32, device=x.device)
+    tensors = {
+        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias, "scale": dt_scale,
+        "first": initial_state, "y": y, "last": last, "starts": starts,
+    }  # fmt: skip
+    _launch("scan_forward", tensors, save)
+    return y, last, starts
+
+
+@torch.library.custom_op("remamba::selective_scan_cuda", mutates_args=())
+def _forward_op(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+    return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
+
+
+@_forward_op.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
+    (b, l, e), n = x.shape, A.shape[1]
+    tiles = -(-l // tile_length(x)) if save else 0
+    return (
+        x.new_empty((b, l, e)),
+        x.new_empty((b, e, n), dtype=torch.float32),
+        x.new_empty((b, tiles, e, n), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("remamba::selective_scan_cuda_backward", mutates_args=())
+def _backward_op(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_scale: Tensor | None, starts: Tensor, dy: Tensor, dlast: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, dt, A, B and C (b, l, 2 n), D, z, dt_bias and the initial state.
+
+    All but those of x, dt and z are float32; that of an absent z is empty.
+    """
+    b, l, e = x.shape
+    n = A.shape[1]
+    dx, ddt = torch.empty_like(x), torch.empty_like(x)
+    dx, ddt = (torch.empty((b, l, e), dtype=x.dtype, device=x.device) for _ in range(2))
+    dz = torch.empty((b, l, e) if z is not None else (0,), dtype=x.dtype, device=x.device)
+    dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
+    dD, dbias = (torch.empty((b, e), dtype=torch.float32, device=x.device) for _ in range(2))
+    dBC = torch.empty((b, _plan(x)[1], l, 2 * n), dtype=torch.float32, device=x.device)
+    tensors = {
+        "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
+        "scale": dt_scale, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt, "dz": dz, "dA": dA,
+        "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
+    }  # fmt: skip
+    _launch("scan_backward", tensors, True)
+    return dx, ddt, dA.sum(0), dBC.sum(1), dD.sum(0), dz, dbias.sum(0), dfirst
+
+
+@_backward_op.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, dy, dlast):
+    (b, l, e), n = x.shape, A.shape[1]
+    rows, channels = x.new_empty((b, l, e)), x.new_empty((e,), dtype=torch.float32)
+    return (
+        rows, rows.clone(), x.new_empty((e, n), dtype=torch.float32),
+        x.new_empty((b, l, 2 * n), dtype=torch.float32), channels,
+        rows.clone() if z is not None else x.new_empty((0,)), channels.clone(),
+        x.new_empty((b, e, n), dtype=torch.float32),
+    )  # fmt: skip
+
+
+def _keep(ctx, inputs, output):
+    starts = output[2]  # starts[:, 0] is the initial state
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(starts)
+    ctx.save_for_backward(*inputs[:9], starts)
+
+
+def _differentiate(ctx, dy, dlast, _):
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, starts = ctx.saved_tensors
+    dy = (
+        torch.zeros_like(x, memory_format=torch.contiguous_format)
+        if dy is None
+        else dy.contiguous()
+    )
+    if dlast is not None:
+        dlast = dlast.float().contiguous()
+    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = _backward_op(
+        x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, dy, dlast
+    )
+    dB, dC = dBC.to(x.dtype).split(A.shape[1], dim=2)
+    wants = ctx.needs_input_grad
+    return (
+        dx, ddt, dA, dB, dC,
+        dD.to(D.dtype) if D is not None and wants[5] else None,
+        dz if wants[6] else None,
+        dbias.to(dt_bias.dtype) if dt_bias is not None and wants[7] else None,
+        None,
+        dfirst if wants[9] else None,
+        None,
+    )  # fmt: skip
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_keep)

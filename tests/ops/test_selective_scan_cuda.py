@@ -1,0 +1,171 @@
+"""The CUDA C++ scan: on a GPU as it is, elsewhere its very source as a program of the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from remamba.ops import selective_scan, selective_scan_cuda, selective_scan_ref, use_backend
+from remamba.ops.selective_scan_cuda import SOURCE, plan_warps, shared_bytes
+
+HERE = Path(__file__).parent
+WARPS = 2
+
+
+@functools.cache
+def emulated(size: int, **defines: int) -> ctypes.CDLL:
+    """The source compiled for the CPU, every thread of a block a fiber (cuda_emulation.h)."""
+    text = "\n".join(
+        [
+            f'#include "{HERE / "cuda_emulation.h"}"',
+            *(f"#define {name} {value}" for name, value in defines.items()),
+            f'#include "{SOURCE}"',
+            *(
+                f'extern "C" size_t run_scan_{name}(const Arguments* a, unsigned x, unsigned y) {{'
+                f"launch(scan_{name}, x, y, THREADS, sizeof({shared}), *a); return sizeof({shared}); }}"
+                for name, shared in (("forward", "ForwardShared"), ("backward", "BackwardShared"))
+            ),
+        ]
+    )
+    folder = Path(tempfile.mkdtemp())
+    (folder / "scan.cpp").write_text(text)
+    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "scan.cpp", "-o", "scan.so"]
+    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
+    library = ctypes.CDLL(str(folder / "scan.so"))
+    for name in ("forward", "backward"):
+        getattr(library, f"run_scan_{name}").restype = ctypes.c_size_t
+    return library
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU; where there is none the CPU, on which the kernels' launches run the emulated source."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+
+    def launch(name: str, tensors: dict[str, Tensor | None], save: bool) -> None:
+        x = tensors["x"]
+        assert x is not None
+        warps, blocks = selective_scan_cuda._plan(x)
+        defines = selective_scan_cuda.defines_of(tensors, warps, save)
+        library = emulated(x.element_size(), **defines)
+        arguments = selective_scan_cuda.arguments_of(tensors)
+        shared = getattr(library, f"run_{name}")(ctypes.byref(arguments), blocks, x.shape[0])
+        assert shared == shared_bytes(name, defines, x.element_size())
+
+    monkeypatch.setattr(selective_scan_cuda, "_launch", launch)
+    monkeypatch.setattr(selective_scan_cuda, "plan_warps", lambda *_: WARPS)
+    return "cpu"
+
+
+def make(device: str, b=1, l=19, e=16, n=16, dtype=torch.float32, absent: str = "", wide=False):
+    """Inputs of a scan; wide: rows are parts of wider ones, as a mixer's projections give them."""
+
+    def rows(width: int) -> Tensor:
+        whole = torch.randn(b, l, width + 8 * wide, device=device).to(dtype)
+        return whole[..., 8 * wide :]
+
+    inputs = {
+        "x": rows(e), "dt": rows(e) - 1, "A": -torch.rand(e, n, device=device) - 0.1,
+        "B": rows(n), "C": rows(n), "D": torch.randn(e, device=device).to(dtype), "z": rows(e),
+        "dt_bias": torch.randn(e, device=device).to(dtype),
+        "initial_state": torch.randn(b, e, n, device=device),
+    }  # fmt: skip
+    return {name: t for name, t in inputs.items() if name not in absent.split()}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"l": 1, "absent": "z D dt_bias initial_state"},
+        {"l": 2, "b": 2, "absent": "z"},
+        {"l": 63, "e": 4},
+        {"l": 100, "e": 12, "b": 2, "absent": "D"},
+        {"n": 8, "absent": "initial_state"},
+        {"n": 32, "absent": "dt_bias"},
+        {"l": 70, "dtype": torch.bfloat16, "e": 24},
+        {"l": 33, "dtype": torch.bfloat16, "wide": True},
+    ],
+    ids=str,
+)
+def test_outputs_state_and_gradients_equal_the_reference(
+    sizes, device, same, outputs_and_grads
+) -> None:
+    inputs = make(device, **sizes)
+    found = outputs_and_grads(selective_scan_cuda.selective_scan_cuda, inputs)
+    wanted = outputs_and_grads(selective_scan_ref, inputs)
+    same(found, wanted)
+
+
+def test_lengths_and_scale_leave_the_state_alone(device, same) -> None:
+    inputs = make(device, b=2, l=37)
+    scale = torch.rand(2, 37, device=device)
+    lengths = torch.tensor([5, 37], device=device)
+    real = torch.arange(37, device=device) < lengths[:, None]
+    found = selective_scan_cuda.selective_scan_cuda(**inputs, dt_scale=scale * real)
+    y, state = selective_scan_ref(**inputs, dt_scale=scale, lengths=lengths)
+    same(found[1], state)
+    same(found[0] * real[..., None], y * real[..., None])
+
+
+def test_pieces_equal_the_whole(device, same) -> None:
+    inputs = make(device, l=50)
+    whole, last = selective_scan_cuda.selective_scan_cuda(**inputs)
+    state, pieces = inputs.pop("initial_state"), []
+    for cut in (slice(0, 17), slice(17, 49), slice(49, 50)):
+        part = {k: t[:, cut] if t.dim() == 3 else t for k, t in inputs.items()}
+        y, state = selective_scan_cuda.selective_scan_cuda(**part, initial_state=state)
+        pieces.append(y)
+    same(torch.cat(pieces, 1), whole)
+    same(state, last)
+
+
+@pytest.mark.parametrize("raw", [-30.0, -5.0, -0.7, -0.69, 0.0, 3.0, 19.9, 20.1, 60.0])
+def test_time_steps_of_every_size(raw, device, same) -> None:
+    inputs = make(device, l=3, absent="dt_bias z")
+    inputs["dt"] = torch.full_like(inputs["dt"], raw)
+    inputs["A"] = inputs["A"] * 0.05
+    same(selective_scan_cuda.selective_scan_cuda(**inputs)[0], selective_scan_ref(**inputs)[0])
+
+
+def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> None:
+    def fits(**changes) -> bool:
+        inputs = {**make(device), "dt_scale": None, "needs_grad": True, **changes}
+        del inputs["initial_state"]
+        return selective_scan_cuda.fits(**inputs)
+
+    sound = make(device)
+    assert fits()
+    assert not fits(A=torch.ones(16, 5), B=torch.ones(1, 19, 5), C=torch.ones(1, 19, 5))
+    assert not fits(x=sound["x"].double())
+    assert not fits(B=sound["B"].bfloat16())
+    assert not fits(z=torch.ones(1, 19, 17)[..., 1:])
+    assert not fits(dt_scale=torch.ones(1, 19, requires_grad=True))
+    assert fits(dt_scale=torch.ones(1, 19, requires_grad=True), needs_grad=False)
+
+
+def test_the_busiest_scheduler_has_fewest_warps() -> None:
+    assert plan_warps(1, 5120, 132) == 10  # 128 blocks, 3 warps a scheduler
+    assert plan_warps(8, 1536, 132) == 12  # 256 blocks, 2 a multiprocessor, 6 warps a scheduler
+    assert plan_warps(1, 16, 132) == 4  # one block
+
+
+@pytest.mark.gpu
+def test_it_is_the_default_on_a_gpu() -> None:
+    inputs = make("cuda", b=2, l=300, e=64, dtype=torch.bfloat16)
+    y, state = selective_scan(**inputs)
+    with use_backend("cuda"):
+        again, state_again = selective_scan(**inputs)
+    assert torch.equal(y, again) and torch.equal(state, state_again)
