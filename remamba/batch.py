@@ -1,4 +1,8 @@
-"""The door: rows of tokens, masks and lengths become one right-padded batch, and go out again."""
+"""The door: rows of tokens, masks and lengths become one right-padded batch, and go out again.
+
+Lengths live on the host (CPU tensors), so that no pass waits for the device to learn how wide
+something is; `to_device` takes a copy there where positions are computed from them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,33 @@ IGNORE = -100
 """The label of a position that carries no loss."""
 
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """A host tensor on the device, without waiting for the work that the device still has."""
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(*given: Tensor) -> list[Tensor]:
+    """Tensors of integers on the host, int64: all of them for one wait at most."""
+    away = [x.reshape(-1).long() for x in given if x.device.type != "cpu"]
+    joined = iter(torch.cat(away).cpu().split([len(x) for x in away]) if away else ())
+    return [x.long() if x.device.type == "cpu" else next(joined).view(x.shape) for x in given]
+
+
+def cut(x: Tensor, start: Tensor, width: int) -> Tensor:
+    """x (b, l, ...) from start (b,) on -> (b, width, ...); past the end the last position.
+
+    A view of x where all rows start at one place, else a copy.
+    """
+    first = int(start[0]) if len(start) else 0
+    if 0 <= first <= x.shape[1] - width and bool((start == first).all()):
+        return x[:, first : first + width]
+    column = torch.arange(width, device=x.device)
+    index = to_device(start, x.device)[:, None] + column
+    return take_positions(x, index.clamp(0, x.shape[1] - 1))
+
+
 @dataclass
 class Batch:
     """Right-padded rows: the prompt, then (in training) the answer; token ids or embeddings."""
@@ -23,7 +54,7 @@ class Batch:
     embeds: Tensor | None
     """(b, l, d)."""
     lengths: Tensor
-    """(b,) real tokens of each row."""
+    """(b,) real tokens of each row; on the host, as all lengths."""
     prompt_lengths: Tensor
     """(b,) how many of them are prompt."""
     question_lengths: Tensor
@@ -34,37 +65,44 @@ class Batch:
     """(b,) pads that stood on the left of each row; None when none did."""
 
     @property
+    def given(self) -> Tensor:
+        """The ids or the embeddings."""
+        x = self.input_ids if self.input_ids is not None else self.embeds
+        assert x is not None
+        return x
+
+    @property
     def rows(self) -> int:
         return self.lengths.shape[0]
 
     @property
     def width(self) -> int:
-        given = self.input_ids if self.input_ids is not None else self.embeds
-        assert given is not None
-        return given.shape[1]
+        return self.given.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.given.device
 
     @property
     def document_lengths(self) -> Tensor:
         return self.prompt_lengths - self.question_lengths
 
-    def take(self, embeddings: nn.Module, index: Tensor) -> Tensor:
-        """(b, n, d) embeddings of the positions `index` (b, n) of each row."""
-        if self.input_ids is not None:
-            return embeddings(self.input_ids.gather(1, index))
-        assert self.embeds is not None
-        return take_positions(self.embeds, index)
+    def take(self, embeddings: nn.Module, index: Tensor | slice) -> Tensor:
+        """(b, n, d) embeddings of the positions `index`, (b, n) or the same in each row."""
+        x = self.given
+        x = x[:, index] if isinstance(index, slice) else take_positions(x, index)
+        return embeddings(x) if self.input_ids is not None else x
 
     def part(self, start: Tensor, stop: Tensor) -> Batch:
         """The positions from start (b,) to stop (b,) of each row, as rows of their own."""
         lengths = stop - start
-        column = torch.arange(int(lengths.max()), device=lengths.device)
-        index = (start[:, None] + column).clamp(max=self.width - 1)
+        width = int(lengths.max())
         labels = self.labels
         if labels is not None:
-            labels = labels.gather(1, index).masked_fill(column >= lengths[:, None], IGNORE)
+            labels = ignore_pads(cut(labels, start, width), lengths)
         return Batch(
-            None if self.input_ids is None else self.input_ids.gather(1, index),
-            None if self.embeds is None else take_positions(self.embeds, index),
+            None if self.input_ids is None else cut(self.input_ids, start, width),
+            None if self.embeds is None else cut(self.embeds, start, width),
             lengths,
             torch.minimum(stop, self.prompt_lengths) - start,
             torch.zeros_like(lengths),
@@ -98,6 +136,18 @@ def take_positions(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
 
 
+def past_end(lengths: Tensor, width: int, device: torch.device) -> Tensor:
+    """(b, width) bool on the device: True at or past each row's length."""
+    return torch.arange(width, device=device) >= to_device(lengths, device)[:, None]
+
+
+def ignore_pads(labels: Tensor, lengths: Tensor) -> Tensor:
+    """labels (b, l) with IGNORE at or past each row's length."""
+    if bool((lengths >= labels.shape[1]).all()):
+        return labels
+    return labels.masked_fill(past_end(lengths, labels.shape[1], labels.device), IGNORE)
+
+
 def enter(
     input_ids: Tensor | None,
     attention_mask: Tensor | None = None,
@@ -105,12 +155,19 @@ def enter(
     labels: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     question_lengths: Tensor | None = None,
+    vocab_size: int | None = None,
 ) -> Batch:
     """The rows as a right-padded batch; left padding is rolled to the right.
 
+    What must be known of tensors that lie on a GPU is read by one wait for it, here and nowhere
+    else in a prefill; none where everything that is asked comes from the host.
+
+    Args:
+        vocab_size: token ids outside it are refused; None looks at none.
+
     Raises:
         InputError: neither or both of ids and embeddings, an empty row, a mask of another shape or
-            with holes, lengths that do not fit their rows.
+            with holes, lengths that do not fit their rows, a token outside the vocabulary.
     """
     if (input_ids is None) == (embeds is None):
         raise InputError("give either input_ids or inputs_embeds, and not both")
@@ -119,61 +176,81 @@ def enter(
     if given.dim() != (2 if embeds is None else 3):
         raise InputError(f"the input's shape {tuple(given.shape)} is not (rows, tokens)")
     rows, width = given.shape[:2]
-    if attention_mask is None:
-        lengths = torch.full((rows,), width, device=given.device)
-        offset = torch.zeros_like(lengths)
-    else:
-        if attention_mask.shape != (rows, width):
-            raise InputError(
-                f"attention_mask is {tuple(attention_mask.shape)}, the input is ({rows}, {width})"
-            )
-        lengths, offset = _padding(attention_mask.to(given.device).bool())
-    if width == 0 or bool((lengths == 0).any()):
-        row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
+    if width == 0:
+        raise InputError("the prompt of row 0 is empty; it needs at least one token")
+    for name, x in (("attention_mask", attention_mask), ("labels", labels)):
+        if x is not None and x.shape != (rows, width):
+            raise InputError(f"{name} is {tuple(x.shape)}, the input is ({rows}, {width})")
+    mask = None if attention_mask is None else attention_mask.bool()
+    nothing = torch.zeros(rows, dtype=torch.int64)
+    lengths, offset, prompts, questions, first, holes, range_ = to_host(
+        nothing + width if mask is None else mask.sum(dim=1),
+        nothing if mask is None else mask.int().argmax(dim=1),
+        nothing if prompt_lengths is None else _whole("prompt_lengths", prompt_lengths),
+        nothing if question_lengths is None else _whole("question_lengths", question_lengths),
+        nothing if labels is None or prompt_lengths is not None else _first_label(labels, mask),
+        nothing if mask is None else _has_holes(mask),
+        nothing if input_ids is None or vocab_size is None else _range(input_ids),
+    )
+    if bool(holes.any()):
+        raise InputError(
+            f"attention_mask of row {int(holes.argmax())} has holes; pad on the left or on the "
+            "right only"
+        )
+    if bool((lengths == 0).any()):
+        row = int((lengths == 0).nonzero()[0])
         raise InputError(f"the prompt of row {row} is empty; it needs at least one token")
-    batch = Batch(input_ids, embeds, lengths, lengths, torch.zeros_like(lengths))
+    if vocab_size is not None and bool(((range_ < 0) | (range_ >= vocab_size)).any()):
+        raise InputError(
+            f"token id {int(range_.min() if range_.min() < 0 else range_.max())} is outside the "
+            f"vocabulary of {vocab_size}; is the tokenizer another model's?"
+        )
+    batch = Batch(input_ids, embeds, lengths, lengths, nothing)
     if bool((offset > 0).any()):
         batch = batch.part(offset, offset + lengths)
         batch.offset = offset
     if labels is not None:
-        labels = align(labels, batch)
-        past_end = torch.arange(labels.shape[1], device=labels.device) >= lengths[:, None]
-        batch.labels = labels.masked_fill(past_end, IGNORE)
-    batch.prompt_lengths = _prompt_lengths(prompt_lengths, batch)
+        batch.labels = ignore_pads(align(labels, batch), lengths)
+    if prompt_lengths is not None:
+        batch.prompt_lengths = _within("prompt_lengths", prompts, 1, lengths)
+    elif labels is not None:
+        first = first - offset  # up to the first label, or the whole row
+        batch.prompt_lengths = torch.where((first > 0) & (first < lengths), first, lengths)
+    else:
+        batch.prompt_lengths = lengths
     if question_lengths is not None:
-        batch.question_lengths = _within(
-            "question_lengths", question_lengths, 0, batch.prompt_lengths
-        )
+        batch.question_lengths = _within("question_lengths", questions, 0, batch.prompt_lengths)
     return batch
 
 
-def _padding(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Real tokens of each row (b,) and the pads on its left (b,)."""
-    lengths, offset = mask.sum(dim=1), mask.int().argmax(dim=1)
-    position = torch.arange(mask.shape[1], device=mask.device)
-    whole = (position >= offset[:, None]) & (position < (offset + lengths)[:, None])
-    if holes := (mask != whole).any(dim=1).nonzero().flatten().tolist():
-        raise InputError(
-            f"attention_mask of row {holes[0]} has holes; pad on the left or on the right only"
-        )
-    return lengths, offset
+def _has_holes(mask: Tensor) -> Tensor:
+    """(b,) bool: a row's real tokens do not stand together."""
+    steps = mask.int().diff(dim=1).abs().sum(dim=1)
+    return steps + mask[:, 0] + mask[:, -1] > 2
 
 
-def _prompt_lengths(given: Tensor | None, batch: Batch) -> Tensor:
-    """(b,) tokens of each prompt: as given, or up to the first label, or the whole row."""
-    if given is not None:
-        return _within("prompt_lengths", given, 1, batch.lengths)
-    if batch.labels is None:
-        return batch.lengths
-    labelled = batch.labels != IGNORE
-    first = torch.where(labelled.any(dim=1), labelled.int().argmax(dim=1), batch.lengths)
-    return torch.where(first > 0, first, batch.lengths)
+def _first_label(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """(b,) where each row's first label stands; the row's width, or more, where it has none."""
+    labelled = labels != IGNORE
+    if mask is not None:
+        labelled = labelled & mask.to(labels.device)
+    first = labelled.int().argmax(dim=1)
+    return torch.where(labelled.any(dim=1), first, 2 * labels.shape[1])
+
+
+def _range(ids: Tensor) -> Tensor:
+    """(2,) the lowest and the highest; (0,) of none."""
+    return torch.stack(ids.aminmax()) if ids.numel() else ids.new_zeros(0)
+
+
+def _whole(name: str, given: Tensor) -> Tensor:
+    given = torch.as_tensor(given)
+    if given.is_floating_point():
+        raise InputError(f"{name} = {given.tolist()} must be whole numbers")
+    return given
 
 
 def _within(name: str, given: Tensor, low: int, high: Tensor) -> Tensor:
-    given = torch.as_tensor(given, device=high.device)
-    if given.is_floating_point():
-        raise InputError(f"{name} = {given.tolist()} must be whole numbers")
     if given.shape != high.shape or bool(((given < low) | (given > high)).any()):
         raise InputError(
             f"{name} = {given.tolist()} must lie, row by row, between {low} and {high.tolist()}"
@@ -185,15 +262,16 @@ def align(x: Tensor, batch: Batch) -> Tensor:
     """A per-position tensor (b * n, l, ...) given beside the rows, moved as `enter` moved them."""
     if batch.offset is None:
         return x
-    offset = batch.offset.repeat_interleave(x.shape[0] // batch.rows)
-    index = offset[:, None] + torch.arange(batch.width, device=x.device)
-    return take_positions(x, index.clamp(max=x.shape[1] - 1))
+    return cut(x, batch.offset.repeat_interleave(x.shape[0] // batch.rows), batch.width)
 
 
 def flush_right(x: Tensor, lengths: Tensor) -> Tensor:
     """Right-padded rows (b, l, ...) with their pads moved to the left."""
-    index = torch.arange(x.shape[1], device=x.device) - (x.shape[1] - lengths)[:, None]
-    return take_positions(x, index % max(x.shape[1], 1))
+    width = x.shape[1]
+    if bool((lengths == width).all()):
+        return x
+    index = torch.arange(width, device=x.device) - to_device(width - lengths, x.device)[:, None]
+    return take_positions(x, index % max(width, 1))
 
 
 def leave(x: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
@@ -219,15 +297,22 @@ class Window:
         if lowest == highest == 0 and n == self.width:
             self.states = hidden
             return
-        if self.states is None:
-            self.states = hidden.new_zeros(rows, self.width, d)
         low, high = max(0, -highest), min(self.width, n - lowest)
+        if self.states is None:
+            # a copy, so that the rest of the piece is let go
+            if low < high and high - low == self.width and lowest >= 0 and highest + high <= n:
+                self.states = cut(hidden, first, self.width).clone()
+                return
+            self.states = hidden.new_zeros(rows, self.width, d)
         if low >= high:
             return
-        index = first[:, None] + torch.arange(low, high, device=hidden.device)
-        inside = ((index >= 0) & (index < n)).unsqueeze(-1)
-        found = take_positions(hidden, index.clamp(0, n - 1))
-        self.states[:, low:high] = torch.where(inside, found, self.states[:, low:high])
+        found = cut(hidden, first + low, high - low)
+        if lowest + low < 0 or highest + high > n:
+            column = torch.arange(low, high, device=hidden.device)
+            index = to_device(first, hidden.device)[:, None] + column
+            inside = ((index >= 0) & (index < n)).unsqueeze(-1)
+            found = torch.where(inside, found, self.states[:, low:high])
+        self.states[:, low:high] = found
 
 
 def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> list[Tensor]:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ MEMORY_FORMAT = "remamba-memory-1"
 
 
 class Span(NamedTuple):
-    """The positions to compress, one range a row: 0-based, half-open."""
+    """The positions to compress, one range a row: 0-based, half-open; on the host."""
 
     start: Tensor
     """(b,) int64."""
@@ -61,28 +61,83 @@ class Kept(NamedTuple):
         ]
 
 
+class StateHome(Protocol):
+    """A place where the states of a batch are moved on in place."""
+
+    def states(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of the first rows' conv_states and ssm_states."""
+
+
 class StateCache:
     """Convolution windows and SSM states of a batch, one pair a layer.
 
     `conv_states[i]` is (b, w - 1, channels), the last inputs of the convolution; `ssm_states[i]` is
     float32, (b, e, n) in Mamba and (b, h, p, n) in Mamba-2. Both are None until a pass fills them.
+
+    While a decode step moves the states on in place they live there; to look at them in any way
+    copies them out, so that what was seen never changes.
     """
 
     is_compileable = False
 
     def __init__(self, num_layers: int):
-        self.conv_states: list[Tensor | None] = [None] * num_layers
-        self.ssm_states: list[Tensor | None] = [None] * num_layers
+        self._conv_states: list[Tensor | None] = [None] * num_layers
+        self._ssm_states: list[Tensor | None] = [None] * num_layers
+        self._home: StateHome | None = None
+        self._rows = 0
         self.kept: Kept | None = None
 
     @property
+    def conv_states(self) -> list[Tensor | None]:
+        self.move_out()
+        return self._conv_states
+
+    @conv_states.setter
+    def conv_states(self, states: list[Tensor | None]) -> None:
+        self.move_out()
+        self._conv_states = states
+
+    @property
+    def ssm_states(self) -> list[Tensor | None]:
+        self.move_out()
+        return self._ssm_states
+
+    @ssm_states.setter
+    def ssm_states(self, states: list[Tensor | None]) -> None:
+        self.move_out()
+        self._ssm_states = states
+
+    def is_at(self, home: StateHome) -> bool:
+        return self._home is home
+
+    def move_in(self, home: StateHome) -> None:
+        """From now on the states are those that `home` moves on, until someone looks at them."""
+        self._rows = self.batch_size
+        layers = len(self._conv_states)
+        self._conv_states, self._ssm_states = [None] * layers, [None] * layers
+        self._home = home
+
+    def move_out(self) -> None:
+        """The states are this cache's own again: a copy of what they are at home."""
+        if self._home is not None:
+            home, self._home = self._home, None
+            conv, ssm = home.states(self._rows)
+            self._conv_states, self._ssm_states = list(conv), list(ssm)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.move_out()
+        return self.__dict__
+
+    @property
     def is_filled(self) -> bool:
-        return self.ssm_states[0] is not None
+        return self._home is not None or self._ssm_states[0] is not None
 
     @property
     def batch_size(self) -> int:
         """Rows held; 0 when nothing has been read."""
-        return 0 if self.ssm_states[0] is None else self.ssm_states[0].shape[0]
+        if self._home is not None:
+            return self._rows
+        return 0 if self._ssm_states[0] is None else self._ssm_states[0].shape[0]
 
     def update(self, layer: int, conv_state: Tensor, ssm_state: Tensor) -> None:
         self.conv_states[layer] = conv_state
@@ -104,6 +159,10 @@ class StateCache:
             setattr(other, name, [None if state is None else function(state) for state in states])
         other.kept = self.kept
         return other
+
+    def copy(self) -> StateCache:
+        """A cache of its own that holds the same tensors, until a pass replaces them."""
+        return self._map(lambda state: state)
 
     def clone(self) -> StateCache:
         """A cache of its own that shares no storage."""
@@ -179,7 +238,7 @@ class DocumentMemory:
     span: Span
     """The positions of the document to compress."""
     lengths: Tensor
-    """(b,) tokens of each document."""
+    """(b,) tokens of each document; on the host."""
     cache: StateCache
     """States after each document's last token."""
     compression: CompressionConfig | None
@@ -195,21 +254,22 @@ class DocumentMemory:
 
     def select(self, index: Tensor) -> DocumentMemory:
         """The documents `index` (n,), in that order; they may repeat."""
+        here, there = index.cpu(), index.to(self.hidden.device)
         return DocumentMemory(
-            self.hidden.index_select(0, index),
-            Span(self.span.start[index], self.span.stop[index]),
-            self.lengths[index],
-            self.cache.select(index),
+            self.hidden.index_select(0, there),
+            Span(self.span.start[here], self.span.stop[here]),
+            self.lengths[here],
+            self.cache.select(there),
             self.compression,
             self.fingerprint,
-            None if self.input_ids is None else self.input_ids.index_select(0, index),
+            None if self.input_ids is None else self.input_ids.index_select(0, there),
         )
 
     def to(self, device: torch.device | str) -> DocumentMemory:
         return DocumentMemory(
             self.hidden.to(device),
-            Span(self.span.start.to(device), self.span.stop.to(device)),
-            self.lengths.to(device),
+            self.span,
+            self.lengths,
             self.cache.to(device),
             self.compression,
             self.fingerprint,

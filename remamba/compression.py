@@ -9,16 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remamba.adaption import Adaption
+from remamba.batch import past_end, take_positions, to_device
 from remamba.cache import Kept, Span
 from remamba.configuration_remamba import CompressionConfig
 
 ROUNDING = 1e-9
 """Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
 SCORE_LOSS_SCALE = 16.0
+EPS = 1e-8
+"""Least length of a key or a query that a cosine divides by."""
+SCORED_AT_ONCE = 8192
+"""Positions of a span whose keys are held at one time, where no gradient asks for all of them."""
 
 
 def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
     """The positions to compress: start = floor(s L), length = max(ceil(p L), 1).
+
+    All of it is of the host, as the lengths are: what is kept, and how long stage 2's sequence
+    becomes, is known before stage 1 has run.
 
     Args:
         lengths: (b,) tokens of each prompt, or of its document if the question stands apart [L].
@@ -96,10 +104,11 @@ class Compressor(nn.Module):
         Returns:
             (b * n, m).
         """
-        keys = F.normalize(self.key_proj(hidden).float(), dim=-1, eps=1e-8)
-        query = F.normalize(self.query_proj(last_hidden).float(), dim=-1, eps=1e-8)
+        query = self.query_proj(last_hidden).float()
         query = query.view(hidden.shape[0], -1, query.shape[-1])
-        return (query @ keys.transpose(1, 2)).flatten(0, 1)
+        size = max(hidden.shape[1], 1) if torch.is_grad_enabled() else SCORED_AT_ONCE
+        pieces = [_cosines(self.key_proj(h).float(), query) for h in hidden.split(size, dim=1)]
+        return torch.cat(pieces, dim=2).flatten(0, 1)
 
     def keep(
         self, hidden: Tensor, scores: Tensor, span: Span, compression: CompressionConfig
@@ -111,36 +120,50 @@ class Compressor(nn.Module):
             scores: (b * n, m).
             span: of the b documents.
         """
-        per_document = scores.shape[0] // hidden.shape[0]
+        documents, device = hidden.shape[0], scores.device
+        per_document = scores.shape[0] // documents
         length = span.length.repeat_interleave(per_document)
         kept_lengths = num_kept(span, compression).repeat_interleave(per_document)
         index = _select(scores.detach(), length, kept_lengths, compression.selector)
-        real = torch.arange(index.shape[1], device=index.device) < kept_lengths[:, None]
+        k = index.shape[1]
         kept_scores = scores.gather(1, index)
-        document = torch.arange(scores.shape[0], device=index.device) // per_document
-        values = self.value_proj(hidden[document[:, None], index])
+        values = take_positions(hidden, index.view(documents, -1)).unflatten(1, (per_document, k))
+        values = self.value_proj(values.flatten(0, 1))
         if compression.adaption == "multiplicative":
             values = values * importance(kept_scores, compression).unsqueeze(-1).to(values.dtype)
-        position = span.start.repeat_interleave(per_document)[:, None] + index
-        return Kept(
-            torch.where(real, position, 0), torch.where(real, kept_scores, 0), values, kept_lengths
-        )
+        if bool(span.start.any()):
+            start = span.start.repeat_interleave(per_document)
+            index = index + to_device(start, device)[:, None]
+        if bool((kept_lengths < k).any()):
+            pad = past_end(kept_lengths, k, device)
+            index, kept_scores = index.masked_fill(pad, 0), kept_scores.masked_fill(pad, 0)
+        return Kept(index, kept_scores, values, to_device(kept_lengths, device))
+
+
+def _cosines(keys: Tensor, query: Tensor) -> Tensor:
+    """keys (b, m, d), query (b, n, d) -> (b, n, m); the products are divided, not the keys."""
+    size = torch.linalg.vector_norm(keys, dim=-1).clamp(min=EPS)
+    query = F.normalize(query, dim=-1, eps=EPS)
+    return (query @ keys.transpose(1, 2)) / size.unsqueeze(1)
 
 
 def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tensor:
     """Which K of the span's positions are kept (Eq. 4-5): (b, k), ascending; 0 beyond a row's K."""
     rows, m = scores.shape
     k = int(kept.max()) if rows else 0
-    rank = torch.arange(k, device=scores.device).expand(rows, k)
     if selector == "fixed":  # the last position of each of K equal parts
         parts = kept[:, None].clamp(min=1)
-        index = ((rank + 1) * length[:, None] + parts - 1) // parts - 1
+        index = ((torch.arange(k) + 1) * length[:, None] + parts - 1) // parts - 1
+        index = to_device(index, scores.device)
     else:
         order = torch.rand_like(scores) if selector == "random" else scores
-        outside = torch.arange(m, device=scores.device) >= length[:, None]
-        index = order.masked_fill(outside, -torch.inf).topk(k, dim=1).indices
-        index = index.masked_fill(rank >= kept[:, None], m).sort(dim=1).values
-    return torch.where(rank < kept[:, None], index, 0)
+        if bool((length < m).any()):
+            order = order.masked_fill(past_end(length, m, scores.device), -torch.inf)
+        index = order.topk(k, dim=1, sorted=bool((kept < k).any())).indices
+    if bool((kept < k).any()):
+        pad = past_end(kept, k, scores.device)
+        return index.masked_fill(pad, m).sort(dim=1).values.masked_fill(pad, 0)
+    return index.sort(dim=1).values
 
 
 def score_loss(scores: Tensor, targets: Tensor, length: Tensor) -> Tensor:
@@ -157,11 +180,10 @@ def score_loss(scores: Tensor, targets: Tensor, length: Tensor) -> Tensor:
     Returns:
         Scalar, the mean over rows that have a target; 0 when none has.
     """
-    position = torch.arange(scores.shape[1], device=scores.device)
     # an empty row keeps one position, so that its softmax stays finite
-    outside = position >= length[:, None].clamp(min=1)
+    outside = past_end(length.clamp(min=1), scores.shape[1], scores.device)
     log_mass = (SCORE_LOSS_SCALE * scores).masked_fill(outside, -torch.inf).log_softmax(dim=1)
-    targets = targets & (position < length[:, None])
+    targets = targets & ~past_end(length, scores.shape[1], scores.device)
     has_target = targets.any(dim=1)
     # rows without a target get a harmless one, so that no -inf enters the backward pass
     targets = targets | (~has_target[:, None] & ~outside)
@@ -177,40 +199,60 @@ class Splice(NamedTuple):
     rank: Tensor
     """(b, l') which kept vector stands here; -1 where a prompt token does."""
     lengths: Tensor
-    """(b,) real positions of each row."""
+    """(b,) real positions of each row; on the host."""
+    between: tuple[int, int]
+    """All kept vectors of all rows stand from the first on and before the second."""
 
 
-def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
+def plan_splice(
+    lengths: Tensor,
+    at: Tensor,
+    removed: Tensor,
+    kept: Tensor,
+    device: torch.device | str = "cpu",
+) -> Splice:
     """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
 
     Args:
-        lengths: (b,) tokens of each row.
+        lengths: (b,) tokens of each row; as all lengths here on the host.
         at: (b,) where the kept vectors go in.
         removed: (b,) how many prompt tokens they replace there; 0 when they are only inserted.
         kept: (b,) K.
+        device: where the positions are to lie.
     """
     spliced = lengths - removed + kept
     longest = int(spliced.max()) if spliced.numel() else 0
-    position = torch.arange(longest, device=lengths.device).expand(len(lengths), longest)
-    rank = position - at[:, None]
-    is_kept = (rank >= 0) & (rank < kept[:, None])
-    after = position - kept[:, None] + removed[:, None]
-    index = torch.where(rank < 0, position, after).clamp(min=0)
-    index = torch.minimum(index, (lengths[:, None] - 1).clamp(min=0))
-    return Splice(index, torch.where(is_kept, rank, -1), spliced)
+    between = (int(at.min()), int((at + kept).max())) if spliced.numel() else (0, 0)
+    facts = torch.stack([at, kept, removed - kept, (lengths - 1).clamp(min=0)]).unsqueeze(-1)
+    at, kept, shift, last = to_device(facts, device)
+    position = torch.arange(longest, device=device)
+    rank = position - at
+    is_kept = (rank >= 0) & (rank < kept)
+    index = torch.where(rank < 0, position, position + shift).clamp(min=0)
+    return Splice(torch.minimum(index, last), torch.where(is_kept, rank, -1), spliced, between)
 
 
-def splice(embeds: Tensor, rank: Tensor, kept: Kept) -> Tensor:
-    """Stage 2's input embeddings (Eq. 7): kept vectors where `rank` names one, `embeds` elsewhere.
+def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:
+    """Stage 2's input embeddings (Eq. 7): the kept vectors where they stand, `embeds` elsewhere.
 
     Args:
-        embeds: (b, l', d) prompt embeddings already taken at Splice.index.
-        rank: (b, l') Splice.rank.
+        embeds: (b, n, d) prompt embeddings already taken at Splice.index, from `begin` on; without
+            gradients they are written to.
     """
-    if kept.values.shape[1] == 0:
+    end = begin + embeds.shape[1]
+    low, high = (min(max(place, begin), end) for place in plan.between)
+    if low >= high or kept.values.shape[1] == 0:
         return embeds
-    values = kept.values.gather(1, rank.clamp(min=0).unsqueeze(-1).expand(-1, -1, embeds.shape[-1]))
-    return torch.where((rank >= 0).unsqueeze(-1), values.to(embeds.dtype), embeds)
+    if torch.is_grad_enabled():
+        low, high = begin, end
+    rank = plan.rank[:, low:high]
+    values = take_positions(kept.values, rank.clamp(min=0)).to(embeds.dtype)
+    there = embeds[:, low - begin : high - begin]
+    spliced = torch.where((rank >= 0).unsqueeze(-1), values, there)
+    if torch.is_grad_enabled():
+        return spliced
+    there.copy_(spliced)
+    return embeds
 
 
 def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> Adaption | None:

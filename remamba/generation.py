@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
-from remamba.batch import enter, flush_right
+from remamba.batch import enter, flush_right, past_end
 from remamba.cache import StateCache
 from remamba.errors import InputError
 
@@ -19,7 +19,7 @@ def pad_left(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mask (b, l), ids (b, l) and embeddings (b, l, d) with each row's pads moved to its left."""
     rows = enter(ids if embeds is None else None, mask, embeds)
-    real = torch.arange(rows.width, device=mask.device) < rows.lengths[:, None]
+    real = ~past_end(rows.lengths, rows.width, mask.device)
     return (
         flush_right(real.to(mask.dtype), rows.lengths),
         None if rows.input_ids is None else flush_right(rows.input_ids, rows.lengths),

@@ -13,7 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from remamba.backbone import Backbone
-from remamba.batch import IGNORE, Batch, align, enter, leave, not_finite
+from remamba.batch import IGNORE, Batch, align, cut, enter, ignore_pads, leave, not_finite
 from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
 from remamba.compression import Compressor, score_loss
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
@@ -234,14 +234,9 @@ class ReMambaModel(PreTrainedModel):
 
     def _enter(self, input_ids: Tensor | None, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
-        if input_ids is not None and input_ids.numel() and not self.training:
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise InputError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary of "
-                    f"{self.config.vocab_size}; is the tokenizer another model's?"
-                )
-        return enter(input_ids, *arguments)
+        return enter(
+            input_ids, *arguments, vocab_size=None if self.training else self.config.vocab_size
+        )
 
     def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
         if use_cache is None:
@@ -422,8 +417,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         if documents.input_ids is None:
             raise InputError("with_document_loss needs the documents as token ids")
         ids = documents.input_ids[:, : states.shape[1]]
-        pad = torch.arange(ids.shape[1], device=ids.device) >= documents.lengths[:, None]
-        return self._answer_loss(states, ids.masked_fill(pad, IGNORE))[0]
+        return self._answer_loss(states, ignore_pads(ids, documents.lengths))[0]
 
 
 def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
@@ -439,8 +433,7 @@ def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
         raise InputError(
             f"score_targets is {tuple(targets.shape)}; it must cover the span of {len(scores)} rows"
         )
-    index = start[:, None] + torch.arange(scores.shape[1], device=targets.device)
-    return score_loss(scores, targets.gather(1, index.clamp(max=targets.shape[1] - 1)), length)
+    return score_loss(scores, cut(targets, start, scores.shape[1]), length)
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from remamba.adaption import Adaption
 from remamba.backbone import Backbone
-from remamba.batch import IGNORE, Batch, Window, gather_windows
+from remamba.batch import (
+    IGNORE,
+    Batch,
+    Window,
+    gather_windows,
+    ignore_pads,
+    to_device,
+)
 from remamba.cache import DocumentMemory, Kept, Span, StateCache
 from remamba.compression import (
     Compressor,
     Splice,
+    num_kept,
     plan_adaption,
     plan_splice,
     span_bounds,
@@ -24,12 +32,16 @@ from remamba.compression import (
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 
+READ_AT_ONCE = 65_536
+"""Most positions, of all rows together, that one piece has where no gradient is asked for."""
+
 
 class How(NamedTuple):
     """How a pass is run; none of it changes a result."""
 
     piece_length: int | None = None
-    """Tokens the backbone reads at once; None reads whole rows."""
+    """Tokens the backbone reads at once; None reads whole rows, long ones in pieces all the same
+    unless gradients are on (READ_AT_ONCE)."""
     tail: int = 0
     """Return the states of each row's last so many positions; 0: of all."""
     with_stage1: bool = False
@@ -58,7 +70,7 @@ class Passage:
     hidden: Tensor
     """(b, l', d)."""
     lengths: Tensor
-    """(b,) real positions."""
+    """(b,) real positions; on the host."""
     labels: Tensor | None
     """(b, l') where they stand now."""
     cache: StateCache | None
@@ -80,24 +92,25 @@ def run_pass(
 ) -> Iterator[tuple[int, Tensor]]:
     """Last-layer states of the rows, or of their splice, piece by piece: (begin, (b, n, d))."""
     width = int(lengths.max())
-    piece_length = max(width, 1) if how.piece_length is None else how.piece_length
-    if piece_length < 1:
+    piece_length = how.piece_length
+    if piece_length is None:
+        most = max(READ_AT_ONCE // len(lengths), 1)
+        piece_length = max(width, 1) if torch.is_grad_enabled() else most
+    elif piece_length < 1:
         raise InputError(f"piece_length = {piece_length} must be at least 1")
     if width > piece_length and cache is None:
         cache = StateCache(len(backbone.layers))
-    ragged = bool((lengths < width).any())
     for begin in range(0, max(width, 1), piece_length):
         end = min(begin + piece_length, width)
-        if plan is None:
-            index = torch.arange(begin, end, device=lengths.device).expand(len(lengths), -1)
+        real = (lengths - begin).clamp(0, end - begin)
+        if plan is None or kept is None:
+            embeds = batch.take(backbone.embeddings, slice(begin, end))
         else:
-            index = plan.index[:, begin:end]
-        embeds = batch.take(backbone.embeddings, index)
-        if plan is not None and kept is not None:
-            embeds = splice(embeds, plan.rank[:, begin:end], kept)
+            embeds = batch.take(backbone.embeddings, plan.index[:, begin:end])
+            embeds = splice(embeds, plan, kept, begin)
         hidden = backbone(
             embeds,
-            (lengths - begin).clamp(0, end - begin) if ragged else None,
+            to_device(real, batch.device) if bool((real < end - begin).any()) else None,
             None if adaption is None else adaption.piece(begin, end),
             cache,
         )
@@ -145,14 +158,15 @@ def _reread(
     """Selection and stage 2: K vectors go in at `at`, in place of `removed` tokens."""
     scores = compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression)
-    plan = plan_splice(batch.lengths, at, removed, kept.lengths)
+    rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
+    plan = plan_splice(batch.lengths, at, removed, rows, batch.device)
     adaption = plan_adaption(plan, kept, compression)
     pieces = run_pass(backbone, batch, plan.lengths, cache, how, plan, kept, adaption)
     hidden = _collect(pieces, plan.lengths, how.tail)
     labels = batch.labels
     if labels is not None:
-        past_end = torch.arange(plan.index.shape[1], device=labels.device) >= plan.lengths[:, None]
-        labels = labels.gather(1, plan.index).masked_fill((plan.rank >= 0) | past_end, IGNORE)
+        labels = labels.gather(1, plan.index).masked_fill(plan.rank >= 0, IGNORE)
+        labels = ignore_pads(labels, plan.lengths)
     if cache is not None:
         cache.kept = kept
     return Passage(batch, hidden, plan.lengths, labels, cache, kept, scores, reading)
@@ -215,15 +229,20 @@ def answer(
             f"{batch.rows} rows of questions do not divide among the {memory.batch_size} documents "
             "of the memory"
         )
-    document = torch.arange(batch.rows, device=batch.lengths.device)
-    document = document // (batch.rows // memory.batch_size)
-    states = memory.cache.select(document)
+    document = torch.arange(batch.rows) // (batch.rows // memory.batch_size)
+    states = memory.cache.copy()
+    if batch.rows > memory.batch_size:
+        states = states.select(to_device(document, batch.device))
     if compression is None:
         return read_plain(backbone, batch, states, how)
     nothing = torch.zeros_like(batch.lengths)
-    reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.clone(), how)
+    reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.copy(), how)
     reading = reading._replace(hidden=memory.hidden.to(reading.last_hidden.dtype), span=memory.span)
     if compression.placement != "before_question":
         # [vectors; question] from zero states; a document too short to compress keeps its own
-        states = states.scale_rows((memory.span.length == 0)[document])
+        keeps = (memory.span.length == 0)[document]
+        if not bool(keeps.any()):
+            states.reset()
+        elif not bool(keeps.all()):
+            states = states.scale_rows(to_device(keeps, batch.device))
     return _reread(backbone, compressor, batch, reading, compression, nothing, nothing, states, how)

@@ -294,7 +294,7 @@ def neutral_splice_equals_plain(backbone: str) -> float:
     plan = plan_splice(
         torch.tensor([30, 30]), torch.tensor([3, 3]), torch.tensor([9, 9]), kept.lengths
     )
-    spliced = splice(enter(ids).take(model.backbone.embeddings, plan.index), plan.rank, kept)
+    spliced = splice(enter(ids).take(model.backbone.embeddings, plan.index), plan, kept)
     adaption = plan_adaption(plan, kept, CompressionConfig())
     return error(model.backbone(spliced, None, adaption), model.backbone(embeds))
 

@@ -135,7 +135,11 @@ def test_splice_of_unequal_rows():
 
     kept = Kept(torch.zeros(2, 2).long(), torch.tensor([[0.5, -0.2], [0.9, 0.0]]), kept_values,
                 torch.tensor([2, 1]))  # fmt: skip
-    out = splice(taken, plan.rank, kept)[..., 0]
+    out = splice(taken.clone(), plan, kept)[..., 0]
+    with torch.no_grad():
+        assert torch.equal(splice(taken.clone(), plan, kept)[..., 0], out)
+        pieces = [splice(taken[:, i : i + 2].clone(), plan, kept, i) for i in (0, 2, 4)]
+        assert torch.equal(torch.cat(pieces, dim=1)[..., 0], out)
     assert plan.lengths.tolist() == [5, 4]
     assert out[0].tolist() == [0.0, -1.0, -2.0, 4.0, 5.0]
     assert out[1, :4].tolist() == [-3.0, 8.0, 9.0, 10.0]
