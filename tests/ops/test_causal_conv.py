@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remamba.ops import causal_conv
+from remamba.ops import causal_conv, use_backend
 
 
 def make(b: int, l: int, e: int, w: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -129,3 +129,68 @@ def test_gradcheck(l: int) -> None:
         return causal_conv(**dict(zip(names, values, strict=True)), lengths=lengths)
 
     assert torch.autograd.gradcheck(op, tuple(inputs.values()))
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+KERNEL_CASES = {
+    "b2-l1-e6-w4": ((2, 1, 6, 4), {}),
+    "b2-l2-e6-w4-lengths": ((2, 2, 6, 4), {"lengths": [2, 1]}),
+    "b2-l35-e70-w4-lengths": ((2, 35, 70, 4), {"lengths": [33, 0]}),
+    "b1-l17-e5-w2-linear": ((1, 17, 5, 2), {"silu": False}),
+    "b2-l9-e5-w4-nobias": ((2, 9, 5, 4), {"without": "bias"}),
+    "b2-l9-e5-w4-nowindow-lengths": ((2, 9, 5, 4), {"without": "window", "lengths": [9, 1]}),
+    "b1-l18-e9-w4-bf16": ((1, 18, 9, 4), {"dtype": torch.bfloat16}),
+}
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_kernel_equals_torch(case: str, same, outputs_and_grads) -> None:
+    """Outputs, window and gradients; x, as in the mixers, is half of a wider tensor."""
+    pytest.importorskip("triton")
+    shape, options = KERNEL_CASES[case]
+    inputs = {name: t.to(DEVICE) for name, t in make(*shape).items()}
+    inputs = {name: t.to(options.get("dtype", torch.float32)) for name, t in inputs.items()}
+    inputs.pop(options.get("without"), None)
+    lengths = options.get("lengths")
+    lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+
+    def op(x: Tensor, **rest: Tensor) -> tuple[Tensor, Tensor]:
+        half = torch.cat([x, x], dim=-1)[..., : x.shape[-1]]
+        return causal_conv(half, **rest, lengths=lengths, silu=options.get("silu", True))
+
+    results = {}
+    for backend in ("torch", "triton"):
+        with use_backend(backend):
+            results[backend] = outputs_and_grads(op, inputs)
+            with torch.no_grad():
+                y, window = op(**inputs)
+        same(y, results[backend]["y"])
+        same(window, results[backend]["state"])
+    same(results["triton"], results["torch"])
+
+
+def test_kernel_takes_strange_strides(same) -> None:
+    pytest.importorskip("triton")
+    inputs = {name: t.to(DEVICE) for name, t in make(2, 20, 6, 4, torch.float32).items()}
+    strided = inputs | {
+        "x": inputs["x"].mT.contiguous().mT,
+        "weight": inputs["weight"].t().contiguous().t(),
+        "window": inputs["window"].double().mT.contiguous().mT,
+    }
+    with use_backend("triton"):
+        got = causal_conv(**strided)
+    for actual, expected in zip(got, causal_conv(**inputs), strict=True):
+        same(actual, expected)
+
+
+def test_kernel_is_known_to_torch_library() -> None:
+    pytest.importorskip("triton")
+    import remamba.ops.causal_conv_triton  # noqa: F401
+
+    inputs = {n: t.to(DEVICE).requires_grad_() for n, t in make(2, 3, 6, 4, torch.float32).items()}
+    torch.library.opcheck(
+        torch.ops.remamba.causal_conv.default,
+        (inputs["x"], inputs["weight"], inputs["bias"], None, inputs["window"], True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )

@@ -1,0 +1,307 @@
+"""causal_conv in Triton, forward and backward.
+
+A program owns a block of channels and a chunk of rows. It walks down the rows with the last w-1
+inputs in registers, so that each input is read once, and loads several rows before it uses the
+first. The chunk at the top also writes the new window.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from remamba.ops.recording import is_recorded
+
+UNROLL = 8
+"""Rows loaded at once; half of it in the backward pass, which holds twice as much a row."""
+BYTES = 256
+"""Of a row that one program reads: 8 bytes a lane of its one warp."""
+CHUNKS = (64, 32, 16)
+"""Rows of a program: the first that gives enough programs. Multiples of UNROLL."""
+PROGRAMS = 2048
+"""That fill a GPU of 132 multiprocessors."""
+
+
+@triton.jit
+def _silu(v):
+    return v / (1.0 + tl.exp(-v))
+
+
+@triton.jit
+def _load_behind(x, window, position, x_l, window_l, e, channels, WIDTH: tl.constexpr):
+    """Row `position` of x behind its window, (BLOCK,): a negative one lies in the window."""
+    mask = e < tl.where(position >= 0, channels, 0)
+    v = tl.load(x + position * x_l, mask=mask, other=0.0).to(tl.float32)
+    if window is not None:
+        mask = e < tl.where(position < 0, channels, 0)
+        old = tl.load(window + (position + WIDTH - 1) * window_l, mask=mask, other=0.0)
+        v += old.to(tl.float32)
+    return v
+
+
+@triton.jit
+def _forward_kernel(
+    x, weight, bias, window, lengths, y, new_window,
+    length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(channels, BLOCK)
+    chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
+    row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    is_channel = e < channels
+    x += row * x_b + e
+    if window is not None:
+        window += row * window_b + e
+    y += row * length * channels + e
+    new_window += row * (WIDTH - 1) * channels + e
+
+    if chunk == 0:
+        end = length.to(tl.int64)
+        if lengths is not None:
+            end = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int64), 0), end)
+        for j in tl.static_range(WIDTH - 1):
+            v = _load_behind(x, window, end + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH)
+            tl.store(new_window + j * channels, v, mask=is_channel)
+
+    taps = ()
+    for j in tl.static_range(WIDTH):
+        tap = tl.load(weight + e * weight_e + j * weight_w, mask=is_channel, other=0.0)
+        taps += (tap.to(tl.float32),)
+    start = tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        start += tl.load(bias + e, mask=is_channel, other=0.0).to(tl.float32)
+
+    first = chunk * CHUNK
+    recent = ()
+    for j in tl.static_range(WIDTH - 1):
+        recent += (
+            _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
+        )
+    for t in range(first, first + CHUNK, UNROLL):
+        rows = recent
+        for r in tl.static_range(UNROLL):
+            mask = e < tl.where(t + r < length, channels, 0)
+            rows += (tl.load(x + (t + r) * x_l, mask=mask, other=0.0).to(tl.float32),)
+        for r in tl.static_range(UNROLL):
+            v = start
+            for j in tl.static_range(WIDTH):
+                v += taps[j] * rows[r + j]
+            if SILU:
+                v = _silu(v)
+            tl.store(y + (t + r) * channels, v, mask=e < tl.where(t + r < length, channels, 0))
+        recent = rows[UNROLL:]
+
+
+@triton.jit
+def _backward_kernel(
+    x, weight, bias, window, lengths, dy, dnew, dx, dwindow, partial,
+    length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l, dy_b, dy_l,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    """At step t the gradient before silu of row t is known, and so dx of row t - (WIDTH - 1)."""
+    blocks = tl.cdiv(channels, BLOCK)
+    chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
+    row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    is_channel = e < channels
+    x += row * x_b + e
+    if window is not None:
+        window += row * window_b + e
+    dy += row * dy_b + e
+    dx += row * length * channels + e
+    if dwindow is not None:
+        dwindow += row * (WIDTH - 1) * channels + e
+    end = length.to(tl.int64)
+    if lengths is not None:
+        end = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int64), 0), end)
+    if dnew is not None:
+        dnew += row * (WIDTH - 1) * channels + e
+
+    taps, dtaps = (), ()
+    for j in tl.static_range(WIDTH):
+        tap = tl.load(weight + e * weight_e + j * weight_w, mask=is_channel, other=0.0)
+        taps += (tap.to(tl.float32),)
+        dtaps += (tl.zeros((BLOCK,), tl.float32),)
+    start = tl.zeros((BLOCK,), tl.float32)
+    dstart = tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        start += tl.load(bias + e, mask=is_channel, other=0.0).to(tl.float32)
+
+    first = chunk * CHUNK
+    last = first + CHUNK
+    recent, drecent = (), ()
+    for j in tl.static_range(WIDTH - 1):
+        recent += (
+            _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
+        )
+        drecent += (tl.zeros((BLOCK,), tl.float32),)
+    for t in range(first, last + WIDTH - 1, UNROLL):
+        rows, drows, dys = recent, drecent, ()
+        for r in tl.static_range(UNROLL):
+            mask = e < tl.where(t + r < length, channels, 0)
+            rows += (tl.load(x + (t + r) * x_l, mask=mask, other=0.0).to(tl.float32),)
+            dys += (tl.load(dy + (t + r) * dy_l, mask=mask, other=0.0).to(tl.float32),)
+        for r in tl.static_range(UNROLL):
+            d = dys[r]
+            if SILU:
+                v = start
+                for j in tl.static_range(WIDTH):
+                    v += taps[j] * rows[r + j]
+                gate = 1.0 / (1.0 + tl.exp(-v))
+                d *= gate * (1.0 + v * (1.0 - gate))
+            drows += (d,)
+            own = tl.where(t + r < last, d, 0.0)
+            dstart += own
+            # the last WIDTH - 1 sums belong to rows of the next chunk
+            sums = ()
+            for j in tl.static_range(WIDTH):
+                sums += (dtaps[j] + own * rows[r + j],)
+            dtaps = sums
+            p = t + r - (WIDTH - 1)
+            v = tl.zeros((BLOCK,), tl.float32)
+            for j in tl.static_range(WIDTH):
+                v += taps[j] * drows[r + WIDTH - 1 - j]
+            if dnew is not None:
+                slot = p - end + (WIDTH - 1)
+                mask = e < tl.where((slot >= 0) & (slot < WIDTH - 1), channels, 0)
+                v += tl.load(dnew + slot * channels, mask=mask, other=0.0).to(tl.float32)
+            is_own = (p >= first) & (p < tl.minimum(last, length))
+            tl.store(dx + p * channels, v, mask=e < tl.where(is_own, channels, 0))
+            if dwindow is not None:
+                tl.store(dwindow + (t + r) * channels, v, mask=e < tl.where(p < 0, channels, 0))
+        recent, drecent = rows[UNROLL:], drows[UNROLL:]
+
+    partial += (row * chunks + chunk) * (WIDTH + 1) * channels + e
+    for j in tl.static_range(WIDTH):
+        tl.store(partial + j * channels, dtaps[j], mask=is_channel)
+    tl.store(partial + WIDTH * channels, dstart, mask=is_channel)
+
+
+def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=True):
+    """causal_conv in one launch; x may be a view whose rows are apart. Not for w = 1 or l = 0."""
+    if is_recorded(x, weight, bias, window):
+        return torch.ops.remamba.causal_conv(x, weight, bias, lengths, window, silu)
+    return _forward(x, weight, bias, lengths, window, silu)
+
+
+def _shape(x: torch.Tensor) -> tuple[int, int, int, int]:
+    """(programs, chunks of a row, rows of a chunk, channels of a block)."""
+    block = BYTES // x.element_size()
+    lanes = x.shape[0] * triton.cdiv(x.shape[2], block)
+    for chunk in CHUNKS:
+        chunks = triton.cdiv(x.shape[1], chunk)
+        if lanes * chunks >= PROGRAMS:
+            break
+    return lanes * chunks, chunks, chunk, block
+
+
+def _prepared(x, lengths, window):
+    """The arguments as the kernels read them: channels side by side, lengths on the device."""
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    if window is not None and (window.stride(2) != 1 or window.dtype != x.dtype):
+        window = window.to(x.dtype).contiguous()
+    if lengths is not None and (lengths.device != x.device or not lengths.is_contiguous()):
+        lengths = lengths.to(x.device).contiguous()
+    return x, lengths, window
+
+
+def _forward(x, weight, bias, lengths, window, silu):
+    x, lengths, window = _prepared(x, lengths, window)
+    b, l, e = x.shape
+    width = weight.shape[1]
+    y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
+    new_window = torch.empty((b, width - 1, e), dtype=x.dtype, device=x.device)
+    programs, chunks, chunk, block = _shape(x)
+    window_b, window_l = (0, 0) if window is None else (window.stride(0), window.stride(1))
+    _forward_kernel[(programs,)](
+        x, weight, bias, window, lengths, y, new_window,
+        l, e, chunks, x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
+        window_b, window_l,
+        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+        num_warps=1, enable_fp_fusion=True,
+    )  # fmt: skip
+    return y, new_window
+
+
+@torch.library.custom_op("remamba::causal_conv", mutates_args=())
+def _causal_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    window: torch.Tensor | None,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _forward(x, weight, bias, lengths, window, silu)
+
+
+@_causal_conv.register_fake
+def _(x, weight, bias, lengths, window, silu):
+    b, l, e = x.shape
+    return x.new_empty(b, l, e), x.new_empty(b, weight.shape[1] - 1, e)
+
+
+@torch.library.custom_op("remamba::causal_conv_backward", mutates_args=())
+def _causal_conv_backward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    window: torch.Tensor | None,
+    dy: torch.Tensor,
+    dnew: torch.Tensor | None,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dx (b, l, e); (w+1, e) float32, dweight by taps and dbias; dwindow, no rows without one."""
+    x, lengths, narrow = _prepared(x, lengths, window)
+    if dy.stride(2) != 1:
+        dy = dy.contiguous()
+    if dnew is not None:
+        dnew = dnew.contiguous()
+    b, l, e = x.shape
+    width = weight.shape[1]
+    programs, chunks, chunk, block = _shape(x)
+    dx = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
+    slots, dtype = (0, x.dtype) if window is None else (width - 1, window.dtype)
+    dwindow = torch.empty((b, slots, e), dtype=dtype, device=x.device)
+    partial = torch.empty((b * chunks, width + 1, e), dtype=torch.float32, device=x.device)
+    window_b, window_l = (0, 0) if narrow is None else (narrow.stride(0), narrow.stride(1))
+    _backward_kernel[(programs,)](
+        x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
+        l, e, chunks, x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
+        window_b, window_l, dy.stride(0), dy.stride(1),
+        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL // 2, SILU=silu,
+        num_warps=1, enable_fp_fusion=True,
+    )  # fmt: skip
+    return dx, partial.sum(0), dwindow
+
+
+@_causal_conv_backward.register_fake
+def _(x, weight, bias, lengths, window, dy, dnew, silu):
+    b, l, e = x.shape
+    dwindow = x.new_empty(b, 0, e) if window is None else window.new_empty(window.shape)
+    sums = x.new_empty(weight.shape[1] + 1, e, dtype=torch.float32)
+    return x.new_empty(b, l, e), sums, dwindow
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, lengths, window, ctx.silu = inputs
+    ctx.save_for_backward(x, weight, bias, lengths, window)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dy, dnew):
+    x, weight, bias, lengths, window = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    dx, sums, dwindow = torch.ops.remamba.causal_conv_backward(
+        x, weight, bias, lengths, window, dy, dnew, ctx.silu
+    )
+    dbias = None if bias is None else sums[-1].to(bias.dtype)
+    dweight = sums[:-1].t().to(weight.dtype)
+    return dx, dweight, dbias, None, None if window is None else dwindow, None
+
+
+_causal_conv.register_autograd(_gradients, setup_context=_save)
