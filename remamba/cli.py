@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
+    "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
+    "bench": (
+        "remamba.commands.bench",
+        "time ops, generation, very long prompts, or the paper's Figure 6",
+    ),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`."""

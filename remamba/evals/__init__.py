@@ -1,0 +1,1 @@
+"""Benchmarks: rows and prompts, predictions that survive a kill, official scores, reports."""

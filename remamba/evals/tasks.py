@@ -1,0 +1,61 @@
+"""The benchmarks by name: which datasets each has, how they are read, scored and summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from remamba.errors import InputError
+from remamba.evals import leval, longbench
+from remamba.evals.items import DataFolder, Item
+from remamba.evals.predictions import Prediction
+
+
+class Task(NamedTuple):
+    """A benchmark; `protocol` and `scoring` are "authors" or "official"."""
+
+    name: str
+    datasets: tuple[str, ...]
+    has_length: bool
+    """Predictions must tell the length of their text."""
+    read_items: Callable[[DataFolder, str, str], list[Item] | None]
+    """(folder, dataset, protocol) -> the questions; None when the folder lacks the file."""
+    score: Callable[[str, Sequence[Prediction], str], list[float]]
+    """(dataset, predictions, scoring) -> the score of each, from 0 to 1."""
+    summarise: Callable[[str, Sequence[Prediction], Sequence[float], str], dict[str, Any]]
+    """(dataset, predictions, scores, scoring) -> the dataset's entry in scores.json."""
+    strata: Callable[[Sequence[Prediction]], list[list[int]]]
+    """Rows in groups; the dataset's score is the mean of the groups' means."""
+
+
+TASKS = {
+    "longbench-e": Task(
+        "longbench-e",
+        longbench.DATASETS,
+        True,
+        longbench.read_items,
+        longbench.score,
+        longbench.summarise,
+        longbench.strata,
+    ),
+    "leval": Task(
+        "leval",
+        leval.DATASETS,
+        False,
+        leval.read_items,
+        leval.score,
+        leval.summarise,
+        leval.strata,
+    ),
+}
+
+
+def find_task(name: str) -> Task:
+    """The benchmark of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in TASKS:
+        raise InputError(f"{name!r} is no benchmark; choose one of {', '.join(TASKS)}")
+    return TASKS[name]
