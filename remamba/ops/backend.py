@@ -41,6 +41,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.causal_conv:causal_conv_torch",
         "triton": "remamba.ops.causal_conv_triton:causal_conv_triton",
     },
+    "rms_norm": {
+        "torch": "remamba.ops.rms_norm:rms_norm_torch",
+        "triton": "remamba.ops.rms_norm_triton:rms_norm_triton",
+    },
+    "gated_rms_norm": {
+        "torch": "remamba.ops.rms_norm:gated_rms_norm_torch",
+        "triton": "remamba.ops.rms_norm_triton:gated_rms_norm_triton",
+    },
     "selective_state_update": {
         "torch": "remamba.ops.state_update:selective_state_update_torch",
         "triton": "remamba.ops.state_update_triton:selective_state_update_triton",
@@ -61,7 +69,7 @@ _requested: ContextVar[str | None] = ContextVar("remamba_backend", default=None)
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the context every op with a form of this name runs it: "ref", "torch", "triton" or "cuda".
+    """Within the context every op that has a form of this name (one of BACKENDS) runs it.
 
     Raises:
         InputError: there is no such backend.
