@@ -155,6 +155,7 @@ def enter(
     labels: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     question_lengths: Tensor | None = None,
+    *,
     vocab_size: int | None = None,
 ) -> Batch:
     """The rows as a right-padded batch; left padding is rolled to the right.

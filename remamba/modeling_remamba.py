@@ -232,11 +232,9 @@ class ReMambaModel(PreTrainedModel):
             self._known_fingerprint = (version, fingerprint(self))
         return self._known_fingerprint[1]
 
-    def _enter(self, input_ids: Tensor | None, *arguments: Tensor | None) -> Batch:
+    def _enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
-        return enter(
-            input_ids, *arguments, vocab_size=None if self.training else self.config.vocab_size
-        )
+        return enter(*arguments, vocab_size=None if self.training else self.config.vocab_size)
 
     def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
         if use_cache is None:

@@ -31,6 +31,7 @@ from remamba.compression import (
 )
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
+from remamba.prefill import read
 
 READ_AT_ONCE = 65_536
 """Most positions, of all rows together, that one piece has where no gradient is asked for."""
@@ -108,13 +109,8 @@ def run_pass(
         else:
             embeds = batch.take(backbone.embeddings, plan.index[:, begin:end])
             embeds = splice(embeds, plan, kept, begin)
-        hidden = backbone(
-            embeds,
-            to_device(real, batch.device) if bool((real < end - begin).any()) else None,
-            None if adaption is None else adaption.piece(begin, end),
-            cache,
-        )
-        yield begin, hidden
+        piece = None if adaption is None else adaption.piece(begin, end)
+        yield begin, read(backbone, embeds, real, piece, cache)
 
 
 def _collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Tensor:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors", "environment", "graphs"),
+    ("errors", "environment", "graphs", "watch"),
     ("ops",),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),
@@ -27,6 +27,7 @@ LAYERS = (
     ("mixer2",),
     ("backbone",),
     ("decode",),
+    ("prefill",),
     ("stages",),
     ("modeling_remamba",),
     ("checkpoint",),
