@@ -131,32 +131,44 @@ struct Arguments {
     const float* dlast;               // backward
     T *dx, *ddt, *dz;
     float *dA, *dD, *dbias, *dfirst;  // (b, e, n), (b, e), (b, e), (b, e, n)
-    float* dBC;                       // (b, channel blocks, l, 2 n)
+    float* dBC;                       // (b, channel blocks, l, 2, n / 8, 8), state 8 of n last
     i64 x_row, x_step, dt_row, dt_step, z_row, z_step, B_row, B_step, C_row, C_step, dy_row, dy_step;
     int length, channels;
 };
 
 #define PER_COPY (16 / (int)sizeof(T))
 
-// steps [begin, begin + TILE) of `width` values from `from`; zeros outside
-__device__ __forceinline__ void load_tile(T* to, const T* from, i64 step, int begin, int length, int width,
-                                          int inside) {
-    int copies = width / PER_COPY;
-    for (int i = threadIdx.x; i < TILE * copies; i += THREADS) {
-        int t = i / copies, k = i % copies * PER_COPY;
-        bool ok = begin + t < length && k < inside;
-        copy_async(to + t * width + k, ok ? from + (begin + t) * step + k : from, ok);
+// A thread's place in a tile of rows: 16 bytes of step t, from channel k of the block on. The first
+// half of a block's threads copies x and z, the second dt and dy.
+struct Place {
+    bool second;
+    int t, k, at;  // at: in the tile
+    __device__ __forceinline__ Place(int width) {
+        const int half = THREADS / 2, copies = CHANNELS / PER_COPY;
+        static_assert(TILE * (CHANNELS / PER_COPY) == THREADS / 2, "one copy a thread");
+        second = threadIdx.x >= half;
+        const int i = threadIdx.x - (second ? half : 0);
+        t = i / copies;
+        k = i % copies * PER_COPY;
+        at = t * CHANNELS + k;
+        if (k >= width) t = 1 << 30;  // outside
     }
-}
-__device__ __forceinline__ void store_tile(T* to, const T* from, i64 step, int begin, int length, int inside) {
-    const int copies = CHANNELS / PER_COPY;
-    for (int i = threadIdx.x; i < TILE * copies; i += THREADS) {
-        int t = i / copies, k = i % copies * PER_COPY;
-        if (begin + t < length && k < inside)
-            *(uint4*)(to + (begin + t) * step + k) = *(const uint4*)(from + t * CHANNELS + k);
+};
+
+// what a thread copies from one tensor: `from` moves from tile to tile
+struct Rows {
+    const T* from;
+    i64 stride;  // between tiles
+    __device__ __forceinline__ Rows(const T* rows, i64 step, const Place& place, int first_tile) {
+        from = rows + (first_tile * TILE + place.t) * step + place.k;
+        stride = TILE * step;
     }
-}
-__device__ __forceinline__ void pack_tile(Pair* to, const T* B, const T* C) {
+    __device__ __forceinline__ void load(T* tile, const Place& place, int left) const {
+        copy_async(tile + place.at, from, place.t < left);
+    }
+};
+__device__ __forceinline__ void pack_states(Pair* to, const T* B, const T* C) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < TILE * 8; i += THREADS) {
         Pair pair;
 #pragma unroll
@@ -176,13 +188,16 @@ struct __align__(16) TileBack : Tile {
     T dy[TILE * CHANNELS];
 };
 
-__device__ __forceinline__ void load_inputs(Tile* tile, const Arguments& a, int b, int channel, int begin) {
-    int inside = a.channels - channel;
-    load_tile(tile->x, a.x + b * a.x_row + channel, a.x_step, begin, a.length, CHANNELS, inside);
-    load_tile(tile->dt, a.dt + b * a.dt_row + channel, a.dt_step, begin, a.length, CHANNELS, inside);
-    if (HAS_Z) load_tile(tile->z, a.z + b * a.z_row + channel, a.z_step, begin, a.length, CHANNELS, inside);
-    load_tile(tile->B, a.B + b * a.B_row, a.B_step, begin, a.length, N, N);
-    load_tile(tile->C, a.C + b * a.C_row, a.C_step, begin, a.length, N, N);
+// B and C of a tile; left: how many of its steps there are
+__device__ __forceinline__ void load_states(Tile& tile, const Arguments& a, int b, i64 begin, int left) {
+    const int copies = N / PER_COPY;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 2 * TILE * copies; i += THREADS) {
+        const bool is_C = i >= TILE * copies;
+        const int m = is_C ? i - TILE * copies : i, t = m / copies, k = m % copies * PER_COPY;
+        const T* from = is_C ? a.C + b * a.C_row + (begin + t) * a.C_step : a.B + b * a.B_row + (begin + t) * a.B_step;
+        copy_async((is_C ? tile.C : tile.B) + m * PER_COPY, from + k, t < left);
+    }
 }
 
 struct Step {
@@ -213,28 +228,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     }
     const float skip = HAS_D && inside ? get(a.D[channel]) : 0.0f;
     const float bias = HAS_BIAS && inside ? get(a.bias[channel]) : 0.0f;
-    T* y = a.y + (i64)b * a.length * a.channels + first_channel;
     Step(&steps)[4][BLOCK + 2] = shared.steps[warp];
 
-    load_inputs(&shared.tiles[0], a, b, first_channel, 0);
+    const Place place(a.channels - first_channel);
+    Rows first(place.second ? a.dt + b * a.dt_row + first_channel : a.x + b * a.x_row + first_channel,
+               place.second ? a.dt_step : a.x_step, place, 0);
+    Rows gate(a.z + b * a.z_row + first_channel, a.z_step, place, 0);
+    auto load = [&](int i) {
+        Tile& tile = shared.tiles[i % 4];
+        const int left = a.length - i * TILE;
+        first.load(place.second ? tile.dt : tile.x, place, left);
+        first.from += first.stride;
+        if (HAS_Z && !place.second) gate.load(tile.z, place, left);
+        gate.from += gate.stride;
+        load_states(tile, a, b, i * TILE, left);
+    };
+    T* out = a.y + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
+    auto store = [&](int i) {
+        if (!place.second && place.t < a.length - i * TILE)
+            *(uint4*)out = *(const uint4*)(shared.tiles[i % 4].x + place.at);
+        out += TILE * (i64)a.channels;
+    };
+    load(0);
     copies_end();
     copies_wait();
     __syncthreads();
-    pack_tile(shared.pairs[0], shared.tiles[0].B, shared.tiles[0].C);
-    if (tiles > 1) load_inputs(&shared.tiles[1], a, b, first_channel, TILE);
+    pack_states(shared.pairs[0], shared.tiles[0].B, shared.tiles[0].C);
+    if (tiles > 1) load(1);
     copies_end();
 
     for (int i = 0; i < tiles; i++) {
         copies_wait();
         __syncthreads();
         const int begin = i * TILE;
-        if (i + 2 < tiles) load_inputs(&shared.tiles[(i + 2) % 4], a, b, first_channel, begin + 2 * TILE);
+        if (i + 2 < tiles) load(i + 2);
         copies_end();
         if (i + 1 < tiles)
-            pack_tile(shared.pairs[(i + 1) % 2], shared.tiles[(i + 1) % 4].B, shared.tiles[(i + 1) % 4].C);
-        if (i > 0)
-            store_tile(y, shared.tiles[(i - 1) % 4].x, a.channels, begin - TILE, a.length,
-                       a.channels - first_channel);
+            pack_states(shared.pairs[(i + 1) % 2], shared.tiles[(i + 1) % 4].B, shared.tiles[(i + 1) % 4].C);
+        if (i > 0) store(i - 1);
         if (SAVE && inside) {
             float* start = a.starts + (((i64)b * tiles + i) * a.channels + channel) * N + s * SPT;
 #pragma unroll
@@ -245,9 +276,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
 
 #pragma unroll 1
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
-            const int t = t0 + s, place = t * CHANNELS + local;
-            const float x = get(tile.x[place]);
-            float dt = softplus(get(tile.dt[place]) + bias).value;
+            const int t = t0 + s, own = t * CHANNELS + local;
+            const float x = get(tile.x[own]);
+            float dt = softplus(get(tile.dt[own]) + bias).value;
             if (HAS_SCALE) dt *= begin + t < a.length ? a.scale[(i64)b * a.length + begin + t] : 0.0f;
             if (begin + t >= a.length) dt = 0.0f;
             __syncwarp();
@@ -271,17 +302,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
                     sums[j + m] = sum;
                 }
             }
-            float out = sum_over_states(sums, s) + skip * x;
+            float y = sum_over_states(sums, s) + skip * x;
             if (HAS_Z) {
-                const float z = get(tile.z[place]);
-                out *= z * sigmoid(z);
+                const float z = get(tile.z[own]);
+                y *= z * sigmoid(z);
             }
-            put(&tile.x[place], out);
+            put(&tile.x[own], y);
         }
     }
     __syncthreads();
-    store_tile(y, shared.tiles[(tiles - 1) % 4].x, a.channels, (tiles - 1) * TILE, a.length,
-               a.channels - first_channel);
+    store(tiles - 1);
     if (inside) {
 #pragma unroll
         for (int k = 0; k < SPT; k++) a.last[state + k] = h[k];
@@ -289,33 +319,45 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
 }
 
 struct __align__(16) StepBack {
-    float dt, du, g, unused;  // Delta, Delta * x, gradient of y before the gate
+    float dt, du, g, slope;  // Delta, Delta * x, gradient of y before the gate, that of Delta in raw dt
 };
+#define VALUES (2 * SPT)        // of dB and dC, a lane and step
+#define GROUP (16 / VALUES)     // steps whose values make up a 16 x 8 matrix
 struct __align__(16) BackwardShared {
     TileBack tiles[2];
     Pair pairs[TILE * 8];
     StepBack steps[WARPS][4][TILE + 1];
-    float starts[WARPS][TILE / BLOCK][SPT][32];  // states before each block
-    float sums[2][WARPS][BLOCK][2 * N];          // dB and dC of each warp's 4 channels
+    float starts[WARPS][TILE / BLOCK][SPT][32];     // states before each block
+    float slopes[HAS_Z ? WARPS : 1][TILE / BLOCK][32];  // of the gate: times y before it, it is dz
+    float sums[2][WARPS][BLOCK][VALUES][8];         // dB and dC of each warp's 4 channels
 };
 
-struct Gate {
-    float x, dt, slope, g, z_gradient;  // z_gradient * (y before the gate) is dz
-};
-__device__ __forceinline__ Gate read_gate(const TileBack& tile, int place, float bias, float scale) {
-    Gate r;
-    r.x = get(tile.x[place]);
-    StepSize step = softplus(get(tile.dt[place]) + bias);
-    r.dt = step.value * scale;
-    r.slope = step.slope * scale;
-    r.g = get(tile.dy[place]);
-    r.z_gradient = 0.0f;
-    if (HAS_Z) {
-        const float z = get(tile.z[place]), sig = sigmoid(z);
-        r.z_gradient = r.g * sig * (1.0f + z * (1.0f - sig));
-        r.g *= z * sig;
-    }
-    return r;
+// D (16 x 8) += A (16 x 8) B (8 x 8) of tf32, by the tensor cores; lane 4 s + c holds D's rows s and
+// s + 8 in columns 2 c and 2 c + 1, and of B column s in rows c and c + 4
+#ifndef EMULATED
+__device__ __forceinline__ void multiply_add(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
+                                             float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+#endif
+// Rows v and v + 1 of d become the sums of p and q over a warp's 4 channels. tf32 keeps 10 bits of a
+// mantissa, more than bfloat16 inputs have; of float32 ones the rest is added as a second value.
+// is[i] is 1 where i = s, else 0.
+__device__ __forceinline__ void sum_over_channels(float (&d)[4], int v, float p, float q, const float (&is)[8]) {
+    const bool low = v < 8;
+    const float first = is[v % 8], second = is[v % 8 + 1];
+#if TYPE == 0
+    const float p_high = __uint_as_float(__float_as_uint(p) & 0xffffe000u);
+    const float q_high = __uint_as_float(__float_as_uint(q) & 0xffffe000u);
+    multiply_add(d, low ? first : 0, low ? 0 : first, low ? first : 0, low ? 0 : first, p_high, p - p_high);
+    multiply_add(d, low ? second : 0, low ? 0 : second, low ? second : 0, low ? 0 : second, q_high, q - q_high);
+#else
+    multiply_add(d, low ? first : 0, low ? 0 : first, low ? second : 0, low ? 0 : second, p, q);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(const Arguments a) {
@@ -329,33 +371,50 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     const i64 state = ((i64)b * a.channels + channel) * N + s * SPT;
     const i64 rows = (i64)b * a.length;
 
-    float A[SPT], dA[SPT], carry[SPT];  // carry: the adjoint of the state that a step starts from
+    float A[SPT], A_log2[SPT], dA[SPT], carry[SPT];  // carry: adjoint of the state that a step starts from
 #pragma unroll
     for (int k = 0; k < SPT; k++) {
         A[k] = inside ? a.A[(i64)channel * N + s * SPT + k] : 0.0f;
+        A_log2[k] = A[k] * LOG2_E;
         carry[k] = inside && a.dlast ? a.dlast[state + k] : 0.0f;
         dA[k] = 0.0f;
     }
+    float is[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) is[i] = i == s ? 1.0f : 0.0f;
     const float skip = HAS_D && inside ? get(a.D[channel]) : 0.0f;
     const float bias = HAS_BIAS && inside ? get(a.bias[channel]) : 0.0f;
     float dskip = 0.0f, dbias = 0.0f;
-    float* dBC = a.dBC + ((i64)b * gridDim.x + blockIdx.x) * a.length * (2 * N);
     StepBack(&steps)[4][TILE + 1] = shared.steps[warp];
-    const int width = a.channels - first_channel;
-    int flip = 0;
+    int flip = 0, summing = 0;
 
+    const Place place(a.channels - first_channel);
+    Rows first(place.second ? a.dt + b * a.dt_row + first_channel : a.x + b * a.x_row + first_channel,
+               place.second ? a.dt_step : a.x_step, place, tiles - 1);
+    Rows gate(place.second ? a.dy + b * a.dy_row + first_channel : a.z + b * a.z_row + first_channel,
+              place.second ? a.dy_step : a.z_step, place, tiles - 1);
     auto load = [&](int i) {
-        TileBack* tile = &shared.tiles[i % 2];
-        load_inputs(tile, a, b, first_channel, i * TILE);
-        load_tile(tile->dy, a.dy + b * a.dy_row + first_channel, a.dy_step, i * TILE, a.length, CHANNELS, width);
+        TileBack& tile = shared.tiles[i % 2];
+        const int left = a.length - i * TILE;
+        first.load(place.second ? tile.dt : tile.x, place, left);
+        first.from -= first.stride;
+        if (HAS_Z || place.second) gate.load(place.second ? tile.dy : tile.z, place, left);
+        gate.from -= gate.stride;
+        load_states(tile, a, b, i * TILE, left);
     };
+    i64 output = (rows + (tiles - 1) * TILE + place.t) * a.channels + first_channel + place.k;
     auto store = [&](int i) {
         TileBack& tile = shared.tiles[i % 2];
-        const i64 at = rows * a.channels + first_channel;
-        store_tile(a.dx + at, tile.x, a.channels, i * TILE, a.length, width);
-        store_tile(a.ddt + at, tile.dt, a.channels, i * TILE, a.length, width);
-        if (HAS_Z) store_tile(a.dz + at, tile.z, a.channels, i * TILE, a.length, width);
+        if (place.t < a.length - i * TILE) {
+            *(uint4*)((place.second ? a.ddt : a.dx) + output) =
+                *(const uint4*)((place.second ? tile.dt : tile.x) + place.at);
+            if (HAS_Z && !place.second) *(uint4*)(a.dz + output) = *(const uint4*)(tile.z + place.at);
+        }
+        output -= TILE * (i64)a.channels;
     };
+    // a block's threads that add up the warps' sums take turns, 4 values each
+    const int items = BLOCK * VALUES * 8 / 4;
+    float* dBC = a.dBC + (((i64)b * gridDim.x + blockIdx.x) * a.length) * (VALUES * 8);
     load(tiles - 1);
     copies_end();
 
@@ -365,16 +424,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
         const int begin = i * TILE;
         TileBack& tile = shared.tiles[i % 2];
         if (i + 1 < tiles) store(i + 1);
-        pack_tile(shared.pairs, tile.B, tile.C);
+        pack_states(shared.pairs, tile.B, tile.C);
         __syncthreads();
         if (i > 0) load(i - 1);
         copies_end();
         const Pair* pairs = shared.pairs + s;
-
-        auto scale_at = [&](int t) {
-            if (begin + t >= a.length) return 0.0f;
-            return HAS_SCALE ? a.scale[rows + begin + t] : 1.0f;
-        };
 
         // forward once more, for the states before each block
         float h[SPT];
@@ -383,8 +437,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
             h[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
 #pragma unroll 1
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
-            const Gate r = read_gate(tile, (t0 + s) * CHANNELS + local, bias, scale_at(t0 + s));
-            steps[c][t0 + s] = {r.dt, r.dt * r.x, r.g, 0.0f};
+            const int t = t0 + s, own = t * CHANNELS + local;
+            float scale = begin + t < a.length ? 1.0f : 0.0f;
+            if (HAS_SCALE && begin + t < a.length) scale = a.scale[rows + begin + t];
+            const StepSize step = softplus(get(tile.dt[own]) + bias);
+            const float dt = step.value * scale;
+            float g = get(tile.dy[own]);
+            if (HAS_Z) {
+                const float z = get(tile.z[own]), sig = sigmoid(z);
+                shared.slopes[warp][t0 / BLOCK][lane] = g * sig * (1.0f + z * (1.0f - sig));
+                g *= z * sig;
+            }
+            steps[c][t] = {dt, dt * get(tile.x[own]), g, step.slope * scale};
             __syncwarp();
 #pragma unroll
             for (int k = 0; k < SPT; k++) shared.starts[warp][t0 / BLOCK][k][lane] = h[k];
@@ -394,7 +458,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
                 const StepBack step = steps[c][t0 + j];
                 const Pair pair = pairs[(t0 + j) * 8];
 #pragma unroll
-                for (int k = 0; k < SPT; k++) h[k] = ex2(step.dt * (A[k] * LOG2_E)) * h[k] + step.du * pair.b[k];
+                for (int k = 0; k < SPT; k++) h[k] = ex2(step.dt * A_log2[k]) * h[k] + step.du * pair.b[k];
             }
         }
 
@@ -410,73 +474,75 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
                 float sum = 0.0f;
 #pragma unroll
                 for (int k = 0; k < SPT; k++) {
-                    decays[j][k] = ex2(step.dt * (A[k] * LOG2_E));
+                    decays[j][k] = ex2(step.dt * A_log2[k]);
                     h[k] = decays[j][k] * h[k] + step.du * pair.b[k];
                     states[j][k] = h[k];
                     sum += h[k] * pair.c[k];
                 }
                 sums[j] = sum;
             }
-            const int place = (t0 + s) * CHANNELS + local;
-            const Gate r = read_gate(tile, place, bias, scale_at(t0 + s));
-            const float ungated = HAS_Z ? sum_over_states(sums, s) + skip * r.x : 0.0f;
+            const int own = (t0 + s) * CHANNELS + local;
+            const StepBack mine = steps[c][t0 + s];
+            const float x = get(tile.x[own]);
+            if (HAS_Z) {
+                const float ungated = sum_over_states(sums, s) + skip * x;
+                put(&tile.z[own], shared.slopes[warp][t0 / BLOCK][lane] * ungated);
+            }
 
             float dinputs[BLOCK], dsteps[BLOCK];
-            float(&partial)[BLOCK][2 * N] = shared.sums[flip][warp];
 #pragma unroll
-            for (int j = BLOCK - 2; j >= 0; j -= 2) {
-                float later[2 * SPT], earlier[2 * SPT];  // dB, dC of steps j + 1 and j
+            for (int j0 = BLOCK - GROUP; j0 >= 0; j0 -= GROUP) {
+                float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-                for (int m = 1; m >= 0; m--) {
-                    const StepBack step = steps[c][t0 + j + m];
-                    const Pair pair = pairs[(t0 + j + m) * 8];
-                    float(&out)[2 * SPT] = m ? later : earlier;
-                    float dinput = 0.0f, dstep = 0.0f;
+                for (int m = GROUP - 1; m >= 0; m--) {
+                    const int j = j0 + m;
+                    const StepBack step = steps[c][t0 + j];
+                    const Pair pair = pairs[(t0 + j) * 8];
+                    float dinput = 0.0f, dstep = 0.0f, values[VALUES];
 #pragma unroll
                     for (int k = 0; k < SPT; k++) {
                         const float dh = step.g * pair.c[k] + carry[k];
-                        const float past = j + m > 0 ? states[j + m > 0 ? j + m - 1 : 0][k] : before[k];
-                        out[k] = dh * step.du;
-                        out[SPT + k] = step.g * states[j + m][k];
+                        const float past = j > 0 ? states[j > 0 ? j - 1 : 0][k] : before[k];
+                        values[k] = dh * step.du;
+                        values[SPT + k] = step.g * states[j][k];
                         dinput += dh * pair.b[k];
-                        carry[k] = dh * decays[j + m][k];
+                        carry[k] = dh * decays[j][k];
                         const float q = carry[k] * past;
                         dstep += q * A[k];
                         dA[k] += q * step.dt;
                     }
-                    dinputs[j + m] = dinput;
-                    dsteps[j + m] = dstep;
-                }
-                // over the 4 channels: lane c is left with dB (c even) or dC of step j (c < 2) or j + 1
-                float half[2 * SPT];
+                    dinputs[j] = dinput;
+                    dsteps[j] = dstep;
 #pragma unroll
-                for (int k = 0; k < 2 * SPT; k++) {
-                    float mine = c & 2 ? later[k] : earlier[k], other = c & 2 ? earlier[k] : later[k];
-                    half[k] = mine + __shfl_xor_sync(FULL, other, 2);
+                    for (int v = 0; v < VALUES; v += 2)
+                        sum_over_channels(total, m * VALUES + v, values[v], values[v + 1], is);
                 }
-#pragma unroll
-                for (int k = 0; k < SPT; k++) {
-                    float mine = c & 1 ? half[SPT + k] : half[k], other = c & 1 ? half[k] : half[SPT + k];
-                    partial[j + (c >> 1)][(c & 1) * N + s * SPT + k] = mine + __shfl_xor_sync(FULL, other, 1);
-                }
+                float* to = &shared.sums[flip][warp][j0][0][0] + s * 8 + 2 * c;
+                *(float2*)to = {total[0], total[1]};
+                *(float2*)(to + 64) = {total[2], total[3]};
             }
             const float dinput = sum_over_states(dinputs, s), dstep = sum_over_states(dsteps, s);
-            const float draw = (r.x * dinput + dstep) * r.slope;
-            __syncwarp();
-            put(&tile.x[place], r.dt * dinput + skip * r.g);
-            put(&tile.dt[place], draw);
-            if (HAS_Z) put(&tile.z[place], r.z_gradient * ungated);
-            dskip += r.g * r.x;
+            const float draw = (x * dinput + dstep) * mine.slope;
+            put(&tile.x[own], mine.dt * dinput + skip * mine.g);
+            put(&tile.dt[own], draw);
+            dskip += mine.g * x;
             dbias += draw;
 
             __syncthreads();
-            for (int v = threadIdx.x; v < BLOCK * 2 * N; v += THREADS) {
-                const int t = begin + t0 + v / (2 * N);
-                float sum = 0.0f;
+            int item = (int)threadIdx.x - summing;
+            if (item < 0) item += THREADS;
+            for (; item < items; item += THREADS) {
+                const int t = begin + t0 + item / (VALUES * 2);
+                const float4* from = (const float4*)&shared.sums[flip][0][0][0][0] + item;
+                float4 sum = from[0];
 #pragma unroll
-                for (int w = 0; w < WARPS; w++) sum += (&shared.sums[flip][w][0][0])[v];
-                if (t < a.length) dBC[(i64)t * (2 * N) + v % (2 * N)] = sum;
+                for (int w = 1; w < WARPS; w++) {
+                    const float4 more = from[w * items];
+                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+                }
+                if (t < a.length) ((float4*)(dBC + (i64)t * (VALUES * 8)))[item % (VALUES * 2)] = sum;
             }
+            summing = (summing + items) % THREADS;
             flip ^= 1;
         }
     }

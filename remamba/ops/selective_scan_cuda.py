@@ -1,4 +1,4 @@
-"""The selective scan in CUDA C++ (selective_scan.cu): one pass over the sequence, every exp once."""
+"""The selective scan in CUDA C++ (selective_scan.cu): one pass, every exponential once."""
 
 from __future__ import annotations
 
@@ -146,8 +146,10 @@ def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
     if name == "scan_forward":
         return 4 * inputs + 2 * pairs + warps * 4 * (BLOCK + 2) * 8
     inputs += size * rows
-    starts = warps * (tile // BLOCK) * (n // 8) * 32 * 4
-    return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + starts + 2 * warps * BLOCK * 2 * n * 4
+    lanes = (tile // BLOCK) * 32 * 4  # a float a lane and block of steps
+    kept = warps * (n // 8) * lanes + (warps if defines["HAS_Z"] else 1) * lanes
+    sums = 2 * warps * BLOCK * 2 * n * 4
+    return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums
 
 
 def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
@@ -183,8 +185,8 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     tiles = -(-l // tile_length(x)) if save else 0
     starts = torch.empty((b, tiles, e, n), dtype=torch.float32, device=x.device)
     tensors = {
-        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias, "scale": dt_scale,
-        "first": initial_state, "y": y, "last": last, "starts": starts,
+        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
+        "scale": dt_scale, "first": initial_state, "y": y, "last": last, "starts": starts,
     }  # fmt: skip
     _launch("scan_forward", tensors, save)
     return y, last, starts
@@ -213,7 +215,8 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
 @torch.library.custom_op("remamba::selective_scan_cuda_backward", mutates_args=())
 def _backward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, starts: Tensor, dy: Tensor, dlast: Tensor | None,
+    dt_bias: Tensor | None, dt_scale: Tensor | None, starts: Tensor, dy: Tensor,
+    dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, A, B and C (b, l, 2 n), D, z, dt_bias and the initial state.
 
@@ -229,8 +232,8 @@ def _backward_op(
     dBC = torch.empty((b, _plan(x)[1], l, 2 * n), dtype=torch.float32, device=x.device)
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt, "dz": dz, "dA": dA,
-        "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
+        "scale": dt_scale, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt, "dz": dz,
+        "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
     }  # fmt: skip
     _launch("scan_backward", tensors, True)
     return dx, ddt, dA.sum(0), dBC.sum(1), dD.sum(0), dz, dbias.sum(0), dfirst
@@ -267,7 +270,9 @@ def _differentiate(ctx, dy, dlast, _):
     dx, ddt, dA, dBC, dD, dz, dbias, dfirst = _backward_op(
         x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, dy, dlast
     )
-    dB, dC = dBC.to(x.dtype).split(A.shape[1], dim=2)
+    b, l, n = B.shape
+    # the kernel's order has the groups of states last
+    dB, dC = dBC.view(b, l, 2, n // 8, 8).to(x.dtype).transpose(3, 4).reshape(b, l, 2, n).unbind(2)
     wants = ctx.needs_input_grad
     return (
         dx, ddt, dA, dB, dC,

@@ -21,6 +21,9 @@
 struct Index {
     unsigned x, y, z;
 };
+struct float2 {
+    float x, y;
+};
 struct float4 {
     float x, y, z, w;
 };
@@ -35,6 +38,11 @@ static inline float __uint_as_float(unsigned u) {
     float f;
     memcpy(&f, &u, 4);
     return f;
+}
+static inline unsigned __float_as_uint(float f) {
+    unsigned u;
+    memcpy(&u, &f, 4);
+    return u;
 }
 static inline float ex2(float x) { return exp2f(x); }
 static inline float lg2(float x) { return log2f(x); }
@@ -63,7 +71,7 @@ struct Fiber {
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static int current;
-static float exchanged[2048];
+static float exchanged[2048], operands[2048][6];
 
 static inline void copy_async(void* to, const void* from, bool inside) {
     fibers[current].copies.push_back({to, from, inside});
@@ -101,6 +109,22 @@ static inline float __shfl_xor_sync(unsigned, float value, int mask) {
     const float other = exchanged[current ^ mask];
     __syncwarp();
     return other;
+}
+
+// lane 4 s + c holds of A rows s and s + 8, of B column s, in places c and c + 4; tf32 drops 13 bits
+static inline void multiply_add(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
+                                float b1) {
+    const int warp = current / 32 * 32, s = current % 32 / 4, c = current % 4;
+    const float mine[6] = {a0, a1, a2, a3, b0, b1};
+    for (int i = 0; i < 6; i++)
+        operands[current][i] = __uint_as_float(__float_as_uint(mine[i]) & 0xffffe000u);
+    __syncwarp();
+    for (int high = 0; high < 2; high++)
+        for (int column = 0; column < 2; column++)
+            for (int k = 0; k < 8; k++)
+                d[2 * high + column] += operands[warp + 4 * s + k % 4][high + 2 * (k / 4)] *
+                                        operands[warp + 4 * (2 * c + column) + k % 4][4 + k / 4];
+    __syncwarp();
 }
 
 template <class Kernel, class Arguments>
