@@ -15,7 +15,11 @@ from remamba.norm import RMSNorm
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)). It holds no state, so that checkpointing may run it again."""
+    """mixer(norm(residual + x)), and that sum: the next block's residual.
+
+    The addition after a block is left to the next norm, which is one kernel with it. A block holds
+    no state, so that checkpointing may run it again.
+    """
 
     def __init__(self, config: ReMambaConfig):
         super().__init__()
@@ -25,17 +29,18 @@ class Block(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
         lengths: Tensor | None,
         adaption: Adaption | None,
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        residual = hidden.float() if self.residual_in_fp32 else hidden
-        mixed, conv_state, ssm_state = self.mixer(
-            self.norm(hidden), lengths, adaption, conv_state, ssm_state
-        )
-        return residual + mixed, conv_state, ssm_state
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        normed, residual = self.norm(x, residual)
+        if self.residual_in_fp32:
+            residual = residual.float()
+        mixed, conv_state, ssm_state = self.mixer(normed, lengths, adaption, conv_state, ssm_state)
+        return mixed, residual, conv_state, ssm_state
 
 
 class Backbone(nn.Module):
@@ -64,14 +69,17 @@ class Backbone(nn.Module):
             adaption: the kept positions of stage 2.
             cache: the pass starts from its states, if it has any, and leaves its own in it.
         """
-        hidden = embeds
+        x, residual = embeds, None
+        is_checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
             states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
-            arguments = (hidden, lengths, adaption, *states)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                hidden, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
+            arguments = (x, residual, lengths, adaption, *states)
+            if is_checkpointed:
+                x, residual, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
+                # one tensor is kept for the next block, not two
+                x, residual = residual + x, None
             else:
-                hidden, conv, ssm = block(*arguments)
+                x, residual, conv, ssm = block(*arguments)
             if cache is not None:
                 cache.update(i, conv, ssm)
-        return self.norm_f(hidden)
+        return self.norm_f(x, residual)[0]

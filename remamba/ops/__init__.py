@@ -2,6 +2,7 @@
 
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.causal_conv import causal_conv
+from remamba.ops.rms_norm import gated_rms_norm, rms_norm
 from remamba.ops.selective_scan import selective_scan, selective_scan_ref
 from remamba.ops.ssd import ssd, ssd_ref
 from remamba.ops.state_update import selective_state_update, ssd_state_update
@@ -9,7 +10,9 @@ from remamba.ops.state_update import selective_state_update, ssd_state_update
 __all__ = [
     "causal_conv",
     "explain",
+    "gated_rms_norm",
     "resolve",
+    "rms_norm",
     "selective_scan",
     "selective_scan_ref",
     "selective_state_update",
