@@ -1,0 +1,38 @@
+"""`remamba bench`: speed and memory, beside plain Mamba and the peers, in one run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Annotated
+
+from tyro.conf import subcommand
+
+from remamba.bench.settings import Fig6Args, GenerateArgs, LongArgs, OpsArgs
+
+Args = (
+    Annotated[OpsArgs, subcommand("ops")]
+    | Annotated[GenerateArgs, subcommand("generate")]
+    | Annotated[LongArgs, subcommand("long")]
+    | Annotated[Fig6Args, subcommand("fig6")]
+)
+MODULES = {OpsArgs: "ops", GenerateArgs: "generate", LongArgs: "long", Fig6Args: "fig6"}
+
+
+def run(args: OpsArgs | GenerateArgs | LongArgs | Fig6Args) -> int:
+    """Runs one benchmark: table and progress on stderr, the report as stdout's one line of JSON.
+
+    Returns 1, and tells no speed, when a contender computes something else.
+    """
+    from remamba.bench.check import WrongResults
+    from remamba.bench.report import compact
+
+    module = importlib.import_module(f"remamba.bench.{MODULES[type(args)]}")
+    try:
+        report = module.run(args)
+    except WrongResults as error:
+        print(f"remamba: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(compact(report)))
+    return 0
