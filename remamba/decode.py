@@ -289,6 +289,7 @@ def decode_step_of(model: nn.Module) -> DecodeStep:
     return _steps[model]
 
 
-def runs_in_place(device: torch.device) -> bool:
-    """Whether a decode step keeps its states at their place: where a graph can gain from it."""
-    return device.type == "cuda"
+def runs_in_place(model: Any) -> bool:
+    """Whether a decode step gains from states that stay at their place: on one GPU."""
+    devices = getattr(model, "hf_device_map", None) or {}
+    return model.device.type == "cuda" and len(set(devices.values())) <= 1

@@ -11,18 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from remamba.batch import not_finite
 from remamba.cache import Kept, StateCache
+from remamba.decode import runs_in_place
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.request import Completion, Job, Request, fill_template
 from remamba.sampling import Sampler, SamplingOptions, choose
-from remamba.slots import Slots
+from remamba.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
 from remamba.text import GrowingText, encode
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
@@ -74,7 +75,8 @@ class Engine:
         tokenizer: a fast one; None when requests bring token ids and want nothing else back.
         slots: how many states are held at once.
         piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
-        static: step all slots always, in one shape, instead of as many as there are requests.
+        static: hold the states of all slots at one place, so that a step is a CUDA graph and the
+            next one begins before the last one's tokens are known. None: on a GPU.
 
     Not for several threads at once: a server gives it one.
     """
@@ -86,7 +88,7 @@ class Engine:
         slots: int = 8,
         *,
         piece_length: int | None = None,
-        static: bool = False,
+        static: bool | None = None,
     ):
         if slots < 1:
             raise InputError(f"slots = {slots} must be at least 1")
@@ -94,7 +96,11 @@ class Engine:
         self.tokenizer = tokenizer
         self.piece_length = piece_length
         self.eos = _end_tokens(model, tokenizer)
-        self._slots: Slots[Job] = Slots(slots, static=static)
+        if static is None:
+            static = runs_in_place(model)
+        rows: Rows = StaticRows(model, slots) if static else GrowingRows(model)
+        self._slots: Slots[Job] = Slots(slots, rows)
+        self._ahead: _Asked | None = None
         self._waiting: deque[Job] = deque()
         self._last_document: tuple[str, list[int]] = ("", [])
 
@@ -182,9 +188,8 @@ class Engine:
             group = self._next_group()
             self._admit(group)
             moved += group
-        rows = self._slots.rows
-        if rows:
-            moved += self._advance(rows)
+        if self._slots.owners:
+            moved += self._advance()
         return list(dict.fromkeys(moved))
 
     def _next_group(self) -> list[Job]:
@@ -240,7 +245,8 @@ class Engine:
         if staying:
             if len(staying) < len(group):
                 cache = cache.select(torch.tensor(staying))
-            self._slots.put(cache, [group[row] for row in staying])
+            jobs = [group[row] for row in staying]
+            self._slots.put(cache, jobs, [job.token_ids[-1] for job in jobs])
 
     def _prefill(self, group: list[Job]) -> tuple[Tensor, StateCache, Kept | None]:
         """The logits behind each prompt (b, vocab), the states there, and what was kept."""
@@ -271,31 +277,36 @@ class Engine:
         )
         return out.logits[:, -1], out.cache_params, out.kept
 
-    def decode(self, tokens: Tensor, cache: StateCache) -> Tensor:
-        """Logits (slots, vocab) after one more token of each row; the cache moves on.
-
-        Args:
-            tokens: (slots,) int64, the last token of each row.
-            cache: the rows' states.
-        """
-        backbone, lm_head = self.model.backbone, self.model.lm_head
-        hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
-        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
-
-    def _advance(self, rows: list[int]) -> list[Job]:
+    def _advance(self) -> list[Job]:
         """One more token for the slots in use."""
-        slots = self._slots
-        assert slots.cache is not None
-        last = [owner.token_ids[-1] if owner else 0 for owner in slots.owners]
-        logits = self.decode(torch.tensor(last, device=self.model.device), slots.cache)
-        if len(rows) < len(logits):
-            logits = logits[rows]
-        jobs = [owner for owner in slots.owners if owner is not None]
-        for job, token in zip(jobs, choose(logits, [job.sampler for job in jobs]), strict=True):
-            self._take(job, token)
-        if finished := [job for job in jobs if job.is_finished]:
-            slots.drop(finished)
-        return jobs
+        asked, self._ahead = self._ahead, None
+        if asked is not None and all(job.is_finished for job in asked.jobs):
+            asked.drawn.tokens()  # all have left since; what was under way must end first
+            asked = None
+        if asked is None:
+            asked = self._ask()
+        if self._slots.rows.runs_ahead and not self._ends_with(asked):
+            self._ahead = self._ask()
+        moved = []
+        for job, token in zip(asked.jobs, asked.drawn.tokens(), strict=True):
+            if not job.is_finished:  # it may have ended while its next token was under way
+                self._take(job, token)
+                moved.append(job)
+        if finished := [job for job in moved if job.is_finished]:
+            self._slots.drop(finished)
+        return moved
+
+    def _ask(self) -> _Asked:
+        jobs = list(self._slots.owners)
+        return _Asked(jobs, self._slots.rows.draw([job.sampler for job in jobs]))
+
+    def _ends_with(self, asked: _Asked) -> bool:
+        """Whether no slot needs a token after these."""
+        coming = set(map(id, asked.jobs))
+        return all(
+            len(job.token_ids) + (id(job) in coming) >= job.request.options.max_new_tokens
+            for job in self._slots.owners
+        )
 
     def _take(self, job: Job, token: int | None) -> None:
         if token is None:
@@ -325,6 +336,13 @@ class Engine:
                 f"knows 0 to {vocab - 1}: the tokenizer is another model's"
             )
         return ids
+
+
+class _Asked(NamedTuple):
+    """A step under way, and whose tokens it draws."""
+
+    jobs: list[Job]
+    drawn: Drawn
 
 
 def _end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:

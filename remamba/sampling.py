@@ -63,6 +63,35 @@ class Sampler:
         return self._random.random()
 
 
+NARROW = 64
+"""Draws among the likeliest so many tokens need no sorting of them all."""
+ALL = 2**31
+
+
+def width_of_draws(samplers: Sequence[Sampler]) -> int:
+    """How many of the likeliest tokens have to be ordered: NARROW, ALL, or 0 (nothing is drawn)."""
+    options = [s.options for s in samplers if s.options.temperature > 0]
+    if not options:
+        return 0
+    return NARROW if all(0 < o.top_k <= NARROW for o in options) else ALL
+
+
+def table_of_draws(samplers: Sequence[Sampler]) -> Tensor:
+    """(4, b) float32: temperature, top_k, top_p and the next random number of each row.
+
+    Only rows of a temperature above 0 draw a random number.
+    """
+    options = [sampler.options for sampler in samplers]
+    points = [s.draw() if s.options.temperature > 0 else 0.0 for s in samplers]
+    rows = [
+        [o.temperature for o in options],
+        [o.top_k for o in options],
+        [o.top_p for o in options],
+        points,
+    ]
+    return torch.tensor(rows, dtype=torch.float32)
+
+
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
     """The next token of each row; None where its logits are not finite.
 
@@ -70,30 +99,39 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
         logits: (b, vocab).
         samplers: one a row.
     """
+    width = width_of_draws(samplers)
+    table = table_of_draws(samplers).to(logits.device) if width else None
+    return [None if t < 0 else t for t in choose_on_device(logits, table, width).tolist()]
+
+
+def choose_on_device(logits: Tensor, table: Tensor | None, width: int) -> Tensor:
+    """(b,) int64, the next token of each row; -1 where its logits are not finite.
+
+    Waits for nothing, so that a CUDA graph can hold it.
+
+    Args:
+        logits: (b, vocab).
+        table: of `table_of_draws`; not looked at when width is 0.
+        width: of `width_of_draws`.
+    """
     highest, token = logits.max(dim=-1)  # NaN is the highest of all, so one look finds it
-    drawn = [row for row, sampler in enumerate(samplers) if sampler.options.temperature > 0]
-    if drawn:
-        token[drawn] = _draw(logits[drawn], [samplers[row] for row in drawn])
-    finite = torch.isfinite(highest).tolist()
-    return [t if ok else None for t, ok in zip(token.tolist(), finite, strict=True)]
+    if width:
+        assert table is not None
+        token = torch.where(table[0] > 0, _draw(logits, table, width), token)
+    return torch.where(torch.isfinite(highest), token, -1)
 
 
-def _draw(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+def _draw(logits: Tensor, table: Tensor, width: int) -> Tensor:
     """(b,) tokens drawn after temperature, top_k and top_p, in that order."""
-    options = [sampler.options for sampler in samplers]
-    vocab = logits.shape[1]
-    limits = [min(o.top_k, vocab) if o.top_k else vocab for o in options]
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device).unsqueeze(1)
-
-    logits, index = logits.float().topk(max(limits), dim=1)  # descending
-    scaled = (logits - logits[:, :1]) / column([max(o.temperature, 1e-6) for o in options])
-    rank = torch.arange(scaled.shape[1], device=scaled.device)
-    mass = scaled.masked_fill(rank >= column(limits), -torch.inf).softmax(dim=1)
+    temperature, top_k, top_p, point = table.unsqueeze(2)
+    width = min(width, logits.shape[1])
+    logits, index = logits.float().topk(width, dim=1)  # descending
+    scaled = (logits - logits[:, :1]) / temperature.clamp(min=1e-6)
+    rank = torch.arange(width, device=scaled.device)
+    is_candidate = rank < torch.where(top_k > 0, top_k, width)
+    mass = scaled.masked_fill(~is_candidate, -torch.inf).softmax(dim=1)
     upto = mass.cumsum(dim=1)
-    allowed = (upto - mass < column([o.top_p for o in options])) & (rank < column(limits))
+    allowed = (upto - mass < top_p) & is_candidate
     last = allowed.sum(dim=1, keepdim=True).clamp(min=1) - 1
-    point = upto.gather(1, last) * column([sampler.draw() for sampler in samplers])
-    chosen = (upto <= point).sum(dim=1, keepdim=True)
+    chosen = (upto <= upto.gather(1, last) * point).sum(dim=1, keepdim=True)
     return index.gather(1, torch.minimum(chosen, last)).squeeze(1)

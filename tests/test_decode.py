@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import gc
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from remamba import StateCache
-from remamba.decode import DecodeStep, decode_step_of
+from remamba.decode import DecodeStep
 from remamba.ops import use_backend
 from tests.tiny import tiny_model
 

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from remamba import CompressionConfig, InputError
 from remamba.engine import Completion, Engine, Request, SamplingOptions, fill_template
-from remamba.slots import Slots
+from remamba.slots import GrowingRows, Slots, StaticRows
 from tests.tiny import END, TEXT, tiny_model, tiny_tokenizer
 
 FORMS: dict[str, CompressionConfig | bool] = {
@@ -151,8 +151,9 @@ def test_a_document_of_several_questions_is_read_once(monkeypatch: pytest.Monkey
 
 def test_slots_are_refilled_and_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(tiny_model(), slots=3)
-    decode, widths = engine.decode, []
-    monkeypatch.setattr(engine, "decode", lambda t, c: widths.append(len(t)) or decode(t, c))
+    rows, widths = engine._slots.rows, []
+    draw = rows.draw
+    monkeypatch.setattr(rows, "draw", lambda s: widths.append(len(s)) or draw(s))
     options = [SamplingOptions(max_new_tokens=n) for n in (2, 9, 4, 4, 3, 2, 5)]
     requests = [Request(prompt=ids_of(6, i), options=o) for i, o in enumerate(options)]
     done = engine.run(requests)
@@ -286,22 +287,26 @@ def test_logits_that_are_not_finite_are_refused() -> None:
         Engine(model).run([Request(prompt=ids_of(9), options=GREEDY)])
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_not_finite_while_decoding(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_finite_while_decoding(value: float, static: bool) -> None:
     """The request whose logits break ends with the error; the one beside it goes on."""
-    engine = Engine(tiny_model())
-    decode = engine.decode
+    engine = Engine(tiny_model(), static=static)
+    rows: Any = engine._slots.rows
+    place, name = (rows.step, "_logits") if static else (rows, "logits")
+    logits_of = getattr(place, name)
 
-    def broken(tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        logits = decode(tokens, cache)
+    def broken(*arguments: Any) -> torch.Tensor:
+        logits = logits_of(*arguments)
         logits[0, 3 if value > 0 or value != value else slice(None)] = value
         return logits
 
     jobs = [engine.submit(Request(prompt=ids_of(9, i), options=GREEDY)) for i in range(2)]
     engine.step()
-    monkeypatch.setattr(engine, "decode", broken)
-    engine.step()
-    monkeypatch.undo()
+    setattr(place, name, broken)
+    while not jobs[0].is_finished:
+        engine.step()
+    setattr(place, name, logits_of)
     while not all(job.is_finished for job in jobs):
         engine.step()
     with pytest.raises(InputError, match="not finite"):
@@ -381,10 +386,11 @@ def test_templates() -> None:
         fill_template("Q:", "who?")
 
 
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
 def test_slots_keep_each_owner_its_states(static: bool) -> None:
     model = tiny_model()
-    slots: Slots[str] = Slots(3, static=static)
+    rows: Any = StaticRows(model, 3) if static else GrowingRows(model)
+    slots: Slots[str] = Slots(3, rows)
 
     def states(*numbers: int) -> Any:
         cache = model.new_cache()
@@ -393,15 +399,63 @@ def test_slots_keep_each_owner_its_states(static: bool) -> None:
         return cache
 
     def held(owner: str) -> torch.Tensor:
-        assert slots.cache is not None
-        return slots.cache.ssm_states[1][slots.owners.index(owner)]  # type: ignore[index]
+        layer = rows.step.ssm[1] if static else rows.cache.ssm_states[1]
+        return layer[slots.owners.index(owner)]
 
     with torch.inference_mode():
-        slots.put(states(0, 1), ["a", "b"])
+        slots.put(states(0, 1), ["a", "b"], [7, 8])
         slots.drop(["a", "nobody"])
-        slots.put(states(2, 3), ["c", "d"])
+        slots.put(states(2, 3), ["c", "d"], [9, 10])
         assert slots.free == 0
         for owner, number in (("b", 1), ("c", 2), ("d", 3)):
             torch.testing.assert_close(held(owner), states(number).ssm_states[1][0])
+        tokens = rows.step.tokens.tolist() if static else rows._tokens
+        assert dict(zip(slots.owners, tokens, strict=True)) == {"b": 8, "c": 9, "d": 10}
         slots.drop(["b", "c", "d"])
-        assert slots.free == 3 and slots.rows == []
+        assert slots.free == 3 and slots.owners == []
+
+
+def test_the_next_step_begins_before_the_last_ones_tokens_are_read() -> None:
+    """Draws, ends and refilled slots are those of a step at a time."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = list(range(0, 340, 9))
+
+    def answers(static: bool) -> list[list[int]]:
+        engine = Engine(model, slots=3, static=static)
+        requests = [
+            Request(
+                prompt=ids_of(4 + i, i),
+                options=SamplingOptions(
+                    max_new_tokens=3 + 4 * (i % 4), temperature=0.9 * (i % 3), seed=i, top_k=i % 2
+                ),
+            )
+            for i in range(9)
+        ]
+        return [completion.token_ids for completion in engine.run(requests)]
+
+    together = answers(static=True)
+    assert together == answers(static=False)
+    ended = [t for t in together if t[-1] % 9 == 0]
+    assert 0 < len(ended) < len(together)
+
+
+def test_a_step_under_way_is_not_mixed_with_new_requests() -> None:
+    """Its jobs are cancelled, their slots are filled anew: what it brings belongs to nobody."""
+    engine = Engine(tiny_model(), slots=2, static=True)
+    long = SamplingOptions(max_new_tokens=20)
+    first = [engine.submit(Request(prompt=ids_of(5, i), options=long)) for i in range(2)]
+    for _ in range(3):
+        engine.step()
+    assert engine._ahead is not None
+    engine.cancel(first[0])
+    second = engine.submit(Request(prompt=ids_of(6), options=GREEDY))
+    engine.step()
+    engine.cancel(first[1])
+    while not second.is_finished:
+        assert engine.step() != []
+    alone = Engine(engine.model).run([Request(prompt=ids_of(6), options=GREEDY)])[0]
+    assert second.completion.token_ids == alone.token_ids
+    assert first[0].finish_reason == first[1].finish_reason == "cancelled"
+    engine.cancel(*first)
+    (third,) = engine.run([Request(prompt=ids_of(6), options=GREEDY)])
+    assert third.token_ids == alone.token_ids

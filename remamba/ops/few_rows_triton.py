@@ -34,7 +34,7 @@ TILES: dict[int, tuple[Tile, Tile, Tile]] = {
     1: (Tile(8, 512, 4, 3), Tile(4, 1024, 4, 3), Tile(4, 128, 2, 3, splits=4)),
     16: (Tile(32, 128, 4, 4), Tile(16, 256, 2, 4), Tile(16, 64, 2, 3, splits=16)),
     32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 64, 2, 3, splits=16)),
-    64: (Tile(64, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=16)),
+    64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=16)),
 }
 WIDE = 4096
 """Rows of W from which it is wide: they are enough programs for a large GPU."""
