@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from remamba import ops
+
 
 class Adaption(NamedTuple):
     """What stage 2 changes at the kept positions; a slice of it goes with a slice of the input."""
@@ -31,7 +33,8 @@ def adapt_dt(dt: Tensor, adaption: Adaption, theta: Tensor, bias: Tensor | None 
     """Time step before softplus with scores and Theta in it (Eq. 8): alpha * W x + Theta + bias.
 
     Alpha does not scale the bias, as in the authors' code. Positions that were not kept are
-    returned as they came, bit for bit.
+    returned as they came, bit for bit; where nothing is differentiated, `dt` may be changed in
+    place.
 
     Args:
         dt: (b, l, e) or (b, l, h), W x + bias (or W x alone when `bias` is None).
@@ -39,12 +42,8 @@ def adapt_dt(dt: Tensor, adaption: Adaption, theta: Tensor, bias: Tensor | None 
         theta: (e,) or (h,), the layer's trainable offset.
         bias: (e,) the part of `dt` that alpha must not scale.
     """
-    projected = dt if bias is None else dt - bias
-    selected = adaption.selected.unsqueeze(-1)
-    change = theta.expand_as(dt)
-    if not adaption.exact:
-        change = change + (adaption.alpha.unsqueeze(-1) - 1) * projected
-    return torch.where(selected, dt + change, dt).to(dt.dtype)
+    alpha = None if adaption.exact else adaption.alpha
+    return ops.adapt_dt(dt, adaption.selected, theta, alpha=alpha, bias=bias)
 
 
 class DtAdaption(nn.Module):

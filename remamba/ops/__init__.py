@@ -1,5 +1,6 @@
 """Plain functions on channels-last tensors: the scans, their decode steps, the convolution."""
 
+from remamba.ops.adapt_dt import adapt_dt
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.causal_conv import causal_conv
 from remamba.ops.rms_norm import gated_rms_norm, rms_norm
@@ -8,6 +9,7 @@ from remamba.ops.ssd import ssd, ssd_ref
 from remamba.ops.state_update import selective_state_update, ssd_state_update
 
 __all__ = [
+    "adapt_dt",
     "causal_conv",
     "explain",
     "gated_rms_norm",

@@ -41,6 +41,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.causal_conv:causal_conv_torch",
         "triton": "remamba.ops.causal_conv_triton:causal_conv_triton",
     },
+    "adapt_dt": {
+        "torch": "remamba.ops.adapt_dt:adapt_dt_torch",
+        "triton": "remamba.ops.adapt_dt_triton:adapt_dt_triton",
+    },
     "rms_norm": {
         "torch": "remamba.ops.rms_norm:rms_norm_torch",
         "triton": "remamba.ops.rms_norm_triton:rms_norm_triton",

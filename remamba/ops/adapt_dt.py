@@ -1,0 +1,31 @@
+"""ReMamba's change of the time step at the kept positions (Eq. 8), before softplus."""
+
+import torch
+
+from remamba.ops.backend import implementation
+
+
+def adapt_dt(
+    dt: torch.Tensor,
+    selected: torch.Tensor,
+    theta: torch.Tensor,
+    *,
+    alpha: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """alpha * (dt - bias) + theta + bias where selected, and dt elsewhere, bit for bit.
+
+    dt (b, l, c); selected (b, l) bool; theta, bias (c,); alpha (b, l), 1 when None. The result has
+    dt's shape and dtype. Where nothing is differentiated it may be dt itself, changed in place.
+    """
+    run = implementation("adapt_dt", dt.device, dt.dtype) if dt.numel() else adapt_dt_torch
+    return run(dt, selected, theta, alpha=alpha, bias=bias)
+
+
+def adapt_dt_torch(dt, selected, theta, *, alpha=None, bias=None) -> torch.Tensor:
+    """adapt_dt over all positions: on a CPU a few passes more do not show."""
+    change = theta.expand_as(dt)
+    if alpha is not None:
+        projected = dt if bias is None else dt - bias
+        change = change + (alpha.unsqueeze(-1) - 1) * projected
+    return torch.where(selected.unsqueeze(-1), dt + change, dt).to(dt.dtype)
