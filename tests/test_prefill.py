@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from remamba import prefill
+from remamba.batch import enter
 from remamba.prefill import KNOWN, MOST_TOKENS, bucket, graphs_of
+from remamba.stages import How
 from remamba.watch import Watch
 from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
 
@@ -249,3 +251,64 @@ def test_only_what_a_graph_can_hold_is_captured():
 def test_every_part_of_a_backbone_is_known(backbone):
     model = tiny_model(backbone)
     assert Watch(model.backbone).types <= KNOWN
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", [*FORMS, "plain"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_graph_equals_eager_on_a_gpu(backbone, form, dtype, tolerance):
+    model = tiny_model(backbone).to("cuda", dtype)
+    options = {"compression": FORMS.get(form, False), **questions(form, 4, 4)}
+    for seed, width in enumerate((30, 30, 41, 64, 64, 64)):
+        ids = tokens(2, width, seed=seed).cuda()
+        assert same(model, ids, **options) <= tolerance[dtype][0]
+    assert graphs_of(model.backbone).captured
+
+
+@pytest.mark.gpu
+def test_graphs_of_unequal_rows_and_of_texts_that_go_on_on_a_gpu():
+    model = tiny_model("mamba").cuda()
+    for seed, width in enumerate((30, 40, 64, 25)):
+        mask = torch.ones(2, width, dtype=torch.long)
+        mask[1, : 7 + seed] = 0
+        ids = tokens(2, width, seed=seed).cuda()
+        assert same(model, ids, attention_mask=mask.cuda(), compression=False) < 1e-5
+    whole = model(tokens(1, 40).cuda(), compression=False).logits
+    for _ in range(3):
+        first = run(model, tokens(1, 40)[:, :15].cuda(), compression=False).cache_params
+        out = run(model, tokens(1, 40)[:, 15:].cuda(), cache_params=first)
+        assert error(out.logits, whole[:, 15:]) < 1e-5
+    assert len(graphs_of(model.backbone).captured) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "change", [replace_in_place, replace_data, replace_by_assignment, replace_a_module, convert]
+)
+def test_changed_weights_are_seen_on_a_gpu(change):
+    model = tiny_model("mamba").cuda()
+    ids = tokens(1, 30).cuda()
+    for _ in range(2):
+        for _ in range(3):
+            assert same(model, ids, compression=False) < 1e-5
+        assert len(graphs_of(model.backbone).captured) == 1
+        change(model)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [*FORMS, "plain"])
+@pytest.mark.parametrize("width", [30, 2100], ids=["graph", "eager"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_stage_waits_on_a_gpu(backbone, width, form):
+    model = tiny_model(backbone).cuda()
+    mask = torch.ones(2, width, dtype=torch.long)
+    mask[1, :7] = 0
+    batch = enter(tokens(2, width).cuda(), mask, **questions(form, 4, 4))
+    for mode in ("default", "default", "default", "error"):  # compiled, captured, then watched
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with torch.inference_mode():
+                model._run(batch, FORMS.get(form, False), None, model.new_cache(), How(tail=1))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

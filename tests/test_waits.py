@@ -1,0 +1,105 @@
+"""A prefill does not wait for the device: it runs on tensors that hold nothing to wait for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from remamba import CompressionConfig, modeling_remamba
+from remamba import batch as door
+from remamba.batch import enter
+from remamba.stages import How
+from tests.exactness import BACKBONES, FORMS, questions, tiny_model, tokens
+
+ALL_FORMS: dict[str, CompressionConfig | bool] = {
+    **FORMS,
+    **{name: FORMS["paper"].replace(selector=name) for name in ("random", "fixed", "drop")},
+    "plain": False,
+}
+SHAPES = ("even", "ragged")
+COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast(monkeypatch):
+    """Autocast knows no meta device, and may not even be asked about it."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+class OneDevice(TorchDispatchMode):
+    """No op may mix tensors of the host and of the device: torch would copy, and wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors if x.dim()}
+        assert len(devices) < 2 or function in COPIES, f"{function} mixes {devices}"
+        return function(*args, **(kwargs or {}))
+
+
+def rows(shape: str, width: int = 30):
+    """Token ids and a left-padded mask, both still on the host."""
+    mask = torch.ones(2, width, dtype=torch.long)
+    if shape == "ragged":
+        mask[1, :7] = 0
+    return tokens(2, width), mask
+
+
+def away(ids, mask=None, **options):
+    """A batch whose lengths are known and whose ids lie where nothing can be read."""
+    batch = enter(ids, mask, **options)
+    batch.input_ids = batch.input_ids.to("meta")
+    return batch
+
+
+@pytest.mark.parametrize("piece_length", [None, 11])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("backbone", BACKBONES[:2])
+def test_no_stage_waits(backbone, form, shape, piece_length):
+    model = tiny_model(backbone).to("meta")
+    ids, mask = rows(shape)
+    batch = away(ids, mask, **questions(form, 4, 5))
+    with torch.no_grad(), OneDevice():
+        how = How(piece_length, tail=1)
+        passage = model._run(batch, ALL_FORMS[form], None, model.new_cache(), how)
+    assert passage.hidden.device.type == "meta" and passage.hidden.shape == (2, 1, 24)
+    assert passage.lengths.device.type == "cpu"
+
+
+@pytest.mark.parametrize("asked", [2, 6])
+@pytest.mark.parametrize("form", ["whole", "before"])
+def test_questions_on_a_memory_do_not_wait(form, asked):
+    model = tiny_model("mamba2").to("meta")
+    with torch.no_grad(), OneDevice():
+        memory, _ = model._read(away(*rows("ragged")), FORMS[form], How())
+        passage = model._run(away(tokens(asked, 5)), None, memory, None, How(tail=1))
+    assert passage.hidden.shape == (asked, 1, 24)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forward_waits_at_its_door_and_at_its_end(form, shape, monkeypatch):
+    waits = []
+
+    def at_the_door(*given):
+        assert any(x.device.type == "meta" for x in given)
+        waits.append("door")
+        ids, mask = rows(shape)
+        return [mask.sum(1), mask.argmax(1), ids.new_zeros(2), *questions_of(form), *nothing()]
+
+    def questions_of(form):
+        return questions(form, 4, 5).values() or [torch.zeros(2, dtype=torch.long)]
+
+    def nothing():
+        return [torch.zeros(2, dtype=torch.long)] * 3
+
+    monkeypatch.setattr(door, "to_host", at_the_door)
+    monkeypatch.setattr(modeling_remamba, "_check_finite", lambda _: waits.append("end"))
+    model = tiny_model("mamba2").to("meta")
+    ids, mask = rows(shape)
+    options = {"compression": FORMS[form], **questions(form, 4, 5)}
+    with torch.no_grad(), OneDevice():
+        model(ids.to("meta"), attention_mask=mask.to("meta"), logits_to_keep=1, **options)
+    assert waits == ["door", "end"]
