@@ -20,8 +20,8 @@ from remamba.ops.time_step import LOG2_E
 MAX_HEAD_DIM, MAX_STATE = 128, 256
 # programs that a multiprocessor of a GPU should find, and the least chunks worth a segment
 PROGRAMS_A_PROCESSOR, MIN_CHUNKS, MAX_SEGMENTS = 6, 2, 16
-# 2 ** LEAST_EXPONENT is 0 in float32, and sums of it over a chunk are exact
-LEAST_EXPONENT = tl.constexpr(-10000.0)
+# 2 ** LEAST_EXPONENT is 0 in float32, and sums of it over a chunk stay small
+LEAST_EXPONENT = tl.constexpr(-160.0)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 TRITON_DTYPES = {
     torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16
@@ -67,13 +67,14 @@ def plan(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> Plan:
     b, l, h, p = x.shape
     dot = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
     block_n = max(triton.next_power_of_2(B.shape[3]), 16)
-    block_p = min(max(triton.next_power_of_2(p), 16), 64)
-    chunk = 32 if dot == torch.float32 else 64
+    # exact float32 products hold their operands in registers: smaller blocks
+    chunk, widest = (16, 16) if dot == torch.float32 else (64, 64)
+    block_p = min(max(triton.next_power_of_2(p), 16), widest)
     chunks, blocks_p = triton.cdiv(l, chunk), triton.cdiv(p, block_p)
     places = processors(x.device) * PROGRAMS_A_PROCESSOR // (b * h * blocks_p)
     segments = max(min(places, chunks // MIN_CHUNKS, MAX_SEGMENTS), 1)
     segment = triton.cdiv(chunks, segments)
-    num_warps = 8 if block_n > 128 else 4
+    num_warps = 8 if block_n > 128 or dot == torch.float32 else 4
     return Plan(
         chunk, chunks, segment, triton.cdiv(chunks, segment), block_p, blocks_p, block_n,
         num_warps, dot,
@@ -110,9 +111,10 @@ def forward(
         steps = step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max)
         added, passed = walk_segments(cut, x, B, steps, reverse=False)
         ssd_fwd_kernel[(h * cut.blocks_p, cut.segments, b)](
-            x, B, C, D, *steps, initial_state, added, passed, y, final,
-            l, h, p, n, h // B.shape[2], cut.chunks, cut.segment, cut.segments,
-            *x.stride()[:3], *B.stride()[:3], *C.stride()[:3],
+            x, B, C, D, *steps[1:], initial_state, added, passed, y, final,
+            l, cut.chunks, cut.segment, cut.segments,
+            x.stride(0), x.stride(2), B.stride(0), B.stride(2), C.stride(0), C.stride(2),
+            h, p, n, h // B.shape[2], x.stride(1), B.stride(1), C.stride(1),
             cut.chunk, cut.block_p, cut.blocks_p, cut.block_n, TRITON_DTYPES[cut.dot],
             num_warps=cut.num_warps, num_stages=2,
         )  # fmt: skip
@@ -125,21 +127,24 @@ def rows_contiguous(t: torch.Tensor) -> torch.Tensor:
 
 
 def step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max) -> tuple[torch.Tensor, ...]:
-    """The time step and, summed from each chunk's start, the decay's exponent in two parts.
+    """Three (b, h, chunks * chunk): the time step; total, the base-2 logarithm of what remains of
+    the state, from each chunk's start; and total - log2(step), for what an input adds to it.
 
-    Three (b, h, chunks * chunk) float32 tensors; whole + part is the base-2 logarithm of what
-    remains of the state. Past the end of l no time passes.
+    Past the end of l no time passes. For float32 products the totals are float64: a difference of
+    two large ones must keep the digits of a small decay.
     """
     b, l, h = dt.shape
-    size = (3, b, h, cut.chunks * cut.chunk)
-    steps = torch.empty(size, dtype=torch.float32, device=dt.device).unbind()
+    size = (b, h, cut.chunks * cut.chunk)
+    exact = torch.float64 if cut.dot == torch.float32 else torch.float32
+    step = torch.empty(size, dtype=torch.float32, device=dt.device)
+    total, column = torch.empty((2, *size), dtype=exact, device=dt.device).unbind()
     heads = min(triton.next_power_of_2(h), 16)
     ssd_step_kernel[(cut.chunks, triton.cdiv(h, heads), b)](
-        dt, dt_bias, dt_scale, A, *steps, l, h, cut.chunks, dt_min, dt_max,
+        dt, dt_bias, dt_scale, A, step, total, column, l, h, cut.chunks, dt_min, dt_max,
         *dt.stride(), *((0, 0) if dt_scale is None else dt_scale.stride()),
         LOG2_E, cut.chunk, heads, num_warps=4,
     )  # fmt: skip
-    return steps
+    return step, total, column
 
 
 def walk_segments(cut, x, B, steps, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,9 +159,10 @@ def walk_segments(cut, x, B, steps, reverse: bool) -> tuple[torch.Tensor, torch.
     passed = torch.empty((b, cut.segments - 1, h), dtype=torch.float32, device=x.device)
     if cut.segments > 1:
         ssd_walk_kernel[(h * cut.blocks_p, cut.segments - 1, b)](
-            x, B, *steps, None, added, passed, None, None,
-            l, h, p, n, h // B.shape[2], cut.chunks, cut.segment, cut.segments,
-            *x.stride()[:3], *B.stride()[:3],
+            x, B, *steps[1:], None, added, passed, None, None,
+            l, cut.chunks, cut.segment, cut.segments,
+            x.stride(0), x.stride(2), B.stride(0), B.stride(2),
+            h, p, n, h // B.shape[2], x.stride(1), B.stride(1),
             cut.chunk, cut.block_p, cut.blocks_p, cut.block_n, TRITON_DTYPES[cut.dot],
             reverse, False, num_warps=cut.num_warps, num_stages=3,
         )  # fmt: skip
@@ -195,38 +201,35 @@ def softplus(v):
 
 @triton.jit
 def ssd_step_kernel(
-    dt, dt_bias, dt_scale, A, step, whole, part,
+    dt, dt_bias, dt_scale, A, step, total, column,
     l, h, chunks, dt_min, dt_max, dt_b, dt_l, dt_h, scale_b, scale_l,
     LOG2_E: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The time step of CHUNK positions and HEADS heads, and its running exponents.
-
-    A sum of exponents loses the digits of small ones after large ones: whole numbers are summed
-    apart, exactly, and what remains is at most a half each.
-    """
+    """step, total and column of CHUNK positions and HEADS heads."""
     chunk, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     t = chunk * CHUNK + tl.arange(0, CHUNK)
-    mask = (t < l)[:, None] & (head < h)[None, :]
+    is_head = head < h
+    mask = (t < l)[:, None] & is_head[None, :]
     place = t.to(tl.int64)[:, None] * dt_l + head[None, :] * dt_h
     v = tl.load(dt + batch * dt_b + place, mask=mask, other=0.0).to(tl.float32)
     if dt_bias is not None:
-        v += tl.load(dt_bias + head, mask=head < h, other=0.0).to(tl.float32)[None, :]
+        v += tl.load(dt_bias + head, mask=is_head, other=0.0).to(tl.float32)[None, :]
     v = tl.minimum(tl.maximum(softplus(v), dt_min), dt_max)
     if dt_scale is not None:
-        scale = tl.load(
-            dt_scale + batch * scale_b + t.to(tl.int64) * scale_l, mask=t < l, other=0.0
-        )
-        v *= scale.to(tl.float32)[:, None]
+        place = batch * scale_b + t.to(tl.int64) * scale_l
+        v *= tl.load(dt_scale + place, mask=t < l, other=0.0).to(tl.float32)[:, None]
     v = tl.where(mask, v, 0.0)
-    rate = tl.load(A + head, mask=head < h, other=0.0).to(tl.float32) * LOG2_E
-    exponent = tl.maximum(v * rate[None, :], LEAST_EXPONENT)
-    nearest = tl.floor(exponent + 0.5)
+    rate = tl.load(A + head, mask=is_head, other=0.0).to(tl.float32) * LOG2_E
+    exponent = tl.maximum(v * rate[None, :], LEAST_EXPONENT).to(total.dtype.element_ty)
+    sums = tl.cumsum(exponent, 0)
     out = (batch * h + head[None, :]) * chunks * CHUNK + t[:, None]
-    mask = (head < h)[None, :] & (t[:, None] >= 0)
+    mask = is_head[None, :] & (t[:, None] >= 0)
     tl.store(step + out, v, mask=mask)
-    tl.store(whole + out, tl.cumsum(nearest, 0), mask=mask)
-    tl.store(part + out, tl.cumsum(exponent - nearest, 0), mask=mask)
+    tl.store(total + out, sums, mask=mask)
+    # no time, no input: 2 ** -inf of it
+    given = tl.where(v > 0.0, tl.log2(tl.maximum(v, 1e-38)), float("-inf"))
+    tl.store(column + out, sums - given.to(total.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -255,9 +258,10 @@ def start_state(
 
 @triton.jit
 def ssd_walk_kernel(
-    x, B, step, whole, part, first, added, passed, states, last,
-    l, h, p, n, heads_per_group, chunks, segment_chunks, segments,
-    x_b, x_l, x_h, B_b, B_l, B_g,
+    x, B, total, column, first, added, passed, states, last,
+    l, chunks, segment_chunks, segments, x_b, x_h, B_b, B_g,
+    h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, heads_per_group: tl.constexpr,
+    x_l: tl.constexpr, B_l: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCKS_P: tl.constexpr, BLOCK_N: tl.constexpr,
     DOT: tl.constexpr, REVERSE: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
@@ -298,21 +302,18 @@ def ssd_walk_kernel(
             B + t.to(tl.int64) * B_l + row[:, None] * B_l + nn[None, :],
             mask=inside & (nn < n)[None, :], other=0.0,
         )  # fmt: skip
-        sum_whole = tl.load(whole + at_head + t + row)
-        sum_part = tl.load(part + at_head + t + row)
-        all_whole = tl.load(whole + at_head + t + CHUNK - 1)
-        all_part = tl.load(part + at_head + t + CHUNK - 1)
+        all_time = tl.load(total + at_head + t + CHUNK - 1)
         if STORE:
             place = ((batch * chunks + chunk) * h + h_in) * p * n + pp[:, None] * n + nn[None, :]
             mask = (pp < p)[:, None] & (nn < n)[None, :]
             tl.store(states + place, state.to(states.dtype.element_ty), mask=mask)
         if REVERSE:
-            weight = tl.exp2(sum_whole + sum_part)
+            exponent = tl.load(total + at_head + t + row)
         else:
-            weight = tl.exp2((all_whole - sum_whole) + (all_part - sum_part))
-            weight *= tl.load(step + at_head + t + row)
+            exponent = all_time - tl.load(column + at_head + t + row)
+        weight = tl.exp2(exponent.to(tl.float32))
         u = operand(x_c.to(tl.float32) * weight[:, None], DOT)
-        decay = tl.exp2(all_whole + all_part)
+        decay = tl.exp2(all_time.to(tl.float32))
         state = tl.dot(tl.trans(u), operand(B_c, DOT), state * decay, input_precision="ieee")
         kept *= decay
     place = pp[:, None] * n + nn[None, :]
@@ -328,9 +329,10 @@ def ssd_walk_kernel(
 
 @triton.jit
 def ssd_fwd_kernel(
-    x, B, C, D, step, whole, part, first, added, passed, y, final,
-    l, h, p, n, heads_per_group, chunks, segment_chunks, segments,
-    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g,
+    x, B, C, D, total, column, first, added, passed, y, final,
+    l, chunks, segment_chunks, segments, x_b, x_h, B_b, B_g, C_b, C_g,
+    h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, heads_per_group: tl.constexpr,
+    x_l: tl.constexpr, B_l: tl.constexpr, C_l: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCKS_P: tl.constexpr, BLOCK_N: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
@@ -366,19 +368,15 @@ def ssd_fwd_kernel(
             C + t.to(tl.int64) * C_l + row[:, None] * C_l + nn[None, :], mask=of_state, other=0.0
         )
         B_c, C_c = operand(B_c, DOT), operand(C_c, DOT)
-        time = tl.load(step + at_head + t + row)
-        sum_whole = tl.load(whole + at_head + t + row)
-        sum_part = tl.load(part + at_head + t + row)
-        all_whole = tl.load(whole + at_head + t + CHUNK - 1)
-        all_part = tl.load(part + at_head + t + CHUNK - 1)
+        seen_from = tl.load(total + at_head + t + row)
+        given_at = tl.load(column + at_head + t + row)
+        all_time = tl.load(total + at_head + t + CHUNK - 1)
 
         out = tl.dot(C_c, tl.trans(operand(state, DOT)), input_precision="ieee")
-        out *= tl.exp2(sum_whole + sum_part)[:, None]
-        exponent = (sum_whole[:, None] - sum_whole[None, :]) + (
-            sum_part[:, None] - sum_part[None, :]
-        )
-        decay = tl.exp2(tl.where(row[:, None] >= row[None, :], exponent, float("-inf")))
-        seen = tl.dot(C_c, tl.trans(B_c), input_precision="ieee") * (decay * time[None, :])
+        out *= tl.exp2(seen_from.to(tl.float32))[:, None]
+        exponent = (seen_from[:, None] - given_at[None, :]).to(tl.float32)
+        exponent = tl.where(row[:, None] >= row[None, :], exponent, float("-inf"))
+        seen = tl.dot(C_c, tl.trans(B_c), input_precision="ieee") * tl.exp2(exponent)
         out = tl.dot(operand(seen, DOT), operand(x_c, DOT), out, input_precision="ieee")
         if D is not None:
             out += skip * x_c.to(tl.float32)
@@ -387,10 +385,10 @@ def ssd_fwd_kernel(
             out.to(y.dtype.element_ty), mask=inside & (pp < p)[None, :],
         )  # fmt: skip
 
-        weight = time * tl.exp2((all_whole - sum_whole) + (all_part - sum_part))
+        weight = tl.exp2((all_time - given_at).to(tl.float32))
         u = operand(x_c.to(tl.float32) * weight[:, None], DOT)
-        decay_all = tl.exp2(all_whole + all_part)
-        state = tl.dot(tl.trans(u), B_c, state * decay_all, input_precision="ieee")
+        state *= tl.exp2(all_time.to(tl.float32))
+        state = tl.dot(tl.trans(u), B_c, state, input_precision="ieee")
     if segment == segments - 1:
         mask = (pp < p)[:, None] & (nn < n)[None, :]
         tl.store(final + head * p * n + pp[:, None] * n + nn[None, :], state, mask=mask)
