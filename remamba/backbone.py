@@ -12,6 +12,8 @@ from remamba.configuration_remamba import ReMambaConfig
 from remamba.mixer import MambaMixer
 from remamba.mixer2 import Mamba2Mixer
 from remamba.norm import RMSNorm
+from remamba.ops.precision import accumulation_dtype
+from remamba.ops.time_step import fold_lengths
 
 
 class Block(nn.Module):
@@ -32,6 +34,7 @@ class Block(nn.Module):
         x: Tensor,
         residual: Tensor | None,
         lengths: Tensor | None,
+        dt_scale: Tensor | None,
         adaption: Adaption | None,
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
@@ -39,7 +42,9 @@ class Block(nn.Module):
         normed, residual = self.norm(x, residual)
         if self.residual_in_fp32:
             residual = residual.float()
-        mixed, conv_state, ssm_state = self.mixer(normed, lengths, adaption, conv_state, ssm_state)
+        mixed, conv_state, ssm_state = self.mixer(
+            normed, lengths, dt_scale, adaption, conv_state, ssm_state
+        )
         return mixed, residual, conv_state, ssm_state
 
 
@@ -69,11 +74,14 @@ class Backbone(nn.Module):
             adaption: the kept positions of stage 2.
             cache: the pass starts from its states, if it has any, and leaves its own in it.
         """
+        dt_scale = None if adaption is None else adaption.dt_scale
+        # once for all layers, which would each do it in three small kernels
+        dt_scale = fold_lengths(dt_scale, lengths, embeds, accumulation_dtype(embeds))
         x, residual = embeds, None
         is_checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
             states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
-            arguments = (x, residual, lengths, adaption, *states)
+            arguments = (x, residual, lengths, dt_scale, adaption, *states)
             if is_checkpointed:
                 x, residual, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
                 # one tensor is kept for the next block, not two

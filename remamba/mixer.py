@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remamba.adaption import Adaption, DtAdaption
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.ops import causal_conv, selective_scan, selective_state_update
+from remamba.ops import (
+    causal_conv,
+    decay_rate,
+    rms_norm,
+    selective_scan,
+    selective_state_update,
+)
 from remamba.projection import Projection
 
 
@@ -83,6 +88,7 @@ class MambaMixer(nn.Module):
         self,
         hidden: Tensor,
         lengths: Tensor | None = None,
+        dt_scale: Tensor | None = None,
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
@@ -91,6 +97,7 @@ class MambaMixer(nn.Module):
 
         Args:
             lengths: (b,) real tokens of each row; None when all l are.
+            dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
         """
@@ -98,14 +105,13 @@ class MambaMixer(nn.Module):
         x, conv_state = self.conv1d(x, lengths, conv_state)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
         if self.norm_eps is not None:  # Falcon-Mamba normalises all three, without weights
-            dt, B, C = (F.rms_norm(t, (t.shape[-1],), None, self.norm_eps) for t in (dt, B, C))
-        dt = self.dt_proj(dt)
-        dt_scale = None
+            dt, B, C = (rms_norm(t, eps=self.norm_eps)[0] for t in (dt, B, C))
+        # a matrix: torch adds the bias to a product of three axes in a pass of its own
+        dt = self.dt_proj(dt.flatten(0, 1)).view(x.shape)
         if adaption is not None:
             dt = self.adaption(dt, adaption, self.dt_proj.bias)
-            dt_scale = adaption.dt_scale
-        A = -torch.exp(self.A_log.float())
-        if hidden.shape[1] == 1 and ssm_state is not None and lengths is None and dt_scale is None:
+        A = decay_rate(self.A_log)
+        if hidden.shape[1] == 1 and ssm_state is not None and dt_scale is None:
             y, ssm_state = selective_state_update(
                 x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, z=z[:, 0], state=ssm_state
             )
@@ -113,6 +119,6 @@ class MambaMixer(nn.Module):
         else:
             y, ssm_state = selective_scan(
                 x, dt, A, B, C, self.D,
-                z=z, dt_scale=dt_scale, lengths=lengths, initial_state=ssm_state,
+                z=z, dt_scale=dt_scale, initial_state=ssm_state,
             )  # fmt: skip
         return self.out_proj(y), conv_state, ssm_state

@@ -9,7 +9,7 @@ from remamba.adaption import Adaption, DtAdaption
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.mixer import CausalConv1d, initial_dt_bias, reset_projections
 from remamba.norm import GatedRMSNorm
-from remamba.ops import ssd, ssd_state_update
+from remamba.ops import decay_rate, ssd, ssd_state_update
 from remamba.projection import Projection
 
 
@@ -48,6 +48,7 @@ class Mamba2Mixer(nn.Module):
         self,
         hidden: Tensor,
         lengths: Tensor | None = None,
+        dt_scale: Tensor | None = None,
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
@@ -56,6 +57,7 @@ class Mamba2Mixer(nn.Module):
 
         Args:
             lengths: (b,) real tokens of each row; None when all l are.
+            dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
         """
@@ -64,12 +66,10 @@ class Mamba2Mixer(nn.Module):
         x, B, C = xBC.split(self.conv_sizes, dim=-1)
         x = x.unflatten(-1, (-1, self.head_dim))
         B, C = B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
-        dt_scale = None
         if adaption is not None:
             dt = self.adaption(dt, adaption)
-            dt_scale = adaption.dt_scale
-        A = -torch.exp(self.A_log.float())
-        if hidden.shape[1] == 1 and ssm_state is not None and lengths is None and dt_scale is None:
+        A = decay_rate(self.A_log)
+        if hidden.shape[1] == 1 and ssm_state is not None and dt_scale is None:
             y, ssm_state = ssd_state_update(
                 x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D,
                 dt_bias=self.dt_bias, dt_limit=self.dt_limit, state=ssm_state,
@@ -78,7 +78,7 @@ class Mamba2Mixer(nn.Module):
         else:
             y, ssm_state = ssd(
                 x, dt, A, B, C, self.D,
-                dt_bias=self.dt_bias, dt_limit=self.dt_limit, dt_scale=dt_scale, lengths=lengths,
+                dt_bias=self.dt_bias, dt_limit=self.dt_limit, dt_scale=dt_scale,
                 initial_state=ssm_state, chunk_size=self.chunk_size,
             )  # fmt: skip
         return self.out_proj(self.norm(y.flatten(-2), z)), conv_state, ssm_state

@@ -3,6 +3,7 @@
 from remamba.ops.adapt_dt import adapt_dt
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.causal_conv import causal_conv
+from remamba.ops.decay_rate import decay_rate
 from remamba.ops.rms_norm import gated_rms_norm, rms_norm
 from remamba.ops.selective_scan import selective_scan, selective_scan_ref
 from remamba.ops.ssd import ssd, ssd_ref
@@ -11,6 +12,7 @@ from remamba.ops.state_update import selective_state_update, ssd_state_update
 __all__ = [
     "adapt_dt",
     "causal_conv",
+    "decay_rate",
     "explain",
     "gated_rms_norm",
     "resolve",

@@ -145,7 +145,7 @@ def _adapt_dt_backward(
     _backward_kernel[(tiles, blocks)](
         dt, selected, alpha, bias if has_bias else None, dout, ddt, dalpha, dtheta, dbias,
         b * l, l, c, dt.stride(0), dt.stride(1), *selected.stride(), *_strides(alpha),
-        ROWS=rows, BLOCK=block, num_warps=4,
+        ROWS=rows, BLOCK=block, num_warps=8,
     )  # fmt: skip
     return ddt, dtheta.sum(0), dalpha.sum(2), dbias.sum(0)
 

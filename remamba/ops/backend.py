@@ -45,6 +45,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.adapt_dt:adapt_dt_torch",
         "triton": "remamba.ops.adapt_dt_triton:adapt_dt_triton",
     },
+    "decay_rate": {
+        "torch": "remamba.ops.decay_rate:decay_rate_torch",
+        "triton": "remamba.ops.decay_rate_triton:decay_rate_triton",
+    },
     "rms_norm": {
         "torch": "remamba.ops.rms_norm:rms_norm_torch",
         "triton": "remamba.ops.rms_norm_triton:rms_norm_triton",
