@@ -163,8 +163,8 @@ class DecodeStep:
         self.reserve(cache)
         stop = row + cache.batch_size
         assert stop <= self.capacity, (stop, self.capacity)
-        for mine, theirs in ((self.conv, cache.conv_states), (self.ssm, cache.ssm_states)):
-            torch._foreach_copy_([layer[row:stop] for layer in mine], theirs)
+        _write(self.conv[:, row:stop], cache.conv_states)
+        _write(self.ssm[:, row:stop], cache.ssm_states)
 
     def move(self, source: int, target: int) -> None:
         """Row `target` takes the states and the token of row `source`."""
@@ -231,8 +231,9 @@ class DecodeStep:
         model = self._model()
         assert model is not None and self._survey is not None
         backbone, lm_head, tokens = model.backbone, model.lm_head, self.tokens[:rows]
-        conv, ssm = self.conv[:, :rows].unbind(0), self.ssm[:, :rows].unbind(0)
+        conv, ssm = self.conv[:, :rows], self.ssm[:, :rows]
         if self.is_fused and rows <= BUCKETS[-1]:
+            assert self._survey.blocks is not None
             from remamba.ops.decode_layer_triton import decode_logits
 
             residual = backbone.embeddings(tokens)
@@ -240,13 +241,19 @@ class DecodeStep:
                 residual = residual.float()
             norm = backbone.norm_f
             return decode_logits(
-                self._survey.blocks, residual, conv, ssm, norm.weight, norm.eps, lm_head.weight
+                self._survey.blocks,
+                residual,
+                conv.unbind(),
+                ssm.unbind(),
+                norm.weight,
+                norm.eps,
+                lm_head.weight,
             )
         cache = StateCache(len(conv))
-        cache.conv_states, cache.ssm_states = list(conv), list(ssm)
+        cache.conv_states, cache.ssm_states = [*conv.unbind()], [*ssm.unbind()]
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
-        torch._foreach_copy_(conv, cache.conv_states)
-        torch._foreach_copy_(ssm, cache.ssm_states)
+        _write(conv, cache.conv_states)
+        _write(ssm, cache.ssm_states)
         return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
 
     def bind(self, cache: StateCache) -> None:
@@ -279,6 +286,12 @@ class DecodeStep:
         return self.run(rows)[:rows].clone()
 
 
+def _write(static: Tensor, states: list[Tensor | None]) -> None:
+    """The layers' states into their places in (layers, b, ...)."""
+    assert all(state is not None for state in states), "an empty cache"
+    torch._foreach_copy_(static.unbind(), states)  # type: ignore[arg-type]
+
+
 _steps: weakref.WeakKeyDictionary[nn.Module, DecodeStep] = weakref.WeakKeyDictionary()
 
 
@@ -293,3 +306,24 @@ def runs_in_place(model: Any) -> bool:
     """Whether a decode step gains from states that stay at their place: on one GPU."""
     devices = getattr(model, "hf_device_map", None) or {}
     return model.device.type == "cuda" and len(set(devices.values())) <= 1
+
+
+def decodes_in_place(
+    model: Any, input_ids: Tensor | None, cache: StateCache | None, *others: Any
+) -> bool:
+    """Whether a forward is one more token of each row and nothing else, and can run in place.
+
+    Args:
+        others: what else the forward was given; None each, if this is to hold.
+    """
+    if input_ids is None or cache is None or any(other is not None for other in others):
+        return False
+    if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not cache.is_filled:
+        return False
+    if model.training or torch.is_grad_enabled() or not runs_in_place(model):
+        return False
+    return not (
+        torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
+        or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

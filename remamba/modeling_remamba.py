@@ -17,9 +17,10 @@ from remamba.batch import IGNORE, Batch, align, cut, enter, ignore_pads, leave, 
 from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
 from remamba.compression import Compressor, score_loss
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
+from remamba.decode import decode_step_of, decodes_in_place
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
-from remamba.pretrained import check_model, fingerprint, locate
+from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 from remamba.projection import Projection
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
 
@@ -63,7 +64,6 @@ class ReMambaModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = Backbone(config)
         self.compressor = Compressor(config.hidden_size)
-        self._known_fingerprint: tuple[int, str] | None = None
         if type(self) is ReMambaModel:
             self.post_init()
 
@@ -205,7 +205,7 @@ class ReMambaModel(PreTrainedModel):
         parts = (self.backbone, self.compressor)
         if memory is not None:
             if memory.fingerprint and not self.training:
-                check_fingerprint("the memory", memory.fingerprint, self._own_fingerprint())
+                check_fingerprint("the memory", memory.fingerprint, known_fingerprint(self))
             settings = memory.compression
             if compression is not None:
                 settings = self.resolve_compression(compression)
@@ -225,16 +225,10 @@ class ReMambaModel(PreTrainedModel):
             passage.cache = cache
         return passage
 
-    def _own_fingerprint(self) -> str:
-        """`fingerprint(self)`, computed again only when a weight has changed."""
-        version = sum(parameter._version for parameter in self.parameters())
-        if self._known_fingerprint is None or self._known_fingerprint[0] != version:
-            self._known_fingerprint = (version, fingerprint(self))
-        return self._known_fingerprint[1]
-
     def _enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
-        return enter(*arguments, vocab_size=None if self.training else self.config.vocab_size)
+        vocab_size = None if self.training else self.config.vocab_size
+        return enter(*arguments, vocab_size=vocab_size, device=self.device)
 
     def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
         if use_cache is None:
@@ -330,7 +324,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
         Args:
             input_ids: (b, l) int64 prompts (and answers, in training); with a memory or documents,
-                questions (and answers), row i on document i // (rows / documents).
+                questions (and answers), row i on document i // (rows / documents). Ids and masks
+                may lie on the host: a GPU is then not waited for until the logits are there.
             attention_mask: (b, l), padded on one side.
             inputs_embeds: (b, l, d) in place of input_ids.
             labels: (b, l) in the coordinates of input_ids, -100 where there is no loss. They are
@@ -355,6 +350,12 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         the span and k the kept vectors of the longest row; for placement "before_question" and for
         memories, (b, k + question, vocab).
         """
+        given = (
+            attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
+            document_ids, score_targets,
+        )  # fmt: skip
+        if decodes_in_place(self, input_ids, cache_params, *given):
+            return self._decode(cast(Tensor, input_ids), cast(StateCache, cache_params))
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled
         batch = self._enter(
@@ -398,6 +399,14 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 passage, score_targets if owner is None else align(score_targets, owner)
             )
         return out
+
+    def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:
+        """One more token (b, 1) of each row of a filled cache, by the captured step."""
+        batch = self._enter(input_ids)
+        if cache.batch_size != batch.rows:
+            raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
+        logits = decode_step_of(self).logits(input_ids[:, 0], cache)
+        return ReMambaOutput(logits=logits.unsqueeze(1), cache_params=cache)
 
     def _answer_loss(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy at labelled positions, and which rows are right throughout."""

@@ -14,6 +14,7 @@ import triton.language as tl
 
 MOST_ROWS = 64
 """Rows that one launch takes."""
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 EARLY_LAUNCH = False
 """Let a kernel begin, and fetch its part of W, while the one before it ends (sm_90 and above)."""
 
@@ -183,7 +184,10 @@ def _few_rows(
                     w = tl.load(w_place)
                 else:
                     w = tl.load(w_place, inside[:, None], 0.0)
-                parts = tl.dot(x.to(dtype), w, parts, input_precision="ieee")
+                x = x.to(dtype)
+                if INTERPRETED:  # which cannot multiply bfloat16
+                    x, w = x.to(tl.float32), w.to(tl.float32)
+                parts = tl.dot(x, w, parts, input_precision="ieee")
         if ROWS == 1:
             sums = tl.sum(parts, axis=1)[None, :]
         else:
