@@ -88,12 +88,12 @@ def run(args: Fig6Args) -> dict[str, Any]:
             models = contenders(SHAPES[name], device, dtype, args.compile)
             for length in lengths:
                 prompt = random_ids(SHAPES[name].vocab_size, 1, length, device)
-                for who, contender in models.items():
-                    progress(f"{who} ({name}), {length} + {new_tokens} tokens")
-                    times = time_answer(contender, prompt, new_tokens, repeats, device)
-                    report["results"].append(
-                        {"model": who, "shape": name, "input": length, **told(times, new_tokens)}
-                    )
+                progress(f"{name}, {length} + {new_tokens} tokens")
+                times = time_answers(models, prompt, new_tokens, repeats, device)
+                report["results"] += [
+                    {"model": who, "shape": name, "input": length, **told(taken, new_tokens)}
+                    for who, taken in times.items()
+                ]
             del models
             if is_cuda(device):
                 torch.cuda.empty_cache()
@@ -172,15 +172,22 @@ def contenders(shape: Shape, device: str, dtype: str, compiled: bool) -> dict[st
     }
 
 
-def time_answer(
-    contender: Contender, prompt: torch.Tensor, new_tokens: int, repeats: int, device: str
-) -> Times:
-    """Samples of whole answers, after two shorter ones in which kernels and graphs are made."""
-    warm = new_tokens if contender.warms_up_whole else WARM_UP_TOKENS
-    for _ in range(2):
-        contender.answer(prompt, warm)
-    run = partial(contender.answer, prompt, new_tokens)
-    return take_turns({"": run}, repeats, device, clock=own_clock, warm_up=0)[""]
+def time_answers(
+    contenders: dict[str, Contender],
+    prompt: torch.Tensor,
+    new_tokens: int,
+    repeats: int,
+    device: str,
+) -> dict[str, Times]:
+    """Samples of whole answers, after a warm-up in which kernels and graphs are made."""
+    for contender in contenders.values():
+        if contender.warms_up_whole:
+            contender.answer(prompt, new_tokens)
+            continue
+        for _ in range(3 if is_cuda(device) else 1):
+            contender.answer(prompt, WARM_UP_TOKENS)
+    runs = {who: partial(one.answer, prompt, new_tokens) for who, one in contenders.items()}
+    return take_turns(runs, repeats, device, clock=own_clock, warm_up=0)
 
 
 def told(times: Times, new_tokens: int) -> dict[str, Any]:
@@ -202,7 +209,8 @@ FIGURES = ("tokens/s", "min - max", "prefill s", "decode tokens/s", "peak GiB")
 
 def table_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """One row a model and length, LABELS and FIGURES."""
-    for r in sorted(report["results"], key=lambda row: row["model"]):
+    models = list(dict.fromkeys(row["model"] for row in report["results"]))
+    for r in sorted(report["results"], key=lambda row: models.index(row["model"])):
         speed = r["tokens_per_s"]
         yield (
             r["model"],

@@ -40,17 +40,24 @@ GOAL_CASES = (
     Case("selective_scan", "mamba-130m", 8, 2048, True),
     Case("causal_conv", "mamba-2.8b", 1, 6144, True),
     Case("ssd", "mamba2-2.7b", 1, 6144, True),
+    Case("rms_norm", "mamba-2.8b", 1, 6144, True),
+    Case("gated_rms_norm", "mamba2-2.7b", 1, 6144, True),
     Case("selective_state_update", "mamba-2.8b", 1, 1),
     Case("ssd_state_update", "mamba2-2.7b", 1, 1),
 )
 """What is timed on a GPU unless other shapes are asked for."""
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rms_norm": {"eps": 1e-5},
+    "gated_rms_norm": {"groups": 1, "eps": 1e-5},
+}
+
 
 def ops_of(shape: Shape) -> tuple[str, ...]:
-    """The ops of a shape's layers, as far as the package has them."""
-    scan = "selective_" if shape.kind == "mamba" else "ssd_"
-    whole = "selective_scan" if shape.kind == "mamba" else "ssd"
-    return (whole, "causal_conv", f"{scan}state_update")
+    """The ops of a shape's layers."""
+    if shape.kind == "mamba":
+        return ("selective_scan", "causal_conv", "rms_norm", "selective_state_update")
+    return ("ssd", "causal_conv", "rms_norm", "gated_rms_norm", "ssd_state_update")
 
 
 def is_step(op: str) -> bool:
@@ -84,6 +91,12 @@ def make_inputs(
             "bias": random(channels),
         }
         return {**inputs, "window": random(rows, 3, channels)} if with_state else inputs
+    if op == "rms_norm":
+        d = shape.hidden_size
+        residual = random(rows, length, d, dtype=exact)
+        return {"x": random(rows, length, d), "weight": random(d), "residual": residual}
+    if op == "gated_rms_norm":
+        return {"x": random(rows, length, e), "z": random(rows, length, e), "weight": random(e)}
     along = (rows,) if is_step(op) else (rows, length)
     if shape.kind == "mamba":
         inputs = {
@@ -117,11 +130,13 @@ def make_inputs(
 
 def own_form(op: str, name: str) -> Form:
     """One of our implementations."""
-    function = getattr(ops, op)
+    function, options = getattr(ops, op), OPTIONS.get(op, {})
 
     def run(inputs: Inputs) -> tuple[Tensor, ...]:
         with backend.use_backend(name):
-            return function(**inputs)
+            if op == "gated_rms_norm":
+                return (function(inputs["x"], inputs["z"], inputs["weight"], **options),)
+            return function(**inputs, **options)
 
     return run
 
@@ -135,22 +150,29 @@ def work(op: str, inputs: Inputs, what: str) -> Work:
     of the chunked form, the causal half of each chunk; its backward has twice as many.
     """
     factor = 2 if what == "backward" else 1
-    moved = sum(t.numel() * t.element_size() for t in inputs.values()) * factor
-    moved += inputs["x"].numel() * inputs["x"].element_size()
+    x = inputs["x"]
+    moved = sum(map(_bytes, inputs.values())) * factor + _bytes(x)
     if is_step(op):
-        moved += inputs["state"].numel() * inputs["state"].element_size()
-    channels = inputs["x"].numel()
-    if op == "causal_conv":
-        return Work(moved, 0, 2 * channels)
+        moved += _bytes(inputs["state"])
+    if op == "rms_norm":
+        # forward writes the sum too; backward reads the sum in place of its parts
+        moved += _bytes(inputs["residual"]) if what == "forward" else -_bytes(x)
+        return Work(moved)
+    if op in ("causal_conv", "gated_rms_norm"):
+        return Work(moved, 0, 2 * x.numel())
     if op in ("selective_scan", "selective_state_update"):
-        return Work(moved, 0, (inputs["A"].shape[1] + 4) * channels)
+        return Work(moved, 0, (inputs["A"].shape[1] + 4) * x.numel())
     if is_step(op):
         return Work(moved)
-    b, l, h, p = inputs["x"].shape
+    b, l, h, p = x.shape
     g, n = inputs["B"].shape[2:]
     states = 2 * h * p * n
     within = CHUNK // 2 * (g * n + h * p)
     return Work(moved, 2 * b * l * (states + within) * factor, 2 * b * l * h)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def peer_forms(op: str) -> dict[str, Callable[[Inputs], tuple[Inputs, Form]]]:

@@ -236,6 +236,7 @@ def _repeat(run_form: Callable[[], object], steps: int) -> None:
         run_form()
 
 
+SHORT = {"bytes": "bytes", "products": "prod", "exponentials": "exp"}
 LABELS = ("shape", "op", "batch x length", "what", "who")
 FIGURES = ("median ms", "min - max ms", "host ms", "floor ms", "/ floor", "goal ms")
 
@@ -258,7 +259,7 @@ def table_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             figure(r["median_s"] * 1e3),
             f"{figure(r['min_s'] * 1e3)} - {figure(r['max_s'] * 1e3)}",
             figure(r["host_s"] * 1e3) if "host_s" in r else "-",
-            f"{figure(r['floor_s'] * 1e3)} {r['floor_by'][:5]}",
+            f"{figure(r['floor_s'] * 1e3)} {SHORT[r['floor_by']]}",
             figure(r["over_floor"]),
             "-"
             if goal is None
