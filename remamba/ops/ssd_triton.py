@@ -38,13 +38,16 @@ def ssd_triton(
     take x's, B's and C's dtype and add in float32: for bfloat16 inputs the decayed scores and the
     state that a chunk starts from are rounded to bfloat16, as an operand, never as a sum.
     """
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
-    is_too_wide = x.shape[3] > MAX_HEAD_DIM or B.shape[3] > MAX_STATE
-    if is_too_wide or is_recorded(*inputs):
+    if x.shape[3] > MAX_HEAD_DIM or B.shape[3] > MAX_STATE:
         return ssd_torch(
             x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale,
             initial_state=initial_state, chunk_size=chunk_size,
         )  # fmt: skip
+    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
+    if is_recorded(*inputs):
+        from remamba.ops.ssd_backward_triton import ssd_op
+
+        return ssd_op(*inputs, *dt_limit)[:2]
     return forward(*inputs, *dt_limit)[:2]
 
 
@@ -108,10 +111,10 @@ def forward(
     y = torch.empty((b, l, h, p), dtype=x.dtype, device=x.device)
     final = torch.empty((b, h, p, n), dtype=torch.float32, device=x.device)
     with on_device(x):
-        steps = step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max)
-        added, passed = walk_segments(cut, x, B, steps, reverse=False)
+        _, total, column = step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max)
+        added, passed = walk_segments(cut, x, B, total, column, reverse=False)
         ssd_fwd_kernel[(h * cut.blocks_p, cut.segments, b)](
-            x, B, C, D, *steps[1:], initial_state, added, passed, y, final,
+            x, B, C, D, total, column, initial_state, added, passed, y, final,
             l, cut.chunks, cut.segment, cut.segments,
             x.stride(0), x.stride(2), B.stride(0), B.stride(2), C.stride(0), C.stride(2),
             h, p, n, h // B.shape[2], x.stride(1), B.stride(1), C.stride(1),
@@ -147,7 +150,7 @@ def step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max) -> tuple[torch.T
     return step, total, column
 
 
-def walk_segments(cut, x, B, steps, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def walk_segments(cut, x, B, total, column, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """What each segment adds to the state (b, s - 1, h, p, n), and the part of it that passes.
 
     Forward for all segments but the last, with x and B; in reverse, with the gradient of y as x
@@ -159,7 +162,7 @@ def walk_segments(cut, x, B, steps, reverse: bool) -> tuple[torch.Tensor, torch.
     passed = torch.empty((b, cut.segments - 1, h), dtype=torch.float32, device=x.device)
     if cut.segments > 1:
         ssd_walk_kernel[(h * cut.blocks_p, cut.segments - 1, b)](
-            x, B, *steps[1:], None, added, passed, None, None,
+            x, B, total, column, None, added, passed, None, None,
             l, cut.chunks, cut.segment, cut.segments,
             x.stride(0), x.stride(2), B.stride(0), B.stride(2),
             h, p, n, h // B.shape[2], x.stride(1), B.stride(1),
