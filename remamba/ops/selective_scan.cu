@@ -8,8 +8,8 @@
 // Rows arrive in shared memory by asynchronous copies of 16 bytes, a tile of TILE steps ahead.
 //
 // Defined from outside: TYPE (0 float, 1 bfloat16, 2 half), WARPS, SPT (states a lane), TILE,
-// HAS_Z, HAS_D, HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias), SAVE (forward keeps states),
-// BLOCKS (thread blocks a multiprocessor should hold).
+// HAS_Z, HAS_D, HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias), BLOCKS (thread blocks a
+// multiprocessor should hold).
 
 #define N (8 * SPT)
 #define CHANNELS (4 * WARPS)
@@ -70,6 +70,27 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool insi
 }
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;"); }
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group 0;"); }
+// a barrier in shared memory of which one side only waits: `arrivals` complete a phase
+typedef unsigned long long Barrier;
+__device__ __forceinline__ unsigned address_of(Barrier* barrier) {
+    return (unsigned)__cvta_generic_to_shared(barrier);
+}
+__device__ __forceinline__ void barrier_init(Barrier* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address_of(barrier)), "r"(arrivals));
+}
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
+    asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" ::"r"(address_of(barrier))
+                 : "memory");
+}
+__device__ __forceinline__ void barrier_wait(Barrier* barrier, int phase) {
+    unsigned done = 0;
+    while (!done)
+        asm volatile(
+            "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(done)
+            : "r"(address_of(barrier)), "r"(phase & 1)
+            : "memory");
+}
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
@@ -127,7 +148,7 @@ struct Arguments {
     const P *D, *bias;
     const float *scale, *first;       // (b, l), (b, e, n)
     T* y;                             // forward
-    float *last, *starts;             // (b, e, n), (b, tiles, e, n)
+    float *last, *starts;             // (b, e, n), (b, tiles, e, n): null when not wanted
     const float* dlast;               // backward
     T *dx, *ddt, *dz;
     float *dA, *dD, *dbias, *dfirst;  // (b, e, n), (b, e), (b, e), (b, e, n)
@@ -204,12 +225,15 @@ struct Step {
     float dt, du;  // Delta, Delta * x
 };
 
+#define STAGES 5
 struct __align__(16) ForwardShared {
-    Tile tiles[4];
+    Tile tiles[STAGES];
     Pair pairs[2][TILE * 8];
-    Step steps[WARPS][4][BLOCK + 2];  // 2 more keep the 4 channels in different banks
+    Step steps[2][WARPS][4][BLOCK + 2];  // 2 more keep the 4 channels in different banks
 };
 
+// Of block n the time steps are computed beside the recurrence of block n - 1, and the outputs
+// beside that of block n + 1: three independent streams of instructions hide each other's waits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
     DYNAMIC_SHARED(memory);
     ForwardShared& shared = *(ForwardShared*)memory;
@@ -220,7 +244,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     const int tiles = (a.length + TILE - 1) / TILE;
     const i64 state = ((i64)b * a.channels + channel) * N + s * SPT;
 
-    float h[SPT], A[SPT];
+    float h[SPT], A[SPT], sums[BLOCK];
+#pragma unroll
+    for (int j = 0; j < BLOCK; j++) sums[j] = 0.0f;
 #pragma unroll
     for (int k = 0; k < SPT; k++) {
         h[k] = inside && a.first ? a.first[state + k] : 0.0f;
@@ -228,14 +254,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     }
     const float skip = HAS_D && inside ? get(a.D[channel]) : 0.0f;
     const float bias = HAS_BIAS && inside ? get(a.bias[channel]) : 0.0f;
-    Step(&steps)[4][BLOCK + 2] = shared.steps[warp];
 
     const Place place(a.channels - first_channel);
     Rows first(place.second ? a.dt + b * a.dt_row + first_channel : a.x + b * a.x_row + first_channel,
                place.second ? a.dt_step : a.x_step, place, 0);
     Rows gate(a.z + b * a.z_row + first_channel, a.z_step, place, 0);
     auto load = [&](int i) {
-        Tile& tile = shared.tiles[i % 4];
+        Tile& tile = shared.tiles[i % STAGES];
         const int left = a.length - i * TILE;
         first.load(place.second ? tile.dt : tile.x, place, left);
         first.from += first.stride;
@@ -246,9 +271,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     T* out = a.y + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
     auto store = [&](int i) {
         if (!place.second && place.t < a.length - i * TILE)
-            *(uint4*)out = *(const uint4*)(shared.tiles[i % 4].x + place.at);
+            *(uint4*)out = *(const uint4*)(shared.tiles[i % STAGES].x + place.at);
         out += TILE * (i64)a.channels;
     };
+    auto step_of = [&](const Tile& tile, int begin, int t) -> Step {
+        const int own = t * CHANNELS + local;
+        float dt = softplus(get(tile.dt[own]) + bias).value;
+        if (HAS_SCALE) dt *= begin + t < a.length ? a.scale[(i64)b * a.length + begin + t] : 0.0f;
+        if (begin + t >= a.length) dt = 0.0f;
+        return {dt, dt * get(tile.x[own])};
+    };
+    auto finish = [&](Tile& tile, int t) {
+        const int own = t * CHANNELS + local;
+        float y = sum_over_states(sums, s) + skip * get(tile.x[own]);
+        if (HAS_Z) {
+            const float z = get(tile.z[own]);
+            y *= z * sigmoid(z);
+        }
+        put(&tile.x[own], y);
+    };
+
     load(0);
     copies_end();
     copies_wait();
@@ -256,6 +298,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     pack_states(shared.pairs[0], shared.tiles[0].B, shared.tiles[0].C);
     if (tiles > 1) load(1);
     copies_end();
+    shared.steps[0][warp][c][s] = step_of(shared.tiles[0], 0, s);
 
     for (int i = 0; i < tiles; i++) {
         copies_wait();
@@ -263,32 +306,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
         const int begin = i * TILE;
         if (i + 2 < tiles) load(i + 2);
         copies_end();
-        if (i + 1 < tiles)
-            pack_states(shared.pairs[(i + 1) % 2], shared.tiles[(i + 1) % 4].B, shared.tiles[(i + 1) % 4].C);
-        if (i > 0) store(i - 1);
-        if (SAVE && inside) {
+        Tile& tile = shared.tiles[i % STAGES];
+        Tile& next = shared.tiles[(i + 1) % STAGES];
+        Tile& last = shared.tiles[(i + STAGES - 1) % STAGES];
+        if (i + 1 < tiles) pack_states(shared.pairs[(i + 1) % 2], next.B, next.C);
+        if (i > 1) store(i - 2);
+        if (a.starts && inside) {
             float* start = a.starts + (((i64)b * tiles + i) * a.channels + channel) * N + s * SPT;
 #pragma unroll
             for (int k = 0; k < SPT; k++) start[k] = h[k];
         }
-        Tile& tile = shared.tiles[i % 4];
         const Pair* pairs = shared.pairs[i % 2] + s;
 
-#pragma unroll 1
+#pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
-            const int t = t0 + s, own = t * CHANNELS + local;
-            const float x = get(tile.x[own]);
-            float dt = softplus(get(tile.dt[own]) + bias).value;
-            if (HAS_SCALE) dt *= begin + t < a.length ? a.scale[(i64)b * a.length + begin + t] : 0.0f;
-            if (begin + t >= a.length) dt = 0.0f;
+            const int parity = t0 / BLOCK % 2;
+            const bool is_first = t0 == 0, is_last = t0 + BLOCK == TILE;
             __syncwarp();
-            steps[c][s] = {dt, dt * x};
-            __syncwarp();
-
-            float sums[BLOCK];
+            const Step ahead = step_of(is_last ? next : tile, is_last ? begin + TILE : begin,
+                                       is_last ? s : t0 + BLOCK + s);
+            // the very first writes to a tile that nothing has been loaded to
+            finish(is_first ? last : tile, (is_first ? TILE : t0) - BLOCK + s);
+            const Step* steps = shared.steps[parity][warp][c];
 #pragma unroll
             for (int j = 0; j < BLOCK; j += 2) {
-                const float4 two = *(const float4*)&steps[c][j];
+                const float4 two = *(const float4*)(steps + j);
 #pragma unroll
                 for (int m = 0; m < 2; m++) {
                     const float step = m ? two.z : two.x, input = m ? two.w : two.y;
@@ -302,15 +344,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
                     sums[j + m] = sum;
                 }
             }
-            float y = sum_over_states(sums, s) + skip * x;
-            if (HAS_Z) {
-                const float z = get(tile.z[own]);
-                y *= z * sigmoid(z);
-            }
-            put(&tile.x[own], y);
+            shared.steps[parity ^ 1][warp][c][s] = ahead;
         }
     }
+    finish(shared.tiles[(tiles - 1) % STAGES], TILE - BLOCK + s);
     __syncthreads();
+    if (tiles > 1) store(tiles - 2);
     store(tiles - 1);
     if (inside) {
 #pragma unroll
@@ -330,7 +369,10 @@ struct __align__(16) BackwardShared {
     float starts[WARPS][TILE / BLOCK][SPT][32];     // states before each block
     float slopes[HAS_Z ? WARPS : 1][TILE / BLOCK][32];  // of the gate: times y before it, it is dz
     float sums[2][WARPS][BLOCK][VALUES][8];         // dB and dC of each warp's 4 channels
+    Barrier full[2], free[2];                       // sums: all warps have written; they are added up
 };
+#define ITEMS (BLOCK * VALUES * 8 / 4)                        // of 4 sums
+#define SUMMERS (ITEMS / 32 < WARPS ? ITEMS / 32 : WARPS)     // warps that add up a block's sums
 
 // D (16 x 8) += A (16 x 8) B (8 x 8) of tf32, by the tensor cores; lane 4 s + c holds D's rows s and
 // s + 8 in columns 2 c and 2 c + 1, and of B column s in rows c and c + 4
@@ -386,7 +428,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
     const float bias = HAS_BIAS && inside ? get(a.bias[channel]) : 0.0f;
     float dskip = 0.0f, dbias = 0.0f;
     StepBack(&steps)[4][TILE + 1] = shared.steps[warp];
-    int flip = 0, summing = 0;
+    if (threadIdx.x == 0)
+        for (int i = 0; i < 2; i++) {
+            barrier_init(&shared.full[i], WARPS);
+            barrier_init(&shared.free[i], SUMMERS);
+        }
 
     const Place place(a.channels - first_channel);
     Rows first(place.second ? a.dt + b * a.dt_row + first_channel : a.x + b * a.x_row + first_channel,
@@ -412,9 +458,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
         }
         output -= TILE * (i64)a.channels;
     };
-    // a block's threads that add up the warps' sums take turns, 4 values each
-    const int items = BLOCK * VALUES * 8 / 4;
+    // The warps take turns in adding up what all wrote of a block (the sequence's last is 0), one
+    // block later, so that they wait for nobody.
     float* dBC = a.dBC + (((i64)b * gridDim.x + blockIdx.x) * a.length) * (VALUES * 8);
+    int block = 0, turn = 0;  // turn: the first warp to add up the next block
+    auto add_up = [&](int n) {
+        int rank = warp - turn;
+        if (rank < 0) rank += WARPS;
+        turn = turn + SUMMERS < WARPS ? turn + SUMMERS : turn + SUMMERS - WARPS;
+        if (rank >= SUMMERS) return;
+        barrier_wait(&shared.full[n % 2], n / 2);
+        const int begin = tiles * TILE - (n + 1) * BLOCK;
+#pragma unroll 1
+        for (int item = rank * 32 + lane; item < ITEMS; item += SUMMERS * 32) {
+            const int t = begin + item / (VALUES * 2);
+            const float4* from = (const float4*)&shared.sums[n % 2][0][0][0][0] + item;
+            float4 sum = from[0];
+#pragma unroll
+            for (int w = 1; w < WARPS; w++) {
+                const float4 more = from[w * ITEMS];
+                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+            }
+            if (t < a.length) ((float4*)(dBC + (i64)t * (VALUES * 8)))[item % (VALUES * 2)] = sum;
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&shared.free[n % 2]);
+    };
     load(tiles - 1);
     copies_end();
 
@@ -435,7 +504,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
 #pragma unroll
         for (int k = 0; k < SPT; k++)
             h[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
-#pragma unroll 1
+#pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
             const int t = t0 + s, own = t * CHANNELS + local;
             float scale = begin + t < a.length ? 1.0f : 0.0f;
@@ -449,7 +518,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
                 g *= z * sig;
             }
             steps[c][t] = {dt, dt * get(tile.x[own]), g, step.slope * scale};
-            __syncwarp();
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
 #pragma unroll
             for (int k = 0; k < SPT; k++) shared.starts[warp][t0 / BLOCK][k][lane] = h[k];
             if (t0 + BLOCK == TILE) break;
@@ -490,6 +562,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
             }
 
             float dinputs[BLOCK], dsteps[BLOCK];
+            if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
 #pragma unroll
             for (int j0 = BLOCK - GROUP; j0 >= 0; j0 -= GROUP) {
                 float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -517,7 +590,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
                     for (int v = 0; v < VALUES; v += 2)
                         sum_over_channels(total, m * VALUES + v, values[v], values[v + 1], is);
                 }
-                float* to = &shared.sums[flip][warp][j0][0][0] + s * 8 + 2 * c;
+                float* to = &shared.sums[block % 2][warp][j0][0][0] + s * 8 + 2 * c;
                 *(float2*)to = {total[0], total[1]};
                 *(float2*)(to + 64) = {total[2], total[3]};
             }
@@ -528,24 +601,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
             dskip += mine.g * x;
             dbias += draw;
 
-            __syncthreads();
-            int item = (int)threadIdx.x - summing;
-            if (item < 0) item += THREADS;
-            for (; item < items; item += THREADS) {
-                const int t = begin + t0 + item / (VALUES * 2);
-                const float4* from = (const float4*)&shared.sums[flip][0][0][0][0] + item;
-                float4 sum = from[0];
-#pragma unroll
-                for (int w = 1; w < WARPS; w++) {
-                    const float4 more = from[w * items];
-                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-                }
-                if (t < a.length) ((float4*)(dBC + (i64)t * (VALUES * 8)))[item % (VALUES * 2)] = sum;
-            }
-            summing = (summing + items) % THREADS;
-            flip ^= 1;
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&shared.full[block % 2]);
+            if (block > 0) add_up(block - 1);
+            block++;
         }
     }
+    add_up(block - 1);
     __syncthreads();
     store(0);
 #pragma unroll

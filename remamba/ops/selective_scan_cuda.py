@@ -119,7 +119,7 @@ def _plan(x: Tensor) -> tuple[int, int]:
     return warps, -(-x.shape[2] // (CHANNELS_A_WARP * warps))
 
 
-def defines_of(tensors: dict[str, Tensor | None], warps: int, save: bool) -> dict[str, int]:
+def defines_of(tensors: dict[str, Tensor | None], warps: int) -> dict[str, int]:
     """What the source is compiled with for these inputs."""
     x, A = tensors["x"], tensors["A"]
     assert x is not None and A is not None
@@ -128,7 +128,7 @@ def defines_of(tensors: dict[str, Tensor | None], warps: int, save: bool) -> dic
     return {
         "TYPE": TYPES[x.dtype], "WARPS": warps, "SPT": A.shape[1] // 8, "TILE": tile_length(x),
         **{f"HAS_{name.upper()}": value for name, value in present.items()},
-        "PARAM": (parameters or [0])[0], "SAVE": int(save), "BLOCKS": 1,
+        "PARAM": (parameters or [0])[0], "BLOCKS": 1,
     }  # fmt: skip
 
 
@@ -144,12 +144,12 @@ def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
     inputs = size * (2 * rows + (rows if defines["HAS_Z"] else 8) + 2 * tile * n)
     pairs = tile * 2 * n * 4
     if name == "scan_forward":
-        return 4 * inputs + 2 * pairs + warps * 4 * (BLOCK + 2) * 8
+        return 5 * inputs + 2 * pairs + 2 * warps * 4 * (BLOCK + 2) * 8
     inputs += size * rows
     lanes = (tile // BLOCK) * 32 * 4  # a float a lane and block of steps
     kept = warps * (n // 8) * lanes + (warps if defines["HAS_Z"] else 1) * lanes
     sums = 2 * warps * BLOCK * 2 * n * 4
-    return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums
+    return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums + 32  # and 4 barriers
 
 
 def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
@@ -166,11 +166,11 @@ def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
     return arguments
 
 
-def _launch(name: str, tensors: dict[str, Tensor | None], save: bool) -> None:
+def _launch(name: str, tensors: dict[str, Tensor | None]) -> None:
     x = tensors["x"]
     assert x is not None
     warps, blocks = _plan(x)
-    defines = defines_of(tensors, warps, save)
+    defines = defines_of(tensors, warps)
     shared = shared_bytes(name, defines, x.element_size())
     device = x.device.index
     kernel = nvrtc.load(SOURCE, name, tuple(defines.items()), 32 * warps, shared, device)
@@ -186,9 +186,10 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     starts = torch.empty((b, tiles, e, n), dtype=torch.float32, device=x.device)
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "first": initial_state, "y": y, "last": last, "starts": starts,
+        "scale": dt_scale, "first": initial_state, "y": y, "last": last,
+        "starts": starts if save else None,
     }  # fmt: skip
-    _launch("scan_forward", tensors, save)
+    _launch("scan_forward", tensors)
     return y, last, starts
 
 
@@ -235,7 +236,7 @@ def _backward_op(
         "scale": dt_scale, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt, "dz": dz,
         "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
     }  # fmt: skip
-    _launch("scan_backward", tensors, True)
+    _launch("scan_backward", tensors)
     return dx, ddt, dA.sum(0), dBC.sum(1), dD.sum(0), dz, dbias.sum(0), dfirst
 
 

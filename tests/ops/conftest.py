@@ -49,7 +49,8 @@ def outputs_and_grads() -> Callable[..., Results]:
         weigh = torch.Generator().manual_seed(7)
         # bfloat16 numbers, so that every dtype weighs alike
         weights = [
-            torch.randn(t.shape, generator=weigh).to(torch.bfloat16).to(t.dtype) for t in (y, state)
+            torch.randn(t.shape, generator=weigh).to(torch.bfloat16).to(t.device, t.dtype)
+            for t in (y, state)
         ]
         grads = torch.autograd.grad((y, state), list(leaves.values()), weights)
         results = {"y": y.detach(), "state": state.detach()}

@@ -111,6 +111,17 @@ static inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return other;
 }
 
+// a barrier that only some wait for: arrivals wanted, arrivals so far, phases completed
+typedef unsigned long long Barrier;
+static inline void barrier_init(Barrier* barrier, int arrivals) { *barrier = (Barrier)arrivals << 48; }
+static inline void barrier_arrive(Barrier* barrier) {
+    *barrier += (Barrier)1 << 32;
+    if ((*barrier >> 32 & 0xffff) == *barrier >> 48) *barrier = (*barrier & ((Barrier)0xffff << 48)) | ((unsigned)*barrier + 1);
+}
+static inline void barrier_wait(Barrier* barrier, int phase) {
+    while ((int)(unsigned)*barrier <= phase) yield_();
+}
+
 // lane 4 s + c holds of A rows s and s + 8, of B column s, in places c and c + 4; tf32 drops 13 bits
 static inline void multiply_add(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
                                 float b1) {

@@ -55,11 +55,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
 
-    def launch(name: str, tensors: dict[str, Tensor | None], save: bool) -> None:
+    def launch(name: str, tensors: dict[str, Tensor | None]) -> None:
         x = tensors["x"]
         assert x is not None
         warps, blocks = selective_scan_cuda._plan(x)
-        defines = selective_scan_cuda.defines_of(tensors, warps, save)
+        defines = selective_scan_cuda.defines_of(tensors, warps)
         library = emulated(x.element_size(), **defines)
         arguments = selective_scan_cuda.arguments_of(tensors)
         shared = getattr(library, f"run_{name}")(ctypes.byref(arguments), blocks, x.shape[0])
