@@ -19,8 +19,8 @@ IGNORE = -100
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """A host tensor on the device, without waiting for the work that the device still has."""
-    if torch.device(device).type != "cuda":
+    """A tensor on the device; one of the host without waiting for what the device still does."""
+    if x.device.type != "cpu" or torch.device(device).type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 
@@ -157,6 +157,7 @@ def enter(
     question_lengths: Tensor | None = None,
     *,
     vocab_size: int | None = None,
+    device: torch.device | None = None,
 ) -> Batch:
     """The rows as a right-padded batch; left padding is rolled to the right.
 
@@ -165,6 +166,7 @@ def enter(
 
     Args:
         vocab_size: token ids outside it are refused; None looks at none.
+        device: where the batch is to lie; None leaves it where it is.
 
     Raises:
         InputError: neither or both of ids and embeddings, an empty row, a mask of another shape or
@@ -205,6 +207,10 @@ def enter(
         raise InputError(
             f"token id {int(range_.min() if range_.min() < 0 else range_.max())} is outside the "
             f"vocabulary of {vocab_size}; is the tokenizer another model's?"
+        )
+    if device is not None:
+        input_ids, embeds, labels = (
+            None if x is None else to_device(x, device) for x in (input_ids, embeds, labels)
         )
     batch = Batch(input_ids, embeds, lengths, lengths, nothing)
     if bool((offset > 0).any()):

@@ -73,7 +73,8 @@ class _ScaleGradient(torch.autograd.Function):
 def importance(scores: Tensor, compression: CompressionConfig) -> Tensor:
     """alpha = ReLU(score) (Eq. 8), its gradient times alpha when `score_gradient` is "scaled"."""
     alpha = torch.relu(scores)
-    return _ScaleGradient.apply(alpha) if compression.score_gradient == "scaled" else alpha
+    is_scaled = compression.score_gradient == "scaled" and alpha.requires_grad
+    return _ScaleGradient.apply(alpha) if is_scaled else alpha
 
 
 def _feed_forward(size: int) -> nn.Sequential:
@@ -203,33 +204,31 @@ class Splice(NamedTuple):
     between: tuple[int, int]
     """All kept vectors of all rows stand from the first on and before the second."""
 
+    def to(self, device: torch.device) -> Splice:
+        """With the positions on the device."""
+        index, rank = to_device(torch.stack([self.index, self.rank]), device)
+        return self._replace(index=index, rank=rank)
 
-def plan_splice(
-    lengths: Tensor,
-    at: Tensor,
-    removed: Tensor,
-    kept: Tensor,
-    device: torch.device | str = "cpu",
-) -> Splice:
+
+def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
     """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
 
+    It is planned on the host while the device still reads: one copy instead of many launches.
+
     Args:
-        lengths: (b,) tokens of each row; as all lengths here on the host.
+        lengths: (b,) tokens of each row.
         at: (b,) where the kept vectors go in.
         removed: (b,) how many prompt tokens they replace there; 0 when they are only inserted.
         kept: (b,) K.
-        device: where the positions are to lie.
     """
     spliced = lengths - removed + kept
     longest = int(spliced.max()) if spliced.numel() else 0
     between = (int(at.min()), int((at + kept).max())) if spliced.numel() else (0, 0)
-    facts = torch.stack([at, kept, removed - kept, (lengths - 1).clamp(min=0)]).unsqueeze(-1)
-    at, kept, shift, last = to_device(facts, device)
-    position = torch.arange(longest, device=device)
-    rank = position - at
-    is_kept = (rank >= 0) & (rank < kept)
-    index = torch.where(rank < 0, position, position + shift).clamp(min=0)
-    return Splice(torch.minimum(index, last), torch.where(is_kept, rank, -1), spliced, between)
+    rank = torch.arange(longest) - at[:, None]
+    is_kept = (rank >= 0) & (rank < kept[:, None])
+    index = torch.arange(longest) + torch.where(rank < 0, 0, (removed - kept)[:, None])
+    index = torch.minimum(index.clamp(min=0), (lengths[:, None] - 1).clamp(min=0))
+    return Splice(index, torch.where(is_kept, rank, -1), spliced, between)
 
 
 def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:

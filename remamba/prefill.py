@@ -80,7 +80,9 @@ class Captured:
             states = None
             if shape.has_cache:
                 states = StateCache(layers) if self._states is None else self._states.copy()
-            adaption = None if shape.exact is None else Adaption(adapted[0], adapted[1], shape.exact)
+            adaption = (
+                None if shape.exact is None else Adaption(adapted[0], adapted[1], shape.exact)
+            )
             hidden = backbone(embeds, lengths if shape.has_pads else None, adaption, states)
             if states is None:
                 return (hidden,)

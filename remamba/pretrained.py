@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
+from remamba.watch import Watch
 
 EMBEDDED = "remamba-tiny"
 """The model that comes with the package."""
@@ -86,7 +88,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     values. The values are rounded to bfloat16 first, so that a model loaded in bfloat16 and in
     float32 is the same model, on any device.
     """
-    config = {name: getattr(model.config, name) for name in FINGERPRINTED}
+    config = {name: getattr(model.config, name, None) for name in FINGERPRINTED}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     samples = []
     for name, tensor in sorted(model.named_parameters()):
@@ -94,3 +96,14 @@ def fingerprint(model: PreTrainedModel) -> str:
         samples.append(tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu())
     digest.update(torch.cat(samples).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+_known: WeakKeyDictionary[PreTrainedModel, tuple[Watch, str]] = WeakKeyDictionary()
+
+
+def known_fingerprint(model: PreTrainedModel) -> str:
+    """`fingerprint(model)`, computed again only when a weight has changed."""
+    known = _known.get(model)
+    if known is None or not known[0].is_current():
+        known = _known[model] = (Watch(model), fingerprint(model))
+    return known[1]

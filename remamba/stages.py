@@ -155,7 +155,7 @@ def _reread(
     scores = compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression)
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
-    plan = plan_splice(batch.lengths, at, removed, rows, batch.device)
+    plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
     adaption = plan_adaption(plan, kept, compression)
     pieces = run_pass(backbone, batch, plan.lengths, cache, how, plan, kept, adaption)
     hidden = _collect(pieces, plan.lengths, how.tail)
