@@ -30,6 +30,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
         "ref": "remamba.ops.selective_scan:selective_scan_ref",
         "torch": "remamba.ops.selective_scan_torch:selective_scan_torch",
+        "triton": "remamba.ops.selective_scan_triton:selective_scan_triton",
         "cuda": "remamba.ops.selective_scan_cuda:selective_scan_cuda",
     },
     "ssd": {

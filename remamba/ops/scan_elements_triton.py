@@ -1,11 +1,15 @@
 """What the kernels of the selective scan share: approximate functions, packed B and C, hints."""
 
+import torch
 import triton
 import triton.language as tl
 
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+# up to so many states a channel, two channels of a thread fit its registers in the forward kernels
+MANY_STATES = 16
 
 
 @triton.jit
@@ -72,19 +76,20 @@ def prefetch(address):
 
 
 @triton.jit
-def prefetch_rows(base, row_stride, column, e, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Asks for ROWS rows of BLOCK channels from column on; channels past e are left out."""
-    PARTS: tl.constexpr = BLOCK // ROWS
-    i = tl.arange(0, BLOCK)
-    channel = column + (i % PARTS) * ROWS
-    channel = tl.where(channel < e, channel, column)
+def prefetch_rows(
+    base, row_stride, column, e, ROWS: tl.constexpr, WIDTH: tl.constexpr, HINTS: tl.constexpr
+):
+    """Asks for ROWS rows of WIDTH channels from column on, those that there are, by HINTS hints."""
+    PARTS: tl.constexpr = HINTS // ROWS
+    i = tl.arange(0, HINTS)
+    channel = tl.minimum(column + (i % PARTS) * (WIDTH // PARTS), e - 1)
     prefetch(base + (i // PARTS).to(tl.int64) * row_stride + channel)
 
 
 @triton.jit
-def prefetch_pairs(base, rows, N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Asks for the pairs of ROWS positions, or of as many as there are."""
-    i = tl.arange(0, BLOCK) * (ROWS * N) // BLOCK
+def prefetch_pairs(base, rows, N: tl.constexpr, ROWS: tl.constexpr, HINTS: tl.constexpr):
+    """Asks for the pairs of ROWS positions, or of the rows that there are."""
+    i = tl.arange(0, HINTS) * (ROWS * N) // HINTS
     prefetch(base + tl.minimum(i, rows * N - 1))
 
 
@@ -101,3 +106,91 @@ def pack_kernel(
     to = pairs + (row * N + n) * 2
     tl.store(to, tl.load(B + b * B_b + t * B_l + n, mask=there).to(tl.float32), mask=there)
     tl.store(to + 1, tl.load(C + b * C_b + t * C_l + n, mask=there).to(tl.float32), mask=there)
+
+
+def pack(B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    """(b, l, n) int64: B in the low and C in the high half of each word, as float32."""
+    b, l, n = B.shape
+    pairs = torch.empty(b, l, n, dtype=torch.int64, device=B.device)
+    rows = 64
+    pack_kernel[(triton.cdiv(b * l, rows),)](
+        B, C, pairs.view(torch.float32), b * l, l, *B.stride()[:2], *C.stride()[:2],
+        N=n, N_BLOCK=triton.next_power_of_2(n), ROWS=rows, num_warps=4,
+    )  # fmt: skip
+    return pairs
+
+
+@triton.constexpr_function
+def _fold_code(mask):
+    """PTX: a lane keeps one of two values, sends the other to its partner, adds what it gets."""
+    return f"""{{
+        .reg .pred upper;
+        .reg .b32 kept, sent;
+        .reg .f32 sum;
+        setp.ne.u32 upper, $3, 0;
+        selp.b32 kept, $2, $1, upper;
+        selp.b32 sent, $1, $2, upper;
+        shfl.sync.bfly.b32 sent, sent, {mask}, 31, 0xffffffff;
+        add.f32 $0, kept, sent;
+    }}"""
+
+
+@triton.constexpr_function
+def _butterfly_code(mask):
+    """PTX: the value and that of the lane's partner, added."""
+    return f"""{{
+        .reg .b32 other;
+        shfl.sync.bfly.b32 other, $1, {mask}, 31, 0xffffffff;
+        add.f32 $0, $1, other;
+    }}"""
+
+
+@triton.jit
+def lane_sums(values, COUNT: tl.constexpr, LANES: tl.constexpr):
+    """(sums, index): in each lane the sum over all lanes of values[index]; COUNT is a power of 2.
+
+    values: COUNT tensors of LANES = 32 numbers, one a lane of a single warp. Halving the values at
+    each exchange takes COUNT + 5 shuffles where COUNT sums apart take 5 COUNT. Which lane holds
+    which channel does not matter, so a compiler's choice of layout cannot make it wrong.
+    """
+    lane = tl.arange(0, LANES)
+    if INTERPRETED:
+        index = lane * COUNT // LANES
+        sums = tl.zeros([LANES], tl.float32)
+        for i in tl.static_range(COUNT):
+            sums = tl.where(index == i, tl.sum(values[i], 0), sums)
+        return sums, index
+    else:
+        lane = tl.inline_asm_elementwise(
+            "mov.u32 $0, %laneid;", "=r,r", [lane], dtype=tl.int32, is_pure=True, pack=1
+        )
+        FOLDS: tl.constexpr = COUNT.bit_length() - 1
+        for fold in tl.static_range(FOLDS):
+            folded = ()
+            for i in tl.static_range(COUNT >> (fold + 1)):
+                folded += (
+                    tl.inline_asm_elementwise(
+                        _fold_code(LANES >> (fold + 1)),
+                        "=r,r,r,r",
+                        [
+                            values[i],
+                            values[i + (COUNT >> (fold + 1))],
+                            lane & (LANES >> (fold + 1)),
+                        ],
+                        dtype=tl.float32,
+                        is_pure=True,
+                        pack=1,
+                    ),
+                )
+            values = folded
+        sums = values[0]
+        for fold in tl.static_range(5 - FOLDS):
+            sums = tl.inline_asm_elementwise(
+                _butterfly_code(LANES >> (FOLDS + fold + 1)),
+                "=r,r",
+                [sums],
+                dtype=tl.float32,
+                is_pure=True,
+                pack=1,
+            )
+        return sums, lane * COUNT // LANES

@@ -7,17 +7,15 @@ import triton.language as tl
 from remamba.ops.scan_elements_triton import (
     INTERPRETED,
     LOG2_E,
+    MANY_STATES,
     load_pairs,
-    pack_kernel,
+    pack,
     prefetch_pairs,
     prefetch_rows,
     sigmoid,
     softplus,
 )
 
-# Two channels a thread and one warp a program. Up to 16 states of both fit 128 registers; with
-# more states a thread has one channel.
-MANY_STATES = 16
 # chunks that follow each other are loaded together: their states are one long chain of loads
 LINKED: tl.constexpr = tl.constexpr(8)
 
@@ -76,10 +74,10 @@ def chunk_kernel(
                 z_rows += (tl.load(z_at + j * z_l + d, mask=there, other=0.0),)
         if not INTERPRETED:  # the next rows, or these again where there are none
             ahead = tl.where(t + 2 * ROWS <= stop, ROWS, 0)
-            prefetch_rows(x_at + ahead * x_l, x_l, first, e, ROWS, BLOCK)
-            prefetch_rows(dt_at + ahead * dt_l, dt_l, first, e, ROWS, BLOCK)
+            prefetch_rows(x_at + ahead * x_l, x_l, first, e, ROWS, BLOCK, BLOCK)
+            prefetch_rows(dt_at + ahead * dt_l, dt_l, first, e, ROWS, BLOCK, BLOCK)
             if OUTPUTS and z is not None:
-                prefetch_rows(z + b * z_b + (at + ahead) * z_l, z_l, first, e, ROWS, BLOCK)
+                prefetch_rows(z + b * z_b + (at + ahead) * z_l, z_l, first, e, ROWS, BLOCK, BLOCK)
             prefetch_pairs(pairs_at + ahead * N, stop - t - ahead, N, ROWS, BLOCK)
         y_rows = ()
         for j in tl.static_range(ROWS):
@@ -154,18 +152,6 @@ def link_kernel(
             h = tl.exp2(decays[j] * rate) * h + parts[j]
             there = d < tl.where(c + j < num_chunks - 1, e, 0)
             tl.store(state_at + (at + j + 1) * N * e, h, mask=there)
-
-
-def pack(B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-    """(b, l, n) int64: B in the low and C in the high half of each word, as float32."""
-    b, l, n = B.shape
-    pairs = torch.empty(b, l, n, dtype=torch.int64, device=B.device)
-    rows = 64
-    pack_kernel[(triton.cdiv(b * l, rows),)](
-        B, C, pairs.view(torch.float32), b * l, l, *B.stride()[:2], *C.stride()[:2],
-        N=n, N_BLOCK=triton.next_power_of_2(n), ROWS=rows, num_warps=4,
-    )  # fmt: skip
-    return pairs
 
 
 def scan_forward(
