@@ -27,7 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
+    "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
+    "eval compare": ("remamba.commands.eval_compare", "two runs on the same questions, paired"),
     "bench": (
         "remamba.commands.bench",
         "time ops, generation, very long prompts, or the paper's Figure 6",

@@ -23,7 +23,7 @@ class Args:
     task: Literal["longbench-e", "leval"]
     """Which benchmark the predictions are of."""
     output: Annotated[Path, arg(metavar="DIR")]
-    """The folder that holds predictions/; scores.json is written there."""
+    """The folder that holds predictions/; scores.json and a report are written there."""
     scoring: Literal["official", "authors"] = "official"
     """L-Eval: authors gives 0.25 to an empty choice, as the ReMamba authors' evaluator does."""
     json: bool = False
@@ -31,12 +31,14 @@ class Args:
 
 
 def run(args: Args) -> int:
-    """Scores, writes scores.json, prints it."""
+    """Scores, writes scores.json and the report, prints the scores."""
+    from remamba.evals.report import write_report
     from remamba.evals.scoring import score_folder, write_scores
     from remamba.evals.tables import score_table
     from remamba.evals.tasks import find_task
 
     scored = score_folder(find_task(args.task), args.output, args.scoring)
     write_scores(scored, args.output)
+    write_report(scored, args.output)
     print(json_module.dumps(scored.to_dict()) if args.json else score_table(scored))
     return 0

@@ -114,8 +114,11 @@ class PredictionFile:
         self.done: dict[str, Row] = {}
         """What is in the file, by id."""
 
-    def open(self) -> PredictionFile:
+    def open(self, *, drop_failed: bool = False) -> PredictionFile:
         """Ready to append.
+
+        Args:
+            drop_failed: forget the rows that carry an error.
 
         Raises:
             InputError: a whole line in the file is no prediction.
@@ -125,8 +128,11 @@ class PredictionFile:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             row = parse(line, f"{self.path}:{number}")
-            self.done[row.get_text("id")] = row
-        if whole != content:
+            if not (drop_failed and row.get("error") is not None):
+                self.done[row.get_text("id")] = row
+        if drop_failed:
+            write_whole(self.path, b"".join(map(_line, self.done.values())))
+        elif whole != content:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
         self._file = self.path.open("ab", buffering=0)

@@ -219,3 +219,5 @@ def test_scoring_needs_no_other_package(write: Write, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "no report.png: matplotlib is not installed" in done.stderr
+    assert (tmp_path / "report.md").is_file() and not (tmp_path / "report.png").exists()

@@ -1,0 +1,214 @@
+"""From a question of a benchmark to the text that a model reads: baselines, cut, chat wrapper."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from remamba.errors import InputError
+from remamba.evals import leval, longbench
+from remamba.evals.items import Item, Prompt
+
+Baseline = Literal["none", "truncate", "bm25"]
+RESERVED = {("authors", "longbench-e"): 500, ("authors", "leval"): 500, ("official", "leval"): 512}
+"""Tokens of the maximum length that are left for the answer, by protocol and task."""
+CHUNK_WORDS = 100
+BM25_K1, BM25_B = 1.5, 0.75
+
+
+class Text(NamedTuple):
+    """What a model reads, and where its question begins if that is known."""
+
+    text: str
+    split: int | None
+    """Characters before the part behind the document; None when the cut lost the place."""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How the questions of a task become texts.
+
+    Args:
+        task: longbench-e or leval.
+        protocol: "authors": the whole prompt is cut in its middle to the maximum length minus 500.
+            "official": LongBench cuts to the maximum length itself and wraps chat models' prompts;
+            L-Eval cuts words off the document's end (codeU: its start).
+        max_length: in tokens, answer included where the protocol reserves a place for it.
+        baseline: what is left of the document first: its last tokens, or the chunks that BM25
+            finds for the question.
+        baseline_tokens: how much that is.
+
+    Raises:
+        InputError: the maximum length leaves nothing for the prompt.
+    """
+
+    tokenizer: Any
+    task: str
+    protocol: str = "authors"
+    max_length: int = 6000
+    baseline: Baseline = "none"
+    baseline_tokens: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.limit < 2:
+            reserved = self.max_length - self.limit
+            raise InputError(
+                f"--max-length {self.max_length} leaves no prompt: {reserved} tokens are the "
+                f"answer's; give at least {reserved + 2}"
+            )
+        if self.baseline_tokens < 1:
+            raise InputError(f"--baseline-tokens {self.baseline_tokens} must be at least 1")
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a prompt (of a document, in L-Eval's own protocol) before decoding."""
+        return self.max_length - RESERVED.get((self.protocol, self.task), 0)
+
+    def describe(self) -> str:
+        """The protocol in words."""
+        if self.task == "leval" and self.protocol == "official":
+            cut = f"words are cut off documents of more than {self.limit} tokens"
+        else:
+            half = self.limit // 2
+            cut = (
+                f"prompts of more than {self.limit} tokens keep their first and last {half}, "
+                "decoded, joined and encoded again"
+            )
+        chat = self.protocol == "official" and self.task == "longbench-e"
+        first = {
+            "none": "",
+            "truncate": f"only the last {self.baseline_tokens} tokens of a document are read; ",
+            "bm25": f"only {self.baseline_tokens} tokens of a document are read, the chunks of "
+            f"{CHUNK_WORDS} words that BM25 ranks first; ",
+        }[self.baseline]
+        return f"{first}{cut}; {'chat template where there is one' if chat else 'no chat wrapper'}"
+
+    def text(self, dataset: str, item: Item) -> Text:
+        """What a model reads of a question."""
+        prompt = item.prompt._replace(document=self._shortened(item))
+        if self.protocol == "official" and self.task == "leval":
+            document = cut_words(
+                self.tokenizer, prompt.document, self.limit, from_left=dataset == "codeU"
+            )
+            return _whole(prompt._replace(document=document))
+        special = self.task == "longbench-e"
+        text = cut_middle(self.tokenizer, prompt.text, self.limit, special=special)
+        found = _whole(prompt) if text == prompt.text else self._find_question(text, prompt)
+        if self.protocol == "official" and dataset not in longbench.FEW_SHOT:
+            return self._wrapped(found)
+        return found
+
+    def _find_question(self, text: str, prompt: Prompt) -> Text:
+        if not prompt.after.strip() or not text.endswith(prompt.after):
+            return Text(text, None)
+        return Text(text, len(text) - len(prompt.after))
+
+    def _wrapped(self, found: Text) -> Text:
+        if not getattr(self.tokenizer, "chat_template", None):
+            return found
+        message = [{"role": "user", "content": found.text}]
+        text = self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True
+        )
+        # the encoder adds its bos by itself
+        return Text(text.removeprefix(self.tokenizer.bos_token or ""), None)
+
+    def _shortened(self, item: Item) -> str:
+        document = item.prompt.document
+        if self.baseline == "truncate":
+            return last_tokens(self.tokenizer, document, self.baseline_tokens)
+        if self.baseline == "bm25":
+            query = item.question if item.question.strip() else item.prompt.after
+            return best_chunks(self.tokenizer, document, query, self.baseline_tokens)
+        return document
+
+
+def _whole(prompt: Prompt) -> Text:
+    split = len(prompt.before) + len(prompt.document)
+    return Text(prompt.text, split if prompt.after.strip() else None)
+
+
+def new_tokens(task: str, protocol: str, dataset: str) -> int:
+    """Most tokens of an answer."""
+    if task == "leval":
+        return leval.NEW_TOKENS[protocol]
+    return longbench.new_tokens()[dataset]
+
+
+def cut_ids(ids: list[int], limit: int) -> list[int]:
+    """The first and the last half of `limit` tokens, where there are more than `limit`."""
+    half = limit // 2
+    return [*ids[:half], *ids[-half:]] if len(ids) > limit else ids
+
+
+def cut_middle(tokenizer: Any, text: str, limit: int, *, special: bool = True) -> str:
+    """The text, or its first and last `limit` // 2 tokens, each decoded by itself, joined.
+
+    Encoded again, the joint may give a few tokens more or fewer.
+
+    Args:
+        special: count the tokens that the tokenizer adds around a text.
+    """
+    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    kept = cut_ids(ids, limit)
+    if kept is ids:
+        return text
+    half = limit // 2
+    parts = (kept[:half], kept[half:])
+    return "".join(tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+
+
+def cut_words(tokenizer: Any, document: str, limit: int, *, from_left: bool) -> str:
+    """L-Eval's own cut: `limit` words, then 250 fewer at a time, until they are `limit` tokens."""
+    count = 0
+    while len(tokenizer(document, verbose=False)["input_ids"]) > limit and count < limit:
+        words = document.split(" ")
+        size = limit - count
+        document = " ".join(words[-size:] if from_left else words[:size])
+        count += 250
+    return document
+
+
+def last_tokens(tokenizer: Any, text: str, count: int) -> str:
+    """The end of a text, `count` tokens long."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= count else tokenizer.decode(ids[-count:], skip_special_tokens=True)
+
+
+def best_chunks(tokenizer: Any, document: str, query: str, count: int) -> str:
+    """The chunks of a document that BM25 ranks first for a query, in the document's order.
+
+    Chunks of CHUNK_WORDS words are taken while they are `count` tokens at most together.
+    """
+    pieces = [match.group() for match in re.finditer(r"\s*\S+", document)]
+    chunks = ["".join(pieces[i : i + CHUNK_WORDS]) for i in range(0, len(pieces), CHUNK_WORDS)]
+    if not chunks:
+        return document
+    sizes = [len(ids) for ids in tokenizer(chunks, add_special_tokens=False)["input_ids"]]
+    if sum(sizes) <= count:
+        return document
+    scores = bm25(query, chunks)
+    room, taken = count, []
+    for i in sorted(range(len(chunks)), key=lambda i: (-scores[i], i)):
+        if sizes[i] <= room:
+            taken.append(i)
+            room -= sizes[i]
+    return "".join(chunks[i] for i in sorted(taken))
+
+
+def bm25(query: str, chunks: list[str]) -> list[float]:
+    """Okapi BM25 of each chunk for a query; words are runs of letters and digits, lower case."""
+    counts = [Counter(re.findall(r"\w+", chunk.lower())) for chunk in chunks]
+    lengths = [count.total() for count in counts]
+    mean = sum(lengths) / len(lengths)
+    scores = [0.0] * len(chunks)
+    for word in sorted(set(re.findall(r"\w+", query.lower()))):
+        holding = sum(word in count for count in counts)
+        weight = math.log(1 + (len(chunks) - holding + 0.5) / (holding + 0.5))
+        for i, count in enumerate(counts):
+            share = BM25_K1 * (1 - BM25_B + BM25_B * lengths[i] / mean)
+            scores[i] += weight * count[word] * (BM25_K1 + 1) / (count[word] + share)
+    return scores

@@ -1,0 +1,206 @@
+"""Prompts in the benchmarks' own words, cut as the protocols say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remamba.errors import InputError
+from remamba.evals import leval, longbench
+from remamba.evals.items import Item, Prompt
+from remamba.evals.prompting import (
+    Prompting,
+    best_chunks,
+    bm25,
+    cut_ids,
+    cut_middle,
+    cut_words,
+    last_tokens,
+    new_tokens,
+)
+from tests.tiny import TEXT, tiny_tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
+
+
+def item(document: str, before: str = "Read: ", after: str = "\nQ: who?\nA:") -> Item:
+    return Item("1", Prompt(before, document, after), ["x"], "who?")
+
+
+def encode(text: str) -> list[int]:
+    return tiny_tokenizer()(text, verbose=False)["input_ids"]
+
+
+@pytest.mark.parametrize("dataset", longbench.DATASETS)
+def test_longbench_prompts_are_the_templates(dataset: str) -> None:
+    context, question = "a {context} with {braces} and {input}", "what is {this}?"
+    template = longbench.templates()[dataset]
+    found = longbench.fill(template, context, question)
+    assert found.text == template.format(context=context, input=question)
+    assert found.document == context
+
+
+def test_lengths_of_answers() -> None:
+    found = [new_tokens("longbench-e", "authors", name) for name in longbench.DATASETS]
+    assert found == [128, 64, 32, 32, 512, 512, 64, 32, 128, 32, 32, 64, 64]
+    assert new_tokens("leval", "authors", "tpo") == 500
+    assert new_tokens("leval", "official", "tpo") == 512
+
+
+def test_leval_prompts() -> None:
+    said = leval.instructions()
+    authors = leval.prompt("coursera", "DOC", "Q1", "authors").text
+    assert authors == (
+        said["coursera"]["before"]
+        + "Document is as follows. DOC \n"
+        + said["coursera"]["after"]
+        + "\n \nQuestion: Q1  \nAnswer:"
+    )
+    assert said["coursera"]["before"].startswith("Now you are given a very long document.")
+    assert said["coursera"]["after"].startswith("Above is a very long document.")
+    official = leval.prompt("tpo", "DOC", "Q1", "official").text
+    assert official == (
+        said["tpo"]["before"] + "Document is as follows. DOC \nQuestion: Q1.  Please directly give "
+        "answer without any additonal output or explanation \nAnswer:"
+    )
+    assert leval.prompt("gsm100", "DOC", "Q1", "authors").text == (
+        said["gsm100"]["before"] + "DOC\n\n" + said["gsm100"]["after"] + "\nQ1"
+    )
+    assert leval.prompt("codeU", "DOC", "Q1", "official").text.endswith("DOC\n\nQ1")
+
+
+def test_cut_ids_keeps_both_halves() -> None:
+    ids = list(range(9000))
+    assert cut_ids(ids, 5500) == ids[:2750] + ids[-2750:]
+    assert cut_ids(ids, 9000) is ids
+    assert cut_ids(ids, 8999) == ids[:4499] + ids[-4499:]  # an odd limit loses one
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the GPT-NeoX tokenizer")
+def test_authors_cut_of_9000_tokens_to_6k() -> None:
+    import gzip
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    text = gzip.decompress((SHARED / "gpt-neox-20b.tokenizer.json.gz").read_bytes()).decode()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text))
+    prompt = tokenizer.decode(tokenizer(TEXT * 500)["input_ids"][:9000])
+    ids = tokenizer(prompt)["input_ids"]
+    assert len(ids) == 9000
+    assert len(cut_ids(ids, Prompting(tokenizer, "longbench-e", max_length=6000).limit)) == 5500
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "limit"),
+    [
+        ("longbench-e", "authors", 5500),
+        ("longbench-e", "official", 6000),
+        ("leval", "authors", 5500),
+        ("leval", "official", 5488),
+    ],
+)
+def test_limits(task: str, protocol: str, limit: int) -> None:
+    assert Prompting(tiny_tokenizer(), task, protocol).limit == limit
+
+
+@pytest.mark.parametrize("length", [0, 500, 501])
+def test_no_room_for_a_prompt(length: int) -> None:
+    with pytest.raises(InputError, match=f"--max-length {length} leaves no prompt"):
+        Prompting(tiny_tokenizer(), "leval", max_length=length)
+
+
+def test_short_prompts_are_not_touched() -> None:
+    question = item(" \t" + TEXT + "\ufb01\n\n")
+    found = Prompting(tiny_tokenizer(), "longbench-e").text("qasper", question)
+    assert found.text == question.prompt.text
+    assert found.text[found.split :] == question.prompt.after
+
+
+def test_long_prompts_lose_their_middle() -> None:
+    question = item(TEXT * 9)
+    prompting = Prompting(tiny_tokenizer(), "leval", max_length=601)
+    found = prompting.text("tpo", question)
+    ids = encode(question.prompt.text)
+    decode = tiny_tokenizer().decode
+    assert found.text == decode(ids[:50]) + decode(ids[-50:])
+    assert found.text[found.split :] == question.prompt.after
+    assert "first and last 50," in prompting.describe()
+
+
+def test_a_cut_question_has_no_place() -> None:
+    question = item(TEXT * 9, after="\nQ: " + TEXT * 9)
+    assert Prompting(tiny_tokenizer(), "leval", max_length=600).text("tpo", question).split is None
+
+
+def test_official_cut_of_leval() -> None:
+    words = [f"w{i}" for i in range(3000)]
+    document = " ".join(words)
+    tokens = len(encode(document))
+    assert cut_words(tiny_tokenizer(), document, tokens, from_left=False) == document
+    kept = cut_words(tiny_tokenizer(), document, 2900, from_left=False).split(" ")
+    assert kept == words[: len(kept)] and len(encode(" ".join(kept))) <= 2900
+    assert (2900 - len(kept)) % 250 == 0
+    kept = cut_words(tiny_tokenizer(), document, 2900, from_left=True).split(" ")
+    assert kept == words[-len(kept) :]
+    prompting = Prompting(tiny_tokenizer(), "leval", "official", max_length=512 + 800)
+    question = item(document)
+    found = prompting.text("codeU", question)
+    assert found.text.endswith(words[-1] + question.prompt.after)
+    assert prompting.text("tpo", question).text.startswith("Read: w0 w1")
+
+
+def test_official_protocol_wraps_chat_models() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "<u>{{ messages[0]['content'] }}</u>"
+    try:
+        prompting = Prompting(tokenizer, "longbench-e", "official")
+        question = item("Tom.")
+        assert prompting.text("qasper", question).text == f"<u>{question.prompt.text}</u>"
+        assert prompting.text("trec", question).text == question.prompt.text
+        authors = Prompting(tokenizer, "longbench-e")
+        assert authors.text("qasper", question).text == question.prompt.text
+    finally:
+        tokenizer.chat_template = None
+
+
+def test_truncation_baseline() -> None:
+    question = item(TEXT * 3)
+    found = Prompting(tiny_tokenizer(), "leval", baseline="truncate", baseline_tokens=20)
+    ids = encode(TEXT * 3)
+    text = found.text("tpo", question).text
+    assert text == "Read: " + tiny_tokenizer().decode(ids[-20:]) + question.prompt.after
+    assert last_tokens(tiny_tokenizer(), TEXT, 10_000) == TEXT
+
+
+def test_bm25_ranks_what_the_question_names() -> None:
+    chunks = ["the cat sat on the mat", "a dulcimer is played by Helen", "the dog the dog the cat"]
+    scores = bm25("Who plays the dulcimer?", chunks)
+    assert scores[1] > scores[0] and scores[1] > scores[2]
+    # one chunk holds the word: ln(1 + 2.5 / 1.5) times tf 2.5 / (1 + 1.5 * length share)
+    assert bm25("dulcimer", ["dulcimer x", "y z", "u v"])[0] == pytest.approx(0.9808, abs=1e-4)
+
+
+def test_bm25_baseline_keeps_the_documents_order() -> None:
+    filler = " ".join(f"word{i}" for i in range(100))
+    first = "Alpha keeps a red key. " + " ".join(["x"] * 95)
+    second = "Omega keeps a blue key. " + " ".join(["y"] * 95)
+    document = f"{first} {filler} {second} {filler}"
+    size = len(encode(first)) + len(encode(" " + second)) + 2
+    found = best_chunks(tiny_tokenizer(), document, "Who keeps the key?", size)
+    assert found.index("red key") < found.index("blue key") and "word5" not in found
+    assert best_chunks(tiny_tokenizer(), document, "key", 10_000) == document
+
+
+def test_cut_middle_counts_special_tokens_where_asked() -> None:
+    class Counting:
+        def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [0] * add_special_tokens + [1] * len(text)}
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join("" if i == 0 else "x" for i in ids)
+
+    assert cut_middle(Counting(), "xxxx", 4, special=False) == "xxxx"
+    assert cut_middle(Counting(), "xxxx", 4) == "xxx"
