@@ -35,7 +35,7 @@ fmt: .venv/.installed
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/bench_generate.py
+	$(BIN)/remamba bench generate
 
 exactness: .venv/.installed
 	$(BIN)/python -m tests.exactness

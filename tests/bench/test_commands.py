@@ -199,3 +199,23 @@ def test_the_scripts_are_the_commands(name: str, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / "benchmarks" / f"bench_{name}.py"), run_name="__main__")
     assert asked == [["bench", name, "--seed", "3"]]
+
+
+def test_a_llama_that_cannot_be_compiled_is_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(fig6, "run_generate", failing)
+    argv = ["fig6", "--shapes", "mamba-tiny", "llama-tiny", "--lengths", "20", "--new-tokens", "9"]
+    argv += ["--repeats", "1", "--device", "cpu", "--output", str(tmp_path / "figure")]
+    report, said = bench(argv, capsys)
+    assert report["left_out"] == ["llama-tiny at 20: no compiler"]
+    assert [r["model"] for r in report["results"]] == ["Mamba", "ReMamba"]
+    assert "left out: llama-tiny" in said
+    monkeypatch.setattr(fig6, "run_engine", failing)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        cli.main(["bench", *argv, "--overwrite"])
