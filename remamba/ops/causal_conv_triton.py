@@ -5,6 +5,8 @@ inputs in registers, so that each input is read once, and loads several rows bef
 first. The chunk at the top also writes the new window.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,9 @@ CHUNKS = (64, 32, 16)
 """Rows of a program: the first that gives enough programs. Multiples of UNROLL."""
 PROGRAMS = 2048
 """That fill a GPU of 132 multiprocessors."""
+
+# x's strides come divided by ALIGNED: triton itself would only see multiples of 16, and read the
+# rows of mamba2-130m entry by entry
 
 
 @triton.jit
@@ -43,14 +48,15 @@ def _forward_kernel(
     x, weight, bias, window, lengths, y, new_window,
     length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(channels, BLOCK)
     chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
     row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     is_channel = e < channels
-    x += row * x_b + e
+    x_l *= ALIGNED
+    x += row * x_b * ALIGNED + e
     if window is not None:
         window += row * window_b + e
     y += row * length * channels + e
@@ -98,7 +104,7 @@ def _backward_kernel(
     x, weight, bias, window, lengths, dy, dnew, dx, dwindow, partial,
     length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l, dy_b, dy_l,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """At step t the gradient before silu of row t is known, and so dx of row t - (WIDTH - 1)."""
     blocks = tl.cdiv(channels, BLOCK)
@@ -106,7 +112,8 @@ def _backward_kernel(
     row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     is_channel = e < channels
-    x += row * x_b + e
+    x_l *= ALIGNED
+    x += row * x_b * ALIGNED + e
     if window is not None:
         window += row * window_b + e
     dy += row * dy_b + e
@@ -215,12 +222,14 @@ def _forward(x, weight, bias, lengths, window, silu):
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     new_window = torch.empty((b, width - 1, e), dtype=x.dtype, device=x.device)
     programs, chunks, chunk, block = _shape(x)
+    aligned = math.gcd(x.stride(0), x.stride(1), 16)
     window_b, window_l = (0, 0) if window is None else (window.stride(0), window.stride(1))
     _forward_kernel[(programs,)](
         x, weight, bias, window, lengths, y, new_window,
-        l, e, chunks, x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
-        window_b, window_l,
+        l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+        weight.stride(1), window_b, window_l,
         WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+        ALIGNED=aligned,
         num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return y, new_window
@@ -264,6 +273,7 @@ def _causal_conv_backward(
     b, l, e = x.shape
     width = weight.shape[1]
     programs, chunks, chunk, block = _shape(x)
+    aligned = math.gcd(x.stride(0), x.stride(1), 16)
     dx = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     slots, dtype = (0, x.dtype) if window is None else (width - 1, window.dtype)
     dwindow = torch.empty((b, slots, e), dtype=dtype, device=x.device)
@@ -271,9 +281,10 @@ def _causal_conv_backward(
     window_b, window_l = (0, 0) if narrow is None else (narrow.stride(0), narrow.stride(1))
     _backward_kernel[(programs,)](
         x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
-        l, e, chunks, x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
-        window_b, window_l, dy.stride(0), dy.stride(1),
+        l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+        weight.stride(1), window_b, window_l, dy.stride(0), dy.stride(1),
         WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL // 2, SILU=silu,
+        ALIGNED=aligned,
         num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return dx, partial.sum(0), dwindow
