@@ -5,6 +5,8 @@ In the backward pass a program takes every so-manieth tile of rows and keeps its
 weight's gradient; the sums are added afterwards, in one order.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,8 @@ from remamba.ops.recording import is_recorded
 
 PROGRAMS = 528
 """Of a backward pass at most, four for each multiprocessor of 132."""
+
+# the gated kernels' strides come divided by ALIGNED: triton itself would only see multiples of 16
 
 
 @triton.jit
@@ -74,13 +78,13 @@ def _backward_kernel(
 @triton.jit
 def _gated_forward_kernel(
     y, z, weight, out, rows, width, channels, y_row, z_row, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     row, channel, mask = _tile(tl.program_id(0), rows, width, ROWS, BLOCK)
     is_channel = channel < width
     channel += tl.program_id(1) * width
-    v = tl.load(y + row * y_row + channel, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(z + row * z_row + channel, mask=mask, other=0.0).to(tl.float32)
+    v = tl.load(y + row * y_row * ALIGNED + channel, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(z + row * z_row * ALIGNED + channel, mask=mask, other=0.0).to(tl.float32)
     v *= gate / (1.0 + tl.exp(-gate))
     v *= tl.rsqrt(tl.sum(v * v, axis=1) / width + eps)[:, None]
     scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
@@ -91,7 +95,8 @@ def _gated_forward_kernel(
 @triton.jit
 def _gated_backward_kernel(
     y, z, weight, dout, dy, dz, partial,
-    rows, width, channels, tiles, y_row, z_row, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows, width, channels, tiles, y_row, z_row, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(1) * width
     place = first + tl.arange(0, BLOCK)
@@ -101,8 +106,8 @@ def _gated_backward_kernel(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, channel, mask = _tile(tile, rows, width, ROWS, BLOCK)
         channel += first
-        u = tl.load(y + row * y_row + channel, mask=mask, other=0.0).to(tl.float32)
-        gate = tl.load(z + row * z_row + channel, mask=mask, other=0.0).to(tl.float32)
+        u = tl.load(y + row * y_row * ALIGNED + channel, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(z + row * z_row * ALIGNED + channel, mask=mask, other=0.0).to(tl.float32)
         d = tl.load(dout + row * channels + channel, mask=mask, other=0.0).to(tl.float32)
         opened = 1.0 / (1.0 + tl.exp(-gate))
         silu = gate * opened
@@ -263,9 +268,11 @@ def _gated_forward(y, z, weight, groups, eps):
     out = torch.empty(y.shape, dtype=dtype, device=y.device)
     y, z = _as_rows(y), _as_rows(z)
     shape = _shape(len(y), width)
+    aligned = math.gcd(y.stride(0), z.stride(0), 16)
     _gated_forward_kernel[(triton.cdiv(len(y), shape["ROWS"]), groups)](
-        y, z, weight, out, len(y), width, channels, y.stride(0), z.stride(0), eps, **shape
-    )
+        y, z, weight, out, len(y), width, channels,
+        y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
+    )  # fmt: skip
     return out
 
 
@@ -297,12 +304,14 @@ def _gated_rms_norm_backward(
     dz = torch.empty(z.shape, dtype=z.dtype, device=y.device)
     y, z, dout = _as_rows(y), _as_rows(z), dout.contiguous()
     shape = _shape(len(y), width)
+    aligned = math.gcd(y.stride(0), z.stride(0), 16)
     tiles = triton.cdiv(len(y), shape["ROWS"])
     programs = min(tiles, PROGRAMS)
     partial = torch.empty((programs, channels), dtype=torch.float32, device=y.device)
     _gated_backward_kernel[(programs, groups)](
         y, z, weight, dout, dy, dz, partial,
-        len(y), width, channels, tiles, y.stride(0), z.stride(0), eps, **shape,
+        len(y), width, channels, tiles,
+        y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
     )  # fmt: skip
     return dy, dz, partial.sum(0)
 
