@@ -19,8 +19,8 @@ from remamba.ops import use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 20,
+    "vocab_size": 19,
+    "hidden_size": 10,
     "num_hidden_layers": 2,
     "state_size": 6,
     "head_dim": 5,
@@ -62,7 +62,7 @@ def model_of(name: str) -> Any:
 
 
 def tokens_of(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(1, 29, shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randint(1, 19, shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 @torch.no_grad()
@@ -92,31 +92,36 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forced_tokens_equal_the_parallel_forward(
     name: str, backend: str, rows: int, assert_close: Any, poisoned_memory: None
 ) -> None:
-    model, ids = model_of(name), tokens_of(rows, 8)
+    steps = 3 if backend == "torch" else 1  # the interpreter is slow; the states tell the rest
+    model, ids = model_of(name), tokens_of(rows, 5 + steps)
     with use_backend("torch"):
         expected, final = model(ids, compression=False).logits, read(model, ids)
-        step, cache = DecodeStep(model), read(model, ids[:, :6])
+        step, cache = DecodeStep(model), read(model, ids[:, :5])
     with use_backend(backend):
-        found = [step.logits(ids[:, i], cache) for i in (6, 7)]
+        found = [step.logits(ids[:, 5 + i], cache) for i in range(steps)]
         assert step.is_fused == (backend == "triton")
-    assert_close(torch.stack(found, dim=1), expected[:, 6:])
+    assert_close(torch.stack(found, dim=1), expected[:, 5:])
     same_states(cache, final, assert_close)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["mamba", "mamba2-g2"])
 @torch.no_grad()
-def test_narrow_dtypes(name: str, dtype: torch.dtype, assert_close: Any) -> None:
-    model, ids = model_of(name).to(dtype), tokens_of(2, 7)
+def test_narrow_dtypes_round_no_worse_than_the_modules(name: str, dtype: torch.dtype) -> None:
+    """Against float32 with the same weights, from the same states."""
+    model, ids = model_of(name).to(dtype), tokens_of(7, 7)
+    with use_backend("torch"):
+        cache = read(model, ids[:, :6])
+    wide = cache._map(lambda state: state.float())
     logits = {}
     for backend in ("torch", "triton"):
-        with use_backend("torch"):
-            cache = read(model, ids[:, :6])
         with use_backend(backend):
-            logits[backend] = DecodeStep(model).logits(ids[:, 6], cache)
-    assert logits["triton"].dtype == dtype
-    scale = logits["torch"].abs().max()
-    assert_close(logits["triton"] / scale, logits["torch"] / scale)
+            logits[backend] = DecodeStep(model).logits(ids[:, 6], cache.clone())
+            assert logits[backend].dtype == dtype
+    with use_backend("torch"):
+        exact = DecodeStep(model.float()).logits(ids[:, 6], wide)
+    error = {backend: (found.float() - exact).square().mean() for backend, found in logits.items()}
+    assert 0 < error["triton"] < 2 * error["torch"]
 
 
 @torch.no_grad()
@@ -208,7 +213,7 @@ def test_what_cannot_be_decoded_in_place_is_refused_as_ever(in_place: None) -> N
     with pytest.raises(InputError, match="2 rows, the input 3"):
         model(tokens_of(3, 1), cache_params=cache)
     with pytest.raises(InputError, match="outside the vocabulary"):
-        model(torch.tensor([[1], [29]], device=DEVICE), cache_params=cache)
+        model(torch.tensor([[1], [19]], device=DEVICE), cache_params=cache)
 
 
 class Doubled(nn.Module):

@@ -73,8 +73,8 @@ def mamba2_layer(
     z, x, B, C, dt = zxBCdt.split([e, e, gn, gn, h], dim=1)
     B, C = B.unflatten(1, (w.groups, n)), C.unflatten(1, (w.groups, n))
     y = residual.new_empty(b, e, dtype=dtype)
-    ssd_step(x, dt, w.A_log, B, C, w.D, w.dt_bias, w.dt_limit, ssm_state, y)
+    ssd_step(x, dt, z, w.A_log, B, C, w.D, w.dt_bias, w.dt_limit, ssm_state, y)
     few_rows_product(
-        y, w.out_proj, residual, bias=w.out_bias, gate=z, norm_weight=w.gated_norm,
-        eps=w.gated_eps, groups=w.groups, add=True,
+        y, w.out_proj, residual, bias=w.out_bias, norm_weight=w.gated_norm, eps=w.gated_eps,
+        groups=w.groups, add=True,
     )  # fmt: skip

@@ -14,6 +14,8 @@ import triton.language as tl
 
 MOST_ROWS = 64
 """Rows that one launch takes."""
+EARLY_LINES = tl.constexpr(16)
+"""Lines of 128 bytes of each row of W that it fetches so."""
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 EARLY_LAUNCH = False
 """Let a kernel begin, and fetch its part of W, while the one before it ends (sm_90 and above)."""
@@ -32,10 +34,10 @@ class Tile(NamedTuple):
 
 # most rows of x -> tile of a wide W (in_proj, lm_head), of a narrow one (out_proj), of a split sum
 TILES: dict[int, tuple[Tile, Tile, Tile]] = {
-    1: (Tile(8, 512, 4, 3), Tile(4, 1024, 4, 3), Tile(4, 128, 2, 3, splits=4)),
-    16: (Tile(32, 128, 4, 4), Tile(16, 256, 2, 4), Tile(16, 64, 2, 3, splits=16)),
-    32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 64, 2, 3, splits=16)),
-    64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=16)),
+    1: (Tile(16, 256, 4, 3), Tile(4, 1024, 4, 3), Tile(4, 128, 2, 3, splits=4)),
+    16: (Tile(32, 128, 4, 4), Tile(16, 256, 2, 4), Tile(16, 64, 2, 3, splits=8)),
+    32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 64, 2, 3, splits=8)),
+    64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=8)),
 }
 WIDE = 4096
 """Rows of W from which it is wide: they are enough programs for a large GPU."""
@@ -53,7 +55,6 @@ def few_rows_product(
     out: torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
     groups: int = 1,
@@ -65,14 +66,14 @@ def few_rows_product(
 ) -> None:
     """Write x W^T (+ bias) into `out`, a step of a block's products; nothing is returned.
 
-    x, gate (b, k), rows of unit stride, b at most MOST_ROWS; weight (n, k) contiguous; out (b, n).
-    Sums are float32; what a module would store in the weight's dtype is rounded to it.
+    x (b, k), rows of unit stride, b at most MOST_ROWS; weight (n, k) contiguous; out (b, n). Sums
+    are float32; what a module would store in the weight's dtype is rounded to it.
 
-    Before: with norm_weight (k,) x is RMS-normed, with a gate x * silu(gate) is, each of `groups`
-    by itself. Behind: columns [start, stop) of the product are convolved with `window`
-    (b, w-1, stop-start), which moves on by one in place, conv_weight (stop-start, 1, w), and go
-    through silu; or, with `add`, the product is added to what `out` holds. An `out` (parts, b, n)
-    of float32 takes so many parts of the sum instead, to be added by who reads them.
+    Before: with norm_weight (k,) x is RMS-normed, each of `groups` by itself. Behind: columns
+    [start, stop) of the product are convolved with `window` (b, w-1, stop-start), which moves on by
+    one in place, and conv_weight (stop-start, 1, w), and go through silu; or, with `add`, the
+    product is added to what `out` holds. An `out` (parts, b, n) of float32 takes so many parts of
+    the sum instead, to be added by who reads them.
     """
     b, k = x.shape
     n = weight.shape[0]
@@ -86,11 +87,10 @@ def few_rows_product(
     grid = (triton.cdiv(n, tile.n), splits)
     extra = {"launch_pdl": True} if EARLY_LAUNCH else {}
     _few_rows[grid](
-        x, gate, norm_weight, weight, bias, out, window, conv_weight, conv_bias,
-        b, n, k, columns, eps, x.stride(0), 0 if gate is None else gate.stride(0), out.stride(-2),
-        *conv_columns,
-        GROUPS=groups, NORMED=norm_weight is not None, GATED=gate is not None, ADD=add,
-        SPLIT=is_split, WIDTH=width, ROWS=1 if b == 1 else max(16, triton.next_power_of_2(b)),
+        x, norm_weight, weight, bias, out, window, conv_weight, conv_bias,
+        b, n, k, columns, eps, x.stride(0), out.stride(-2), *conv_columns,
+        GROUPS=groups, NORMED=norm_weight is not None, ADD=add, SPLIT=is_split,
+        WIDTH=width, ROWS=1 if b == 1 else max(16, triton.next_power_of_2(b)),
         EVEN=columns % tile.k == 0 and columns * splits * groups == k,
         BLOCK_N=tile.n, BLOCK_K=tile.k, STAGES=tile.stages, EARLY=EARLY_LAUNCH,
         num_warps=tile.warps, num_stages=tile.stages, **extra,
@@ -111,21 +111,20 @@ def begin(EARLY: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(address, EARLY: tl.constexpr):
+def _prefetch(address):
     """Ask for lines of memory to be brought to the second-level cache."""
-    if EARLY:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], tl.int32, False, 1
-        )
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], tl.int32, False, 1
+    )
 
 
 @triton.jit
 def _few_rows(
-    x_ptr, gate_ptr, norm_ptr, weight_ptr, bias_ptr, out_ptr, window_ptr, conv_ptr, conv_bias_ptr,
-    b, n, k, columns, eps, x_stride, gate_stride, out_stride, conv_start, conv_stop,
-    GROUPS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr,
-    SPLIT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, out_ptr, window_ptr, conv_ptr, conv_bias_ptr,
+    b, n, k, columns, eps, x_stride, out_stride, conv_start, conv_stop,
+    GROUPS: tl.constexpr, NORMED: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     dtype = weight_ptr.dtype.element_ty
     out_columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -135,9 +134,8 @@ def _few_rows(
     x_row = tl.minimum(row, b - 1)
     step = tl.arange(0, BLOCK_K)
     if EARLY:
-        lines = tl.arange(0, 32) * (128 // (dtype.primitive_bitwidth // 8))
-        for line in range(0, tl.minimum(k, 2560), 32 * 128 // (dtype.primitive_bitwidth // 8)):
-            _prefetch(w_rows[:, None] + tl.minimum(line + lines, k - 1)[None, :], EARLY)
+        line = tl.arange(0, EARLY_LINES) * (1024 // dtype.primitive_bitwidth)
+        _prefetch(w_rows[:, None] + tl.minimum(line, k - 1)[None, :])
     begin(EARLY)
 
     total = tl.zeros((ROWS, BLOCK_N), tl.float32)
@@ -157,13 +155,6 @@ def _few_rows(
                 inside = (offset + step < columns) & (column < k)
                 x = tl.load(x_ptr + x_place, inside[None, :], 0.0)
             x = x.to(dtype).to(tl.float32)
-            if GATED:
-                gate_place = x_row[:, None] * gate_stride + column[None, :]
-                if EVEN:
-                    gate = tl.load(gate_ptr + gate_place)
-                else:
-                    gate = tl.load(gate_ptr + gate_place, inside[None, :], 0.0)
-                x = x * silu(gate.to(tl.float32))
             if NORMED:
                 squares += x * x
                 if EVEN:

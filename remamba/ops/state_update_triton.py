@@ -9,7 +9,7 @@ import triton.language as tl
 from remamba.ops import few_rows_triton
 from remamba.ops.few_rows_triton import begin, silu
 
-BLOCK_E = 32
+BLOCK_E = 16
 """Channels of a program of the selective step."""
 BLOCK_P = 16
 """Channels of a head that a program of the SSD step takes."""
@@ -40,7 +40,7 @@ def ssd_state_update_triton(
     x, B, C = (t if t[0].is_contiguous() else t.contiguous() for t in (x, B, C))
     dt = dt if dt.stride(1) == 1 else dt.contiguous()
     y, new = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
-    _ssd(x, dt, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y, LOG_A=False)
+    _ssd(x, dt, None, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y)
     return y, new
 
 
@@ -67,30 +67,36 @@ def selective_step(
     r = dt_weight.shape[1]
     early = few_rows_triton.EARLY_LAUNCH
     extra = {"launch_pdl": True} if early else {}
-    _selective_step[(triton.cdiv(e, BLOCK_E), b)](
-        parts, x, z, dt_weight, dt_bias, A_log, D, state, y, b, e, r, n, splits, eps or 0.0,
+    block_r = triton.next_power_of_2(r)
+    block_e = max(4, min(BLOCK_E, 4096 // block_r))
+    rows = max(1, b // 4)
+    _selective_step[(triton.cdiv(e, block_e), triton.cdiv(b, rows))](
+        parts, x, z, dt_weight, dt_bias, A_log, D, state, y, b, e, r, n, splits, rows, eps or 0.0,
         x.stride(0), z.stride(0), y.stride(0),
-        NORMED=eps is not None, BLOCK_E=BLOCK_E, BLOCK_R=triton.next_power_of_2(r),
+        NORMED=eps is not None, BLOCK_E=block_e, BLOCK_R=block_r,
         BLOCK_N=triton.next_power_of_2(n), BLOCK_S=triton.next_power_of_2(splits), EARLY=early,
         num_warps=4, **extra,
     )  # fmt: skip
 
 
-def ssd_step(x, dt, A_log, B, C, D, dt_bias, dt_limit, state, y) -> None:
-    """A block's SSD step: shapes as in ssd_state_update; state moves in place, y is written."""
-    _ssd(x, dt, A_log, B, C, D, dt_bias, dt_limit, None, state, state, y, LOG_A=True)
+def ssd_step(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, state, y) -> None:
+    """A block's SSD step and gate; state moves in place, y (b, h * p) is written.
+
+    Shapes as in ssd_state_update, and x, z (b, h * p). The gated y is rounded to the model's dtype
+    before its norm, which a module rounds once, behind it.
+    """
+    _ssd(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, None, state, state, y)
 
 
-def _ssd(x, dt, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y, LOG_A) -> None:
+def _ssd(x, dt, z, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y) -> None:
     b, h, p, n = state.shape
-    early = LOG_A and few_rows_triton.EARLY_LAUNCH
+    early = z is not None and few_rows_triton.EARLY_LAUNCH
     extra = {"launch_pdl": True} if early else {}
     _ssd_step[(triton.cdiv(p, BLOCK_P), h, b)](
-        x, dt, A, B, C, D, dt_bias, dt_scale, state, new, y, h, p, n, h // B.shape[1],
-        float(dt_limit[0]), float(dt_limit[1]),
-        x.stride(0), dt.stride(0), B.stride(0), C.stride(0), y.stride(0),
-        LOG_A=LOG_A, BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n), EARLY=early,
-        num_warps=4, **extra,
+        x, dt, z, A, B, C, D, dt_bias, dt_scale, state, new, y, h, p, n, h // B.shape[1],
+        float(dt_limit[0]), float(dt_limit[1]), x.stride(0), dt.stride(0),
+        0 if z is None else z.stride(0), B.stride(0), C.stride(0), y.stride(0),
+        BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n), EARLY=early, num_warps=4, **extra,
     )  # fmt: skip
 
 
@@ -144,11 +150,13 @@ def _selective_update(
 
 
 @triton.jit
-def _part(parts_ptr, b, width, splits, start, size, eps, dtype: tl.constexpr,
-          NORMED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):  # fmt: skip
+def _part(
+    parts_ptr, row, b, width, splits, start, size, eps, dtype: tl.constexpr,
+    NORMED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Columns [start, start + size) of x_proj's output, rounded as the module stores them."""
     split, column = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK)
-    place = (split[:, None] * b + tl.program_id(1)) * width + start + column[None, :]
+    place = (split[:, None] * b + row) * width + start + column[None, :]
     found = tl.load(parts_ptr + place, (split < splits)[:, None] & (column < size)[None, :], 0.0)
     found = tl.sum(found, axis=0).to(dtype).to(tl.float32)
     if NORMED:
@@ -160,55 +168,55 @@ def _part(parts_ptr, b, width, splits, start, size, eps, dtype: tl.constexpr,
 @triton.jit
 def _selective_step(
     parts_ptr, x_ptr, z_ptr, dt_weight_ptr, dt_bias_ptr, A_log_ptr, D_ptr, state_ptr, y_ptr,
-    b, e, r, n, splits, eps, x_stride, z_stride, y_stride,
+    b, e, r, n, splits, rows, eps, x_stride, z_stride, y_stride,
     NORMED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = dt_weight_ptr.dtype.element_ty
-    row = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     column, rank = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_R)
     real, inside = channel < e, column < n
-    # the weights do not depend on the launch before, and come first
-    weight = tl.load(
-        dt_weight_ptr + channel[:, None] * r + rank[None, :],
-        real[:, None] & (rank < r)[None, :], 0.0,
-    )  # fmt: skip
     both = real[:, None] & inside[None, :]
-    A = -tl.exp(
-        tl.load(A_log_ptr + channel[:, None] * n + column[None, :], both, 0.0).to(tl.float32)
-    )
+    # weights are the same for all rows, and do not depend on the launch before
+    ranked = real[:, None] & (rank < r)[None, :]
+    weight = tl.load(dt_weight_ptr + channel[:, None] * r + rank[None, :], ranked, 0.0)
+    A_log = tl.load(A_log_ptr + channel[:, None] * n + column[None, :], both, 0.0)
+    A = -tl.exp(A_log.to(tl.float32))
     bias = tl.load(dt_bias_ptr + channel, real, 0.0).to(tl.float32)
     D = tl.load(D_ptr + channel, real, 0.0).to(tl.float32)
     begin(EARLY)
-    place = (row * e + channel)[:, None] * n + column[None, :]
-    state = tl.load(state_ptr + place, both, 0.0)
     width = r + 2 * n
-    low = _part(parts_ptr, b, width, splits, 0, r, eps, dtype, NORMED, BLOCK_R, BLOCK_S)
-    B = _part(parts_ptr, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
-    C = _part(parts_ptr, b, width, splits, r + n, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
-    dt = tl.sum(weight.to(tl.float32) * low[None, :], axis=1) + bias
-    dt = softplus(dt.to(dtype).to(tl.float32))
-    x = tl.load(x_ptr + row * x_stride + channel, real, 0.0).to(tl.float32)
-    z = tl.load(z_ptr + row * z_stride + channel, real, 0.0).to(tl.float32)
-    state = _advance(state, x[:, None], dt[:, None], A, B[None, :])
-    tl.store(state_ptr + place, state, both)
-    y = (tl.sum(state * C[None, :], axis=1) + x * D) * silu(z)
-    tl.store(y_ptr + row * y_stride + channel, y, real)
+    first = tl.program_id(1) * rows
+    for row in range(first, tl.minimum(first + rows, b)):
+        place = (row * e + channel)[:, None] * n + column[None, :]
+        state = tl.load(state_ptr + place, both, 0.0)
+        low = _part(parts_ptr, row, b, width, splits, 0, r, eps, dtype, NORMED, BLOCK_R, BLOCK_S)
+        B = _part(parts_ptr, row, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
+        C = _part(parts_ptr, row, b, width, splits, r + n, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
+        dt = tl.sum(weight.to(tl.float32) * low[None, :], axis=1) + bias
+        dt = softplus(dt.to(dtype).to(tl.float32))
+        x = tl.load(x_ptr + row * x_stride + channel, real, 0.0).to(tl.float32)
+        z = tl.load(z_ptr + row * z_stride + channel, real, 0.0).to(tl.float32)
+        state = _advance(state, x[:, None], dt[:, None], A, B[None, :])
+        tl.store(state_ptr + place, state, both)
+        y = (tl.sum(state * C[None, :], axis=1) + x * D) * silu(z)
+        tl.store(y_ptr + row * y_stride + channel, y, real)
 
 
 @triton.jit
 def _ssd_step(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dt_bias_ptr, dt_scale_ptr, state_ptr, new_ptr,
-    y_ptr, h, p, n, heads_per_group, low, high, x_stride, dt_stride, B_stride, C_stride, y_stride,
-    LOG_A: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    x_ptr, dt_ptr, z_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dt_bias_ptr, dt_scale_ptr, state_ptr,
+    new_ptr, y_ptr, h, p, n, heads_per_group, low, high,
+    x_stride, dt_stride, z_stride, B_stride, C_stride, y_stride,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """With a gate z, A is A_log, and y * silu(z) is written."""
     head, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
     real, inside = channel < p, column < n
     A = tl.load(A_ptr + head).to(tl.float32)
-    if LOG_A:
+    if z_ptr is not None:
         A = -tl.exp(A)
     begin(EARLY)
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32)
@@ -229,4 +237,7 @@ def _ssd_step(
     y = tl.sum(state * C[None, :], axis=1)
     if D_ptr is not None:
         y += x * tl.load(D_ptr + head).to(tl.float32)
+    if z_ptr is not None:
+        z = tl.load(z_ptr + row * z_stride + head * p + channel, real, 0.0).to(tl.float32)
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32) * silu(z)
     tl.store(y_ptr + row * y_stride + head * p + channel, y, real)
