@@ -1,19 +1,21 @@
 // The selective scan of Mamba and its gradients, compiled at run time by NVRTC (selective_scan_cuda.py).
 //
-// A warp owns 4 channels. Of a channel's N states each of 8 lanes holds N / 8, so that every step of the
-// recurrence is done once, in registers, and one pass over the sequence is enough:
-//     lane = 4 * s + c,   c: channel of the warp,   s: group of states, and the step it looks after.
-// Steps go in blocks of 8. Before a block, lane (s, c) computes the time step of step s; after it, the
-// 8 partial sums of y are added across s so that lane (s, c) is left with the y of step s.
+// A warp owns 32 / LANES channels. Of a channel's N states each of LANES lanes holds N / LANES, so that
+// every step of the recurrence is done once, in registers, and one pass over the sequence is enough:
+//     lane = CHANNELS_A_WARP * s + c,   c: channel of the warp,   s: group of states
+// Steps go in blocks of LANES, and lane (s, c) also looks after step s of a block: before the block it
+// computes the time step; after it, the partial sums of y are added across the lanes of a channel so
+// that lane (s, c) is left with the y of step s.
 // Rows arrive in shared memory by asynchronous copies of 16 bytes, a tile of TILE steps ahead.
 //
-// Defined from outside: TYPE (0 float, 1 bfloat16, 2 half), WARPS, SPT (states a lane), TILE,
-// HAS_Z, HAS_D, HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias), BLOCKS (thread blocks a
-// multiprocessor should hold).
+// Defined from outside: TYPE (0 float, 1 bfloat16, 2 half), N, LANES (8 in the backward kernel), WARPS,
+// TILE, KEEP (steps between the states kept for the gradient; TILE in the backward kernel), HAS_Z, HAS_D,
+// HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias).
 
-#define N (8 * SPT)
-#define CHANNELS (4 * WARPS)
-#define BLOCK 8
+#define SPT (N / LANES)
+#define CHANNELS_A_WARP (32 / LANES)
+#define CHANNELS (CHANNELS_A_WARP * WARPS)
+#define BLOCK LANES
 #define THREADS (32 * WARPS)
 #define FULL 0xffffffffu
 #define LOG2_E 1.4426950408889634f
@@ -121,22 +123,21 @@ __device__ __forceinline__ StepSize softplus(float raw) {
 }
 __device__ __forceinline__ float sigmoid(float x) { return rcp(1.0f + ex2(-x * LOG2_E)); }
 
-// v[j] of every lane summed over the 8 lanes of a channel; lane s is left with that of j = s
-__device__ __forceinline__ float sum_over_states(const float (&v)[BLOCK], int s) {
-    float a[4], b[2];
+// v[j] of every lane summed over the lanes of a channel; lane s is left with that of j = s
+template <int width>
+__device__ __forceinline__ float sum_halves(const float (&v)[2 * width], int s) {
+    float half[width];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float mine = s & 4 ? v[i + 4] : v[i], other = s & 4 ? v[i] : v[i + 4];
-        a[i] = mine + __shfl_xor_sync(FULL, other, 16);
+    for (int j = 0; j < width; j++) {
+        const float mine = s & width ? v[j + width] : v[j], other = s & width ? v[j] : v[j + width];
+        half[j] = mine + __shfl_xor_sync(FULL, other, width * CHANNELS_A_WARP);
     }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float mine = s & 2 ? a[i + 2] : a[i], other = s & 2 ? a[i] : a[i + 2];
-        b[i] = mine + __shfl_xor_sync(FULL, other, 8);
-    }
-    float mine = s & 1 ? b[1] : b[0], other = s & 1 ? b[0] : b[1];
-    return mine + __shfl_xor_sync(FULL, other, 4);
+    if constexpr (width == 1)
+        return half[0];
+    else
+        return sum_halves<width / 2>(half, s);
 }
+__device__ __forceinline__ float sum_over_states(const float (&v)[BLOCK], int s) { return sum_halves<BLOCK / 2>(v, s); }
 
 struct __align__(SPT == 1 ? 8 : 16) Pair {  // B and C of a lane's states at one step
     float b[SPT], c[SPT];
@@ -162,17 +163,18 @@ struct Arguments {
 // A thread's place in a tile of rows: 16 bytes of step t, from channel k of the block on. The first
 // half of a block's threads copies x and z, the second dt and dy.
 struct Place {
-    bool second;
+    bool mine, second;
     int t, k, at;  // at: in the tile
     __device__ __forceinline__ Place(int width) {
         const int half = THREADS / 2, copies = CHANNELS / PER_COPY;
-        static_assert(TILE * (CHANNELS / PER_COPY) == THREADS / 2, "one copy a thread");
+        static_assert(CHANNELS % PER_COPY == 0 && TILE * copies <= half, "one copy a thread");
         second = threadIdx.x >= half;
         const int i = threadIdx.x - (second ? half : 0);
         t = i / copies;
         k = i % copies * PER_COPY;
         at = t * CHANNELS + k;
-        if (k >= width) t = 1 << 30;  // outside
+        mine = TILE * copies == half || t < TILE;
+        if (!mine || k >= width) t = 1 << 30;  // outside
     }
 };
 
@@ -185,12 +187,12 @@ struct Rows {
         stride = TILE * step;
     }
     __device__ __forceinline__ void load(T* tile, const Place& place, int left) const {
-        copy_async(tile + place.at, from, place.t < left);
+        if (place.mine) copy_async(tile + place.at, from, place.t < left);
     }
 };
 __device__ __forceinline__ void pack_states(Pair* to, const T* B, const T* C) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < TILE * 8; i += THREADS) {
+    for (int i = threadIdx.x; i < TILE * LANES; i += THREADS) {
         Pair pair;
 #pragma unroll
         for (int k = 0; k < SPT; k++) {
@@ -228,22 +230,23 @@ struct Step {
 #define STAGES 5
 struct __align__(16) ForwardShared {
     Tile tiles[STAGES];
-    Pair pairs[2][TILE * 8];
-    Step steps[2][WARPS][4][BLOCK + 2];  // 2 more keep the 4 channels in different banks
+    Pair pairs[2][TILE * LANES];
+    Step steps[2][WARPS][CHANNELS_A_WARP][BLOCK + 2];  // 2 more keep the channels in different banks
 };
 
 // Of block n the time steps are computed beside the recurrence of block n - 1, and the outputs
 // beside that of block n + 1: three independent streams of instructions hide each other's waits.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_forward(const Arguments a) {
     DYNAMIC_SHARED(memory);
     ForwardShared& shared = *(ForwardShared*)memory;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane & 3, s = lane >> 2;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % CHANNELS_A_WARP, s = lane / CHANNELS_A_WARP;
     const int b = blockIdx.y, first_channel = blockIdx.x * CHANNELS;
-    const int local = warp * 4 + c, channel = first_channel + local;
+    const int local = warp * CHANNELS_A_WARP + c, channel = first_channel + local;
     const bool inside = channel < a.channels;
     const int tiles = (a.length + TILE - 1) / TILE;
     const i64 state = ((i64)b * a.channels + channel) * N + s * SPT;
 
+    const int parts = (a.length + KEEP - 1) / KEEP;
     float h[SPT], A[SPT], sums[BLOCK];
 #pragma unroll
     for (int j = 0; j < BLOCK; j++) sums[j] = 0.0f;
@@ -311,16 +314,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
         Tile& last = shared.tiles[(i + STAGES - 1) % STAGES];
         if (i + 1 < tiles) pack_states(shared.pairs[(i + 1) % 2], next.B, next.C);
         if (i > 1) store(i - 2);
-        if (a.starts && inside) {
-            float* start = a.starts + (((i64)b * tiles + i) * a.channels + channel) * N + s * SPT;
-#pragma unroll
-            for (int k = 0; k < SPT; k++) start[k] = h[k];
-        }
         const Pair* pairs = shared.pairs[i % 2] + s;
 
 #pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
-            const int parity = t0 / BLOCK % 2;
+            const int parity = (i * (TILE / BLOCK) + t0 / BLOCK) % 2;
+            if (a.starts && inside && t0 % KEEP == 0 && begin + t0 < a.length) {
+                const i64 part = (i64)b * parts + (begin + t0) / KEEP;
+                float* start = a.starts + (part * a.channels + channel) * N + s * SPT;
+#pragma unroll
+                for (int k = 0; k < SPT; k++) start[k] = h[k];
+            }
             const bool is_first = t0 == 0, is_last = t0 + BLOCK == TILE;
             __syncwarp();
             const Step ahead = step_of(is_last ? next : tile, is_last ? begin + TILE : begin,
@@ -334,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
 #pragma unroll
                 for (int m = 0; m < 2; m++) {
                     const float step = m ? two.z : two.x, input = m ? two.w : two.y;
-                    const Pair pair = pairs[(t0 + j + m) * 8];
+                    const Pair pair = pairs[(t0 + j + m) * LANES];
                     float sum = 0.0f;
 #pragma unroll
                     for (int k = 0; k < SPT; k++) {
@@ -357,6 +361,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(const
     }
 }
 
+#if LANES == 8
 struct __align__(16) StepBack {
     float dt, du, g, slope;  // Delta, Delta * x, gradient of y before the gate, that of Delta in raw dt
 };
@@ -386,23 +391,21 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], float a0, float a1, 
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 #endif
-// Rows v and v + 1 of d become the sums of p and q over a warp's 4 channels. tf32 keeps 10 bits of a
-// mantissa, more than bfloat16 inputs have; of float32 ones the rest is added as a second value.
-// is[i] is 1 where i = s, else 0.
+// Rows v and v + 1 (v even, below 8) of d become the sums of p and q over a warp's 4 channels. tf32 keeps
+// 10 bits of a mantissa, more than bfloat16 inputs have; of float32 ones the rest is added as a second
+// value. is[i] is 1 where i = s, else 0.
 __device__ __forceinline__ void sum_over_channels(float (&d)[4], int v, float p, float q, const float (&is)[8]) {
-    const bool low = v < 8;
-    const float first = is[v % 8], second = is[v % 8 + 1];
 #if TYPE == 0
     const float p_high = __uint_as_float(__float_as_uint(p) & 0xffffe000u);
     const float q_high = __uint_as_float(__float_as_uint(q) & 0xffffe000u);
-    multiply_add(d, low ? first : 0, low ? 0 : first, low ? first : 0, low ? 0 : first, p_high, p - p_high);
-    multiply_add(d, low ? second : 0, low ? 0 : second, low ? second : 0, low ? 0 : second, q_high, q - q_high);
+    multiply_add(d, is[v], 0.0f, is[v], 0.0f, p_high, p - p_high);
+    multiply_add(d, is[v + 1], 0.0f, is[v + 1], 0.0f, q_high, q - q_high);
 #else
-    multiply_add(d, low ? first : 0, low ? 0 : first, low ? second : 0, low ? 0 : second, p, q);
+    multiply_add(d, is[v], 0.0f, is[v + 1], 0.0f, p, q);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arguments a) {
     DYNAMIC_SHARED(memory);
     BackwardShared& shared = *(BackwardShared*)memory;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane & 3, s = lane >> 2;
@@ -565,7 +568,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
             if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
 #pragma unroll
             for (int j0 = BLOCK - GROUP; j0 >= 0; j0 -= GROUP) {
-                float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                float total[2][4] = {};  // of values 0 to 7 and 8 to 15; rows 8 to 15 stay empty
 #pragma unroll
                 for (int m = GROUP - 1; m >= 0; m--) {
                     const int j = j0 + m;
@@ -587,12 +590,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
                     dinputs[j] = dinput;
                     dsteps[j] = dstep;
 #pragma unroll
-                    for (int v = 0; v < VALUES; v += 2)
-                        sum_over_channels(total, m * VALUES + v, values[v], values[v + 1], is);
+                    for (int v = 0; v < VALUES; v += 2) {
+                        const int row = m * VALUES + v;
+                        sum_over_channels(total[row / 8], row % 8, values[v], values[v + 1], is);
+                    }
                 }
                 float* to = &shared.sums[block % 2][warp][j0][0][0] + s * 8 + 2 * c;
-                *(float2*)to = {total[0], total[1]};
-                *(float2*)(to + 64) = {total[2], total[3]};
+                *(float2*)to = {total[0][0], total[0][1]};
+                *(float2*)(to + 64) = {total[1][0], total[1][1]};
             }
             const float dinput = sum_over_states(dinputs, s), dstep = sum_over_states(dsteps, s);
             const float draw = (x * dinput + dstep) * mine.slope;
@@ -627,3 +632,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_backward(cons
         }
     }
 }
+#endif

@@ -15,11 +15,13 @@ SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STATES = (8, 16, 32)
 """State sizes n that the kernels are written for."""
-CHANNELS_A_WARP = 4
-WARPS = (12, 10, 8, 6, 4, 2)
-"""Warps a thread block may have."""
-BLOCK = 8
-"""Steps that the kernels take at once."""
+PLANS = (
+    *((warps, 8) for warps in (12, 10, 8, 6, 4, 2)),
+    *((warps, 16) for warps in (20, 16, 12, 8, 4)),
+)
+"""Warps a thread block may have, and lanes among which a channel's states are dealt out."""
+INSTRUCTIONS = {8: 26, 16: 15}
+"""Of a warp's step, about."""
 
 ROWS = ("x", "dt", "z", "B", "C", "dy")
 _POINTERS_IN = ("x", "dt", "z", "B", "C", "dy", "A", "D", "bias", "scale", "first")
@@ -96,59 +98,78 @@ def fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad: bool) -> bool:
 
 
 @functools.cache
-def plan_warps(rows: int, channels: int, processors: int) -> int:
-    """How many warps a thread block takes, so that the busiest of a GPU's schedulers has fewest.
+def plan(rows: int, channels: int, n: int, processors: int) -> tuple[int, int]:
+    """Warps of a thread block and lanes of a channel for the forward kernel.
 
-    A multiprocessor has 4 schedulers; a block's warps share its B and C, so of equal plans the
-    one with more warps is better.
+    A multiprocessor has 4 schedulers, each issuing an instruction a cycle if one of its warps is
+    ready: the busiest scheduler's k warps are taken to keep it busy k / (k + 2) of the time. Of equal
+    plans the one with more warps is better, as a block's warps share its B and C.
     """
 
+    def cost(warps: int, lanes: int) -> float:
+        blocks = rows * -(-channels // (32 // lanes * warps))
+        busiest = -(-warps * -(-blocks // processors) // 4)
+        return INSTRUCTIONS[lanes] * (busiest + 2)
+
+    allowed = [(warps, lanes) for warps, lanes in PLANS if lanes <= n]
+    return min(allowed, key=lambda way: (cost(*way), -way[0]))
+
+
+@functools.cache
+def plan_backward(rows: int, channels: int, processors: int) -> int:
+    """Warps of a thread block for the backward kernel, whose channels have 8 lanes."""
+
     def busiest(warps: int) -> int:
-        blocks = rows * -(-channels // (CHANNELS_A_WARP * warps))
-        return warps * -(-blocks // processors)
+        return warps * -(-rows * -(-channels // (4 * warps)) // processors)
 
-    return min(WARPS, key=lambda warps: (-(-busiest(warps) // 4), busiest(warps), -warps))
+    allowed = [warps for warps, lanes in PLANS if lanes == 8]
+    return min(allowed, key=lambda warps: (-(-busiest(warps) // 4), busiest(warps), -warps))
 
 
-def _plan(x: Tensor) -> tuple[int, int]:
-    """Warps a block, and blocks for the channels of one row."""
+def _way(name: str, x: Tensor, n: int) -> tuple[int, int, int]:
+    """Warps a block, lanes a channel, and blocks for the channels of one row."""
     processors = 1
     if x.device.type == "cuda":
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    warps = plan_warps(x.shape[0], x.shape[2], processors)
-    return warps, -(-x.shape[2] // (CHANNELS_A_WARP * warps))
+    rows, _, channels = x.shape
+    if name == "scan_forward":
+        warps, lanes = plan(rows, channels, n, processors)
+    else:
+        warps, lanes = plan_backward(rows, channels, processors), 8
+    return warps, lanes, -(-channels // (32 // lanes * warps))
 
 
-def defines_of(tensors: dict[str, Tensor | None], warps: int) -> dict[str, int]:
+def defines_of(tensors: dict[str, Tensor | None], warps: int, lanes: int) -> dict[str, int]:
     """What the source is compiled with for these inputs."""
     x, A = tensors["x"], tensors["A"]
     assert x is not None and A is not None
     present = {name: int(tensors[name] is not None) for name in ("z", "D", "bias", "scale")}
     parameters = [TYPES[t.dtype] for t in (tensors["D"], tensors["bias"]) if t is not None]
     return {
-        "TYPE": TYPES[x.dtype], "WARPS": warps, "SPT": A.shape[1] // 8, "TILE": tile_length(x),
+        "TYPE": TYPES[x.dtype], "N": A.shape[1], "LANES": lanes, "WARPS": warps,
+        "TILE": kept_every(x) * lanes // 8, "KEEP": kept_every(x),
         **{f"HAS_{name.upper()}": value for name, value in present.items()},
-        "PARAM": (parameters or [0])[0], "BLOCKS": 1,
+        "PARAM": (parameters or [0])[0],
     }  # fmt: skip
 
 
-def tile_length(x: Tensor) -> int:
-    """Steps of a tile; the states before each tile are what training keeps."""
+def kept_every(x: Tensor) -> int:
+    """Steps between the states that training keeps: a tile of the backward kernel."""
     return 32 if x.element_size() == 2 else 16
 
 
 def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
     """Bytes of `struct ForwardShared` or `struct BackwardShared`; size: bytes a value."""
-    warps, tile, n = defines["WARPS"], defines["TILE"], 8 * defines["SPT"]
-    rows = tile * CHANNELS_A_WARP * warps
+    warps, lanes, tile, n = (defines[name] for name in ("WARPS", "LANES", "TILE", "N"))
+    rows = tile * (32 // lanes) * warps
     inputs = size * (2 * rows + (rows if defines["HAS_Z"] else 8) + 2 * tile * n)
     pairs = tile * 2 * n * 4
     if name == "scan_forward":
-        return 5 * inputs + 2 * pairs + 2 * warps * 4 * (BLOCK + 2) * 8
+        return 5 * inputs + 2 * pairs + 2 * warps * (32 // lanes) * (lanes + 2) * 8
     inputs += size * rows
-    lanes = (tile // BLOCK) * 32 * 4  # a float a lane and block of steps
-    kept = warps * (n // 8) * lanes + (warps if defines["HAS_Z"] else 1) * lanes
-    sums = 2 * warps * BLOCK * 2 * n * 4
+    kept = (tile // lanes) * 32 * 4  # a float a lane and block of steps
+    kept *= warps * (n // lanes) + (warps if defines["HAS_Z"] else 1)
+    sums = 2 * warps * lanes * 2 * n * 4
     return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums + 32  # and 4 barriers
 
 
@@ -169,8 +190,10 @@ def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
 def _launch(name: str, tensors: dict[str, Tensor | None]) -> None:
     x = tensors["x"]
     assert x is not None
-    warps, blocks = _plan(x)
-    defines = defines_of(tensors, warps)
+    A = tensors["A"]
+    assert A is not None
+    warps, lanes, blocks = _way(name, x, A.shape[1])
+    defines = defines_of(tensors, warps, lanes)
     shared = shared_bytes(name, defines, x.element_size())
     device = x.device.index
     kernel = nvrtc.load(SOURCE, name, tuple(defines.items()), 32 * warps, shared, device)
@@ -182,7 +205,7 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     n = A.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     last = torch.empty((b, e, n), dtype=torch.float32, device=x.device)
-    tiles = -(-l // tile_length(x)) if save else 0
+    tiles = -(-l // kept_every(x)) if save else 0
     starts = torch.empty((b, tiles, e, n), dtype=torch.float32, device=x.device)
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
@@ -205,7 +228,7 @@ def _forward_op(
 @_forward_op.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     (b, l, e), n = x.shape, A.shape[1]
-    tiles = -(-l // tile_length(x)) if save else 0
+    tiles = -(-l // kept_every(x)) if save else 0
     return (
         x.new_empty((b, l, e)),
         x.new_empty((b, e, n), dtype=torch.float32),
@@ -230,7 +253,9 @@ def _backward_op(
     dz = torch.empty((b, l, e) if z is not None else (0,), dtype=x.dtype, device=x.device)
     dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
     dD, dbias = (torch.empty((b, e), dtype=torch.float32, device=x.device) for _ in range(2))
-    dBC = torch.empty((b, _plan(x)[1], l, 2 * n), dtype=torch.float32, device=x.device)
+    dBC = torch.empty(
+        (b, _way("scan_backward", x, n)[2], l, 2 * n), dtype=torch.float32, device=x.device
+    )
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
         "scale": dt_scale, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt, "dz": dz,

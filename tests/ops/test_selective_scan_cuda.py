@@ -15,58 +15,59 @@ import torch
 from torch import Tensor
 
 from remamba.ops import selective_scan, selective_scan_cuda, selective_scan_ref, use_backend
-from remamba.ops.selective_scan_cuda import SOURCE, plan_warps, shared_bytes
+from remamba.ops.selective_scan_cuda import SOURCE, plan, plan_backward, shared_bytes
 
 HERE = Path(__file__).parent
-WARPS = 2
 
 
 @functools.cache
-def emulated(size: int, **defines: int) -> ctypes.CDLL:
-    """The source compiled for the CPU, every thread of a block a fiber (cuda_emulation.h)."""
+def emulated(name: str, shared: str, **defines: int):
+    """A kernel of the source compiled for the CPU, each thread a fiber (cuda_emulation.h)."""
     text = "\n".join(
         [
             f'#include "{HERE / "cuda_emulation.h"}"',
-            *(f"#define {name} {value}" for name, value in defines.items()),
+            *(f"#define {key} {value}" for key, value in defines.items()),
             f'#include "{SOURCE}"',
-            *(
-                f'extern "C" size_t run_scan_{name}(const Arguments* a, unsigned x, unsigned y) {{'
-                f"launch(scan_{name}, x, y, THREADS, sizeof({shared}), *a);"
-                f"return sizeof({shared}); }}"
-                for name, shared in (("forward", "ForwardShared"), ("backward", "BackwardShared"))
-            ),
+            'extern "C" size_t run(const Arguments* a, unsigned x, unsigned y) {',
+            f"launch({name}, x, y, THREADS, sizeof({shared}), *a); return sizeof({shared}); }}",
         ]
     )
     folder = Path(tempfile.mkdtemp())
     (folder / "scan.cpp").write_text(text)
     command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "scan.cpp", "-o", "scan.so"]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-    library = ctypes.CDLL(str(folder / "scan.so"))
-    for name in ("forward", "backward"):
-        getattr(library, f"run_scan_{name}").restype = ctypes.c_size_t
-    return library
+    run = ctypes.CDLL(str(folder / "scan.so")).run
+    run.restype = ctypes.c_size_t
+    return run
+
+
+@pytest.fixture(params=[8, 16])
+def lanes(request) -> int:
+    """How many lanes have a channel's states, in the forward kernel."""
+    return request.param
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> str:
+def device(monkeypatch: pytest.MonkeyPatch, lanes: int) -> str:
     """A GPU, or the CPU, on which the kernels' launches run the emulated source."""
+    monkeypatch.setattr(selective_scan_cuda, "plan", lambda *_: (16 // (32 // lanes), lanes))
+    monkeypatch.setattr(selective_scan_cuda, "plan_backward", lambda *_: 2)
     if torch.cuda.is_available():
         return "cuda"
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
 
     def launch(name: str, tensors: dict[str, Tensor | None]) -> None:
-        x = tensors["x"]
-        assert x is not None
-        warps, blocks = selective_scan_cuda._plan(x)
-        defines = selective_scan_cuda.defines_of(tensors, warps)
-        library = emulated(x.element_size(), **defines)
+        x, A = tensors["x"], tensors["A"]
+        assert x is not None and A is not None
+        warps, lanes, blocks = selective_scan_cuda._way(name, x, A.shape[1])
+        defines = selective_scan_cuda.defines_of(tensors, warps, lanes)
+        struct = "ForwardShared" if name == "scan_forward" else "BackwardShared"
         arguments = selective_scan_cuda.arguments_of(tensors)
-        shared = getattr(library, f"run_{name}")(ctypes.byref(arguments), blocks, x.shape[0])
+        shared = emulated(name, struct, **defines)(ctypes.byref(arguments), blocks, x.shape[0])
         assert shared == shared_bytes(name, defines, x.element_size())
 
     monkeypatch.setattr(selective_scan_cuda, "_launch", launch)
-    monkeypatch.setattr(selective_scan_cuda, "plan_warps", lambda *_: WARPS)
     return "cpu"
 
 
@@ -102,8 +103,10 @@ def make(device: str, b=1, l=19, e=16, n=16, dtype=torch.float32, absent: str = 
     ids=str,
 )
 def test_outputs_state_and_gradients_equal_the_reference(
-    sizes, device, same, outputs_and_grads
+    sizes, device, lanes, same, outputs_and_grads
 ) -> None:
+    if lanes > sizes.get("n", 16):
+        pytest.skip("fewer states than lanes")
     inputs = make(device, **sizes)
     found = outputs_and_grads(selective_scan_cuda.selective_scan_cuda, inputs)
     wanted = outputs_and_grads(selective_scan_ref, inputs)
@@ -157,10 +160,12 @@ def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> Non
     assert fits(dt_scale=torch.ones(1, 19, requires_grad=True), needs_grad=False)
 
 
-def test_the_busiest_scheduler_has_fewest_warps() -> None:
-    assert plan_warps(1, 5120, 132) == 10  # 128 blocks, 3 warps a scheduler
-    assert plan_warps(8, 1536, 132) == 12  # 256 blocks, 2 a multiprocessor, 6 warps a scheduler
-    assert plan_warps(1, 16, 132) == 2  # two blocks
+def test_plans_fill_a_gpu() -> None:
+    assert plan(1, 5120, 16, 132) == (20, 16)  # 128 blocks, 5 warps a scheduler
+    assert plan(1, 5120, 8, 132) == (12, 8)  # fewer states than 16 lanes
+    assert plan_backward(1, 5120, 132) == 10  # 128 blocks
+    assert plan_backward(8, 1536, 132) == 12  # 256 blocks, 2 a multiprocessor
+    assert plan_backward(1, 16, 132) == 2
 
 
 @pytest.mark.gpu
