@@ -142,7 +142,7 @@ def take_turns(
         warm_up: calls before the first turn; default: 1 on a CPU, 3 on a GPU (kernels are compiled
             and graphs captured then).
         budget: a contender whose turns would take longer than so many seconds gets fewer, one at
-            least, and no second warm-up; None: all get the same.
+            least, and no third warm-up; None: all get the same.
     """
     times = {name: Times() for name in contenders}
     turns = dict.fromkeys(contenders, repeats)
@@ -151,16 +151,16 @@ def take_turns(
     for name, run in contenders.items():
         if warm_up:
             progress(f"{title}: warm-up, {name}")
-        spent = taken = 0.0
-        for _ in range(warm_up):
+        # the first call may compile kernels: what a turn takes is told by the others
+        taken: list[float] = []
+        while len(taken) < warm_up and not (
+            budget is not None and len(taken) > 1 and sum(taken) > budget / 2
+        ):
             start = time.perf_counter()
             clock(run, device)
-            taken = time.perf_counter() - start
-            spent += taken
-            if budget is not None and spent > budget / 4:
-                break
-        if budget is not None and taken * repeats > budget:
-            turns[name] = max(1, int(budget / taken))
+            taken.append(time.perf_counter() - start)
+        if budget is not None and taken and min(taken) * repeats > budget:
+            turns[name] = max(1, int(budget / min(taken)))
     names = list(contenders)
     for turn in range(repeats):
         first = turn % max(len(names), 1)

@@ -104,8 +104,20 @@ def forms_of(case: Case, args: OpsArgs, device: str) -> list[str]:
     if args.backends:
         return [name for name in args.backends if name in forms]
     default = backend.resolve(case.op, device)
-    names = [name for name in forms if name != "ref" and (is_cuda(device) or name == default)]
-    return sorted(names, key=lambda name: name != default)
+    if not is_cuda(device):
+        return [default]
+    found = [default]
+    for name in forms:
+        if name in ("ref", default):
+            continue
+        try:
+            with backend.use_backend(name):
+                backend.resolve(case.op, device)
+        except InputError as error:
+            progress(f"left out: {error}")
+        else:
+            found.append(name)
+    return found
 
 
 def check(case: Case, name: str, device: str, dtype: str) -> dict[str, Any]:
