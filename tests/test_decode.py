@@ -104,8 +104,13 @@ def test_forced_tokens_equal_the_parallel_forward(
     same_states(cache, final, assert_close)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["mamba", "mamba2-g2"])
+@pytest.mark.parametrize(
+    "dtype",
+    # the interpreter cuts bfloat16 off where a GPU rounds
+    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
+    ids=str,
+)
 @torch.no_grad()
 def test_narrow_dtypes_round_no_worse_than_the_modules(name: str, dtype: torch.dtype) -> None:
     """Against float32 with the same weights, from the same states."""
