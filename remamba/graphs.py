@@ -36,7 +36,8 @@ class Graph:
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # other threads (a server's, a data loader's) may go on with work of their own meanwhile
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs = function(*self.inputs)
 
     @property

@@ -143,7 +143,8 @@ class ReMambaModel(PreTrainedModel):
             document_ids: (b, l) int64, padded on one side.
             attention_mask: (b, l); None when nothing is padding.
             compression: None = the model's own settings, False = plain Mamba.
-            piece_length: tokens read at once; None reads the documents whole.
+            piece_length: tokens read at once; None reads the documents whole, above 65,536
+                positions in pieces of so many unless gradients are on.
 
         Returns:
             A memory of b documents; differentiable when gradients are on.
@@ -340,6 +341,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             cache_params: a filled cache continues plain Mamba; an empty one is filled.
             logits_to_keep: logits of each row's last so many positions only; 0: of all.
             piece_length: tokens the backbone reads at once; bounds the memory, changes no result.
+                None: all, or 65,536 positions of all rows together if gradients are off.
             score_targets: (b, l) bool over input_ids (over the document, if it stands apart): the
                 positions that `score_loss` wants kept.
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
