@@ -136,7 +136,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNEL_CASES = {
     "b2-l1-e6-w4": ((2, 1, 6, 4), {}),
     "b2-l2-e6-w4-lengths": ((2, 2, 6, 4), {"lengths": [2, 1]}),
-    "b2-l35-e70-w4-lengths": ((2, 35, 70, 4), {"lengths": [33, 0]}),
+    "b2-l19-e66-w4-lengths": ((2, 19, 66, 4), {"lengths": [17, 0]}),
     "b1-l17-e5-w2-linear": ((1, 17, 5, 2), {"silu": False}),
     "b2-l9-e5-w4-nobias": ((2, 9, 5, 4), {"without": "bias"}),
     "b2-l9-e5-w4-nowindow-lengths": ((2, 9, 5, 4), {"without": "window", "lengths": [9, 1]}),
