@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ class Row(dict[str, Any]):
 
 
 class JsonLines:
-    """A file of one JSON object a line; .gz is unpacked on the way.
+    """A file of one JSON object a line; .gz and .xz are unpacked on the way.
 
     Iterating it yields `Row`s; `sha256`, of the file as it lies there, is known afterwards.
 
@@ -97,7 +98,7 @@ class JsonLines:
         if not self.path.is_file():
             raise InputError(f"{self.path} is no file; check the path")
         digest, rows, number = hashlib.sha256(self.path.read_bytes()), 0, 0
-        unpack = gzip.open if self.path.suffix == ".gz" else open
+        unpack: Any = {".gz": gzip.open, ".xz": lzma.open}.get(self.path.suffix, open)
         try:
             # bytes, so that a line ends at \n only and not at U+2028
             with unpack(self.path, "rb") as lines:
@@ -105,7 +106,7 @@ class JsonLines:
                     if line.strip():
                         rows += 1
                         yield parse(line, f"{self.path}:{number}")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise InputError(
                 f"{self.path} is truncated or corrupt after line {number} ({error}); pack it again"
             ) from error

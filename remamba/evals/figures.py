@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,17 @@ from remamba.evals.scoring import ScoredRun
 
 
 def draw_run(run: ScoredRun, details: dict[str, Any], file: Path) -> None:
-    """Each dataset's score with its interval; buckets as dots, constant answers as lines."""
+    """Each dataset's score with its interval; buckets as dots, constant answers as lines.
+
+    Needles: a heat map of length and depth.
+    """
     entries = details["datasets"]
+    if run.task.name == "needle":
+        (entry,) = entries.values()
+        cells = {(cell["length"], cell["depth"]): cell["score"] for cell in entry["cells"]}
+        title = f"needles: {entry['score']:.2f} on average"
+        save(heat_map(cells, ("length in tokens", "depth"), title), file)
+        return
     figure, axes = plt.subplots(figsize=(max(4.0, 0.9 * len(entries) + 1.5), 4.0))
     for i, entry in enumerate(entries.values()):
         score, (low, high) = entry["score"], entry["interval"]
@@ -33,11 +43,34 @@ def draw_run(run: ScoredRun, details: dict[str, Any], file: Path) -> None:
     axes.set_xticks(range(len(entries)), list(entries), rotation=45, ha="right")
     axes.set_ylabel("score")
     axes.set_ylim(0, 100)
-    constant = "" if run.task.has_length else "; dashed: best constant answer"
+    has_buckets = run.task.name == "longbench-e"
+    constant = "" if has_buckets else "; dashed: best constant answer"
     axes.set_title(f"{run.task.name}: {details['average']:.2f} on average{constant}", fontsize=9)
-    if run.task.has_length:
+    if has_buckets:
         axes.legend(title="words", fontsize=8)
     save(figure, file)
+
+
+def heat_map(
+    cells: Mapping[tuple[float, float], float], labels: tuple[str, str], title: str
+) -> Any:
+    """A figure of values from 0 to 100 over two settings, (across, down) -> value."""
+    across, down = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
+    figure, axes = plt.subplots(
+        figsize=(max(4.0, 0.8 * len(across) + 2), max(3.0, 0.5 * len(down) + 1.5))
+    )
+    grid = [[cells.get((x, y), float("nan")) for x in across] for y in down]
+    axes.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (x, y), value in cells.items():
+        place = (across.index(x), down.index(y))
+        shade = "white" if value < 60 else "black"
+        axes.text(*place, f"{value:.1f}", ha="center", va="center", color=shade, fontsize=8)
+    axes.set_xticks(range(len(across)), [f"{x:g}" for x in across])
+    axes.set_yticks(range(len(down)), [f"{y:g}" for y in down])
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(title, fontsize=9)
+    return figure
 
 
 def save(figure: Any, file: Path) -> None:

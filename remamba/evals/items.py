@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +36,8 @@ class Item(NamedTuple):
     """Words of the text, as the data says."""
     world_prompt: str | None = None
     """The question asked again without a document (sci_fi)."""
-    evidence: list[str] | None = None
-    """Words of the document that hold the answer, where the data names them."""
+    details: Mapping[str, Any] = {}
+    """What else a prediction carries: where a needle lies."""
 
     def reference(self) -> dict[str, Any]:
         """The fields that a prediction carries for the scorer."""

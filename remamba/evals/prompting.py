@@ -67,6 +67,12 @@ class Prompting:
         """Most tokens of a prompt (of a document, in L-Eval's own protocol) before decoding."""
         return self.max_length - RESERVED.get((self.protocol, self.task), 0)
 
+    def new_tokens(self, dataset: str) -> int:
+        """Most tokens of an answer."""
+        if self.task == "leval":
+            return leval.NEW_TOKENS[self.protocol]
+        return longbench.new_tokens()[dataset]
+
     def describe(self) -> str:
         """The protocol in words."""
         if self.task == "leval" and self.protocol == "official":
@@ -129,13 +135,6 @@ class Prompting:
 def _whole(prompt: Prompt) -> Text:
     split = len(prompt.before) + len(prompt.document)
     return Text(prompt.text, split if prompt.after.strip() else None)
-
-
-def new_tokens(task: str, protocol: str, dataset: str) -> int:
-    """Most tokens of an answer."""
-    if task == "leval":
-        return leval.NEW_TOKENS[protocol]
-    return longbench.new_tokens()[dataset]
 
 
 def cut_ids(ids: list[int], limit: int) -> list[int]:

@@ -16,7 +16,7 @@ from remamba.evals.predictions import write_whole
 from remamba.evals.run_folder import RECORD_FILE, read_record
 from remamba.evals.scoring import ScoredDataset, ScoredRun
 from remamba.evals.statistics import RESAMPLES, Interval, interval, resampled
-from remamba.evals.tables import table
+from remamba.evals.tables import needle_table, table
 
 NAMES = {
     "model": "model",
@@ -92,6 +92,8 @@ def markdown(run: ScoredRun, details: dict[str, Any], record: dict[str, Any] | N
     if run.task.name == "leval":
         parts += ["## Is it better than a constant answer?", _constants(details)]
         parts += ["## What was answered", _answers(details)]
+    if run.task.name == "needle":
+        parts += ["## Score by length and depth", *_needles(details)]
     parts += ["## What was read", _reading(details)]
     return "\n\n".join(parts) + "\n"
 
@@ -109,6 +111,7 @@ def _settings(run: ScoredRun, record: dict[str, Any] | None) -> str:
     lines.append(compression_in_words(settings.get("compression")))
     rows = [(NAMES[key], value) for key, value in settings.items() if key in NAMES]
     rows = [(name, value) for name, value in rows if value is not None]
+    rows += list(settings.get("needles", {}).items())
     rows += [("device", record.get("device")), ("commit", record.get("commit"))]
     rows += [(name, version) for name, version in (record.get("versions") or {}).items()]
     rows += [(f"sha256 of {name}", digest[:16]) for name, digest in settings["data"].items()]
@@ -134,7 +137,7 @@ def compression_in_words(settings: dict[str, Any] | None) -> str:
 
 
 def _scores(run: ScoredRun, details: dict[str, Any]) -> str:
-    has_buckets = run.task.has_length
+    has_buckets = run.task.name == "longbench-e"
     header = ["dataset", "n", "score", "95 % interval", *(BUCKETS if has_buckets else ())]
     rows: list[list[Any]] = []
     for name, entry in details["datasets"].items():
@@ -144,9 +147,10 @@ def _scores(run: ScoredRun, details: dict[str, Any]) -> str:
     count = sum(entry["n"] for entry in details["datasets"].values())
     rest = [None] * len(BUCKETS) if has_buckets else []
     rows.append(["average", count, details["average"], _range(details["interval"]), *rest])
+    group = {"longbench-e": "bucket", "needle": "length and depth"}.get(run.task.name)
     notes = [
         f"Intervals: bootstrap over questions, {RESAMPLES:,} resamples"
-        + (", inside each bucket." if has_buckets else "; questions of one document count apart.")
+        + (f", inside each {group}." if group else "; questions of one document count apart.")
     ]
     if has_buckets:
         notes.append("A dataset's score is the unweighted mean of its buckets.")
@@ -177,6 +181,15 @@ def _constants(details: dict[str, Any]) -> str:
         table(header, rows) + "\n\nThe best constant answer is chosen with the answers at hand; "
         '"no difference" when it lies in the model\'s 95 % interval.'
     )
+
+
+def _needles(details: dict[str, Any]) -> list[str]:
+    (entry,) = details["datasets"].values()
+    parts = [needle_table(entry)]
+    if entry["evidence_kept"] is not None:
+        parts += ["## Was a token of the needle kept?", needle_table(entry, "evidence_kept")]
+        parts.append(f"{entry['evidence_kept']:.2f} % of all; the scores are beside it above.")
+    return parts
 
 
 def _answers(details: dict[str, Any]) -> str:

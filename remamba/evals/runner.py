@@ -4,23 +4,57 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from remamba.errors import InputError
 from remamba.evals.items import Item
 from remamba.evals.predictions import FOLDER, PredictionFile
-from remamba.evals.prompting import Prompting, Text, new_tokens
+from remamba.evals.prompting import Text
 from remamba.evals.readers import Answer, Ask, Reader
 
 STORY, WORLD = "story", "world"
+
+
+class Asking(Protocol):
+    """How questions become texts, and how long answers may be."""
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a prompt."""
+        ...
+
+    def text(self, dataset: str, item: Item) -> Text:
+        """What the model reads of a question."""
+        ...
+
+    def new_tokens(self, dataset: str) -> int:
+        """Most tokens of an answer."""
+        ...
+
+    def describe(self) -> str:
+        """All of that in words."""
+        ...
+
+
+def check_positions(reader: Reader, asking: Asking, datasets: Iterable[str]) -> None:
+    """Refuse prompts and answers that together are more than the model's positions."""
+    positions = getattr(reader.model.config, "max_position_embeddings", None)
+    longest = max(map(asking.new_tokens, datasets))
+    if positions is not None and asking.limit + longest > positions:
+        raise InputError(
+            f"prompts of up to {asking.limit} tokens and answers of up to {longest} are more than "
+            f"the model's {positions} positions; lower --max-length (for needles, --lengths) by "
+            f"{asking.limit + longest - positions}"
+        )
 
 
 def predict(
     folder: Path,
     items: Mapping[str, Sequence[Item]],
     reader: Reader,
-    prompting: Prompting,
+    asking: Asking,
     *,
     retry_failed: bool = False,
 ) -> int:
@@ -42,7 +76,7 @@ def predict(
     )
     for dataset, file in files.items():
         left = progress.left[dataset]
-        _answer_all(dataset, left, file, reader, prompting, progress)
+        _answer_all(dataset, left, file, reader, asking, progress)
         file.finish([item.id for item in items[dataset]])
     return sum(row.get("error") is not None for f in files.values() for row in f.done.values())
 
@@ -52,14 +86,14 @@ def _answer_all(
     items: Sequence[Item],
     file: PredictionFile,
     reader: Reader,
-    prompting: Prompting,
+    asking: Asking,
     progress: Progress,
 ) -> None:
     by_id = {item.id: item for item in items}
-    most = new_tokens(prompting.task, prompting.protocol, dataset)
+    most = asking.new_tokens(dataset)
     asks = []
     for item in items:
-        text = prompting.text(dataset, item)
+        text = asking.text(dataset, item)
         asks.append(Ask((item.id, STORY), text, most, ends_line=dataset == "samsum"))
         if item.world_prompt is not None:
             asks.append(Ask((item.id, WORLD), Text(item.world_prompt, None), most, False, False))
@@ -84,6 +118,7 @@ def _row(item: Item, parts: dict[str, Answer]) -> dict[str, Any]:
         "id": item.id,
         "pred": "" if error else text,
         **item.reference(),
+        **item.details,
         "kept": None if story.kept is None else [[at, round(s, 4)] for at, s in story.kept],
         "prompt_tokens": story.prompt_tokens,
         "new_tokens": story.new_tokens,

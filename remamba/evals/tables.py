@@ -30,9 +30,15 @@ def _cell(value: Any) -> str:
 
 
 def score_table(run: ScoredRun) -> str:
-    """Each dataset's score with its buckets or its best constant answer, and the average."""
+    """Each dataset's score with its buckets or its best constant answer, and the average.
+
+    Needles: the score of each length and depth.
+    """
     entries = {name: found.summary for name, found in run.datasets.items()}
-    has_buckets = any("buckets" in entry for entry in entries.values())
+    if run.task.name == "needle":
+        (entry,) = entries.values()
+        return needle_table(entry)
+    has_buckets = run.task.name == "longbench-e"
     header = ["dataset", "n", "score"]
     header += list(BUCKETS) if has_buckets else ["best constant", "its score"]
     rows = []
@@ -50,3 +56,12 @@ def score_table(run: ScoredRun) -> str:
         rest[-1] = sum(constants) / len(constants)
     rows.append(["average", n, run.average, *rest])
     return table(header, rows)
+
+
+def needle_table(entry: dict[str, Any], key: str = "score") -> str:
+    """Depths down, lengths across; `key` is score or evidence_kept."""
+    found = {(cell["length"], cell["depth"]): cell[key] for cell in entry["cells"]}
+    lengths = sorted({length for length, _ in found})
+    depths = sorted({depth for _, depth in found})
+    rows = [[f"{depth:g}", *(found.get((length, depth)) for length in lengths)] for depth in depths]
+    return table(["depth", *(f"{length:,} tokens" for length in lengths)], rows)

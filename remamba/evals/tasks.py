@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from remamba.errors import InputError
-from remamba.evals import leval, longbench
+from remamba.evals import leval, longbench, needles
 from remamba.evals.items import DataFolder, Item
 from remamba.evals.predictions import Prediction
 
@@ -18,8 +18,11 @@ class Task(NamedTuple):
     datasets: tuple[str, ...]
     has_length: bool
     """Predictions must tell the length of their text."""
-    read_items: Callable[[DataFolder, str, str], list[Item] | None]
-    """(folder, dataset, protocol) -> the questions; None when the folder lacks the file."""
+    read_items: Callable[[DataFolder, str, str], list[Item] | None] | None
+    """(folder, dataset, protocol) -> the questions; None when the folder lacks the file.
+
+    None for needles, which are made (`needles.make_items`).
+    """
     score: Callable[[str, Sequence[Prediction], str], list[float]]
     """(dataset, predictions, scoring) -> the score of each, from 0 to 1."""
     summarise: Callable[[str, Sequence[Prediction], Sequence[float], str], dict[str, Any]]
@@ -46,6 +49,15 @@ TASKS = {
         leval.score,
         leval.summarise,
         leval.strata,
+    ),
+    "needle": Task(
+        "needle",
+        (needles.DATASET,),
+        True,
+        None,
+        needles.score,
+        needles.summarise,
+        needles.strata,
     ),
 }
 

@@ -18,7 +18,6 @@ from remamba.evals.prompting import (
     cut_middle,
     cut_words,
     last_tokens,
-    new_tokens,
 )
 from tests.tiny import TEXT, tiny_tokenizer
 
@@ -43,10 +42,11 @@ def test_longbench_prompts_are_the_templates(dataset: str) -> None:
 
 
 def test_lengths_of_answers() -> None:
-    found = [new_tokens("longbench-e", "authors", name) for name in longbench.DATASETS]
+    asked = Prompting(tiny_tokenizer(), "longbench-e")
+    found = [asked.new_tokens(name) for name in longbench.DATASETS]
     assert found == [128, 64, 32, 32, 512, 512, 64, 32, 128, 32, 32, 64, 64]
-    assert new_tokens("leval", "authors", "tpo") == 500
-    assert new_tokens("leval", "official", "tpo") == 512
+    assert Prompting(tiny_tokenizer(), "leval", "authors").new_tokens("tpo") == 500
+    assert Prompting(tiny_tokenizer(), "leval", "official").new_tokens("tpo") == 512
 
 
 def test_leval_prompts() -> None:

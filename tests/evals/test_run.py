@@ -246,7 +246,7 @@ def test_any_causal_model(folder: Path, remamba: Run, refused: Run, tmp_path: Pa
     tiny_tokenizer().save_pretrained(tmp_path / "llama")
     asked = words(folder, "longbench-e", tmp_path / "llama", tmp_path / "run", "--datasets", "lcc")
     said = refused(*asked, "--max-length", 2000)
-    assert "has 300 positions; give --max-length 788 or less" in said
+    assert "the model's 300 positions; lower --max-length (for needles, --lengths) by 1212" in said
     assert not (tmp_path / "run").exists()
     assert remamba(*asked)["datasets"]["lcc"]["n"] == 4
     assert rows(tmp_path / "run", "lcc")[0]["kept"] is None

@@ -1,0 +1,144 @@
+"""What the commands that ask models have in common: their options, the model, the run itself."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from remamba.commands.model_options import ModelOptions, resolve_device, resolve_dtype
+from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from remamba.evals.items import Item
+    from remamba.evals.readers import Reader
+    from remamba.evals.runner import Asking
+    from remamba.evals.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run's files go, and the model that is asked."""
+
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Where predictions, scores and reports go."""
+    slots: Annotated[int, arg(metavar="N")] = 8
+    """Prompts that a ReMamba answers at once."""
+    seed: int = 0
+    """Seed of the random selector, and of what is drawn."""
+    resume: bool = False
+    """Go on with the run in the output directory."""
+    retry_failed: bool = False
+    """With --resume: ask again what failed."""
+    overwrite: bool = False
+    """Replace the run in the output directory."""
+    json: bool = False
+    """Print scores.json in place of a table."""
+    reading: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
+
+    def check(self) -> None:
+        """Raise InputError for values outside their range."""
+        if self.slots < 1:
+            raise InputError(f"--slots {self.slots} must be at least 1")
+        if self.retry_failed and not self.resume:
+            raise InputError("--retry-failed asks again what failed in a run; give --resume too")
+
+
+def load_reader(options: RunOptions) -> Reader:
+    """The model that answers: a ReMamba, or any causal model of transformers.
+
+    Raises:
+        InputError: there is none, or options were given that it does not know.
+    """
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    from remamba.evals.readers import ReMambaReader, TransformersReader
+    from remamba.pretrained import locate
+    from remamba.text import load_tokenizer
+
+    reading = options.reading
+    place = locate(reading.model)
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise InputError(f"--model {place} holds no config.json, so it is no model directory")
+    try:
+        kind = PretrainedConfig.get_config_dict(place)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {reading.model} cannot be read ({reason})") from error
+    if kind == "remamba":
+        loaded = reading.load()
+        return ReMambaReader(
+            loaded.model,
+            loaded.tokenizer,
+            reading.compression(loaded.model.config),
+            slots=options.slots,
+            piece_length=loaded.piece_length,
+            seed=options.seed,
+        )
+    given = [name for name, value in reading.changes().items() if value is not None]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is for ReMamba models, and {reading.model} is a "
+            f"{kind}; leave it out, or convert the model (remamba convert)"
+        )
+    device = resolve_device(reading.device)
+    dtype = resolve_dtype(reading.dtype, device)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {reading.model} cannot be loaded ({reason})") from error
+    return TransformersReader(model.to(device), load_tokenizer(place, model.config.vocab_size))
+
+
+def carry_out(
+    options: RunOptions,
+    task: Task,
+    prepare: Callable[[Reader], tuple[Asking, Mapping[str, Sequence[Item]], dict[str, Any]]],
+    scoring: str = "official",
+) -> int:
+    """Loads the model, asks, scores, reports and prints.
+
+    Args:
+        prepare: from the model to how it is asked, the questions by dataset, and the settings
+            that make the predictions what they are.
+    """
+    from remamba.environment import commit, quiet_transformers, versions
+    from remamba.evals.report import write_report
+    from remamba.evals.run_folder import RunFolder
+    from remamba.evals.runner import check_positions, predict, say
+    from remamba.evals.scoring import score_folder, write_scores
+    from remamba.evals.tables import score_table
+
+    folder = RunFolder(options.output, resume=options.resume, overwrite=options.overwrite)
+    with quiet_transformers():
+        reader = load_reader(options)
+        asking, items, settings = prepare(reader)
+        check_positions(reader, asking, items)
+        model = reader.describe()
+        device = model.pop("device")
+        folder.prepare(
+            {"task": task.name, "model": options.reading.model, **model, **settings},
+            {
+                "command": ["remamba", *sys.argv[1:]],
+                "versions": versions(),
+                "commit": commit(),
+                "device": device,
+                "protocol": asking.describe(),
+            },
+        )
+        say(f"{sum(map(len, items.values()))} questions; {asking.describe()}")
+        failed = predict(options.output, items, reader, asking, retry_failed=options.retry_failed)
+    if failed:
+        say(f"{failed} predictions failed and count as zero; --resume --retry-failed asks again")
+    scored = score_folder(task, options.output, scoring)
+    write_scores(scored, options.output)
+    folder.finish(failed=failed)
+    write_report(scored, options.output)
+    print(json_module.dumps(scored.to_dict()) if options.json else score_table(scored))
+    return 0
