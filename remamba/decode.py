@@ -17,7 +17,7 @@ from remamba.mixer import CausalConv1d, MambaMixer
 from remamba.mixer2 import Mamba2Mixer
 from remamba.norm import GatedRMSNorm, RMSNorm
 from remamba.ops.backend import requested, resolve
-from remamba.ops.decode_layer import Mamba2Weights, MambaWeights
+from remamba.ops.decode_layer import MOST_STATE, Mamba2Weights, MambaWeights
 from remamba.projection import Projection
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -30,8 +30,6 @@ PLAIN = frozenset(
 )  # fmt: skip
 """Modules whose forward is known; of others (adapters, quantised ones) the forward is called."""
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_STATE = 256
-"""Largest state size of the fused form: a row of it lies in registers."""
 
 
 class Survey(NamedTuple):

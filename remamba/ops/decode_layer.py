@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+MOST_STATE = 256
+"""Largest state size that the kernels take: a row of it lies in registers."""
+
 
 class MambaWeights(NamedTuple):
     """A Mamba (or Falcon-Mamba) block; all of one dtype but the small ones, which may differ."""

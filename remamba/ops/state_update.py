@@ -27,7 +27,7 @@ def selective_state_update(
     as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("selective_state_update", x.device)
+        run = implementation("selective_state_update", x.device, state.dtype)
         return run(x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, state=state)
 
 
@@ -50,7 +50,7 @@ def ssd_state_update(
     left as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("ssd_state_update", x.device)
+        run = implementation("ssd_state_update", x.device, state.dtype)
         return run(
             x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state
         )

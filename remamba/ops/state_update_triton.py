@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 
 from remamba.ops import few_rows_triton
+from remamba.ops.decode_layer import MOST_STATE
 from remamba.ops.few_rows_triton import begin, silu
+from remamba.ops.recording import is_recorded
+from remamba.ops.state_update import selective_state_update_torch, ssd_state_update_torch
 
 BLOCK_E = 16
 """Channels of a program of the selective step."""
@@ -18,12 +21,15 @@ BLOCK_P = 16
 def selective_state_update_triton(
     x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, state
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """selective_state_update in one launch; the state given is left as it is."""
-    b, e = x.shape
-    n = A.shape[1]
+    """selective_state_update in one launch; the torch form where gradients are recorded."""
+    optional = {"z": z, "dt_bias": dt_bias, "dt_scale": dt_scale}
+    if _needs_torch(x, dt, A, B, C, D, *optional.values(), state):
+        return selective_state_update_torch(x, dt, A, B, C, D, **optional, state=state)
+    (b, e), n = x.shape, A.shape[1]
     x, dt, B, C, A = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, dt, B, C, A))
     z = z if z is None or z.stride(-1) == 1 else z.contiguous()
-    y, new = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
+    D, dt_bias, dt_scale = map(_contiguous, (D, dt_bias, dt_scale))
+    y, new = _like(x), _like(state)
     _selective_update[(triton.cdiv(e, BLOCK_E), b)](
         x, dt, A, B, C, D, z, dt_bias, dt_scale, state.contiguous(), new, y, e, n,
         x.stride(0), dt.stride(0), A.stride(0), B.stride(0), C.stride(0),
@@ -36,12 +42,33 @@ def selective_state_update_triton(
 def ssd_state_update_triton(
     x, dt, A, B, C, D=None, *, dt_bias=None, dt_limit=(0.0, float("inf")), dt_scale=None, state
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """ssd_state_update in one launch; the state given is left as it is."""
+    """ssd_state_update in one launch; the torch form where gradients are recorded."""
+    if _needs_torch(x, dt, A, B, C, D, dt_bias, dt_scale, state):
+        return ssd_state_update_torch(
+            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state
+        )
     x, B, C = (t if t[0].is_contiguous() else t.contiguous() for t in (x, B, C))
     dt = dt if dt.stride(1) == 1 else dt.contiguous()
-    y, new = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
+    A, D, dt_bias, dt_scale = map(_contiguous, (A, D, dt_bias, dt_scale))
+    y, new = _like(x), _like(state)
     _ssd(x, dt, None, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y)
     return y, new
+
+
+def _needs_torch(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call is beyond the kernels: gradients, states not of float32 or too long."""
+    state = tensors[-1]
+    assert state is not None
+    is_plain = state.dtype == torch.float32 and state.shape[-1] <= MOST_STATE
+    return not is_plain or is_recorded(*tensors)
+
+
+def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def selective_step(

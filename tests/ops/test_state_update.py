@@ -13,6 +13,7 @@ from remamba.ops import (
     selective_state_update,
     ssd_ref,
     ssd_state_update,
+    use_backend,
 )
 
 ALONG = {"x", "dt", "B", "C", "z", "dt_scale"}
@@ -138,3 +139,36 @@ def test_gradcheck(step, scan, make) -> None:
         return step(**dict(zip(names, values, strict=True)))
 
     assert torch.autograd.gradcheck(op, tuple(inputs.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("missing", [None, "D", "z", "dt_bias", "dt_scale"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize(("step", "scan", "make"), CASES)
+def test_kernel_equals_torch(step, scan, make, dtype: torch.dtype, missing: str | None, same):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = {name: t.to(device) for name, t in one_step(make(3, 1, dtype)).items()}
+    inputs = {name: t for name, t in inputs.items() if name != missing}
+    inputs["state"] = inputs["state"].float().mT.contiguous().mT
+    options = {"dt_limit": (0.2, 1.0)} if step is ssd_state_update else {}
+    before = inputs["state"].clone()
+    with use_backend("torch"):
+        expected = step(**inputs, **options)
+    with use_backend("triton"):
+        found = step(**inputs, **options)
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype == wanted.dtype
+        same(value, wanted)
+    assert torch.equal(inputs["state"], before)
+
+
+@pytest.mark.parametrize(("step", "scan", "make"), CASES)
+def test_triton_leaves_gradients_and_wide_states_to_torch(step, scan, make, same) -> None:
+    inputs = one_step(make(1, 1, torch.float32))
+    inputs["x"].requires_grad_()
+    with use_backend("triton"):
+        step(**inputs)[0].sum().backward()
+        assert inputs["x"].grad is not None
+        wide = {name: t.detach().double() for name, t in inputs.items()}
+        y, state = step(**wide)
+    assert y.dtype == state.dtype == torch.float64
+    same(y.float(), step(**inputs)[0])
