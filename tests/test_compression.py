@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from remamba import CompressionConfig, Span
+from remamba import CompressionConfig, Span, compression
 from remamba.compression import (
     Compressor,
     importance,
@@ -79,6 +79,28 @@ def test_scores_are_cosines_of_key_and_query(compressor):
         query = compressor.query_proj(last[row])
         expected = F.cosine_similarity(keys, query[None], dim=-1)
         torch.testing.assert_close(scores[row], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cosines_are_float32_whatever_the_keys_are(compressor, dtype, assert_close):
+    compressor.to(dtype)
+    hidden, last = torch.randn(2, 21, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype)
+    keys, query = compressor.key_proj(hidden).double(), compressor.query_proj(last).double()
+    expected = F.cosine_similarity(keys.repeat_interleave(2, 0), query[:, None], dim=-1)
+    scores = compressor.scores(hidden, last)
+    assert scores.dtype == torch.float32
+    assert_close(scores, expected.float())
+
+
+def test_scores_come_in_blocks_without_gradients(compressor, monkeypatch, assert_close):
+    hidden, last = torch.randn(2, 21, 8), torch.randn(4, 8)
+    whole = compressor.scores(hidden, last)
+    monkeypatch.setattr(compression, "SCORED_AT_ONCE", 4)
+    sizes = []
+    compressor.key_proj.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    with torch.no_grad():
+        assert_close(compressor.scores(hidden, last), whole)
+    assert sizes == [4, 4, 4, 4, 4, 1]
 
 
 @pytest.mark.parametrize("selector", ["topk", "random", "fixed"])

@@ -107,6 +107,26 @@ def test_a_forward_waits_at_its_door_and_at_its_end(form, shape, monkeypatch):
     assert waits == ["door", "end"]
 
 
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_pieces_that_come_by_themselves_change_nothing(form, monkeypatch, assert_close):
+    model, (ids, mask) = tiny_model("mamba"), rows("ragged")
+    options = {"compression": ALL_FORMS[form], "logits_to_keep": 5, **questions(form, 4, 5)}
+    lengths = []
+    model.backbone.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        whole = model(ids, mask, **options)
+        monkeypatch.setattr(stages, "READ_AT_ONCE", 2 * 11)
+        torch.manual_seed(0)
+        lengths.clear()
+        pieces = model(ids, mask, **options)
+    assert max(lengths) == 11
+    assert_close(pieces.logits, whole.logits)
+    lengths.clear()
+    model(ids, mask, **options)
+    assert max(lengths) > 22, "with gradients a text is read whole"
+
+
 class Peak(TorchDispatchMode):
     """The most bytes of the device that were held at one time, new ones only."""
 
