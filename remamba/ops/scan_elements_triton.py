@@ -7,7 +7,11 @@ import triton.language as tl
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+# the kernels that go from chunk to chunk load so many at once: else each waits for the one before
+LINKED: tl.constexpr = tl.constexpr(8)
 
+# a chunk's length is a multiple of it: so many steps the backward kernels take at once
+SPAN = 8
 # up to so many states a channel, two channels of a thread fit its registers in the forward kernels
 MANY_STATES = 16
 
@@ -77,44 +81,51 @@ def prefetch(address):
 
 @triton.jit
 def prefetch_rows(
-    base, row_stride, column, e, ROWS: tl.constexpr, WIDTH: tl.constexpr, HINTS: tl.constexpr
-):
+    base, column, e, row_stride: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, HINTS: tl.constexpr,
+):  # fmt: skip
     """Asks for ROWS rows of WIDTH channels from column on, those that there are, by HINTS hints."""
-    PARTS: tl.constexpr = HINTS // ROWS
     i = tl.arange(0, HINTS)
-    channel = tl.minimum(column + (i % PARTS) * (WIDTH // PARTS), e - 1)
-    prefetch(base + (i // PARTS).to(tl.int64) * row_stride + channel)
+    channel = tl.minimum(column + (i % (HINTS // ROWS)) * (WIDTH * ROWS // HINTS), e - 1)
+    prefetch(base + (i // (HINTS // ROWS)) * row_stride + channel)
 
 
 @triton.jit
-def prefetch_pairs(base, rows, N: tl.constexpr, ROWS: tl.constexpr, HINTS: tl.constexpr):
-    """Asks for the pairs of ROWS positions, or of the rows that there are."""
-    i = tl.arange(0, HINTS) * (ROWS * N) // HINTS
-    prefetch(base + tl.minimum(i, rows * N - 1))
+def prefetch_pairs(base, N: tl.constexpr, ROWS: tl.constexpr, HINTS: tl.constexpr):
+    """Asks for the pairs of ROWS positions."""
+    prefetch(base + tl.arange(0, HINTS) * (ROWS * N) // HINTS)
 
 
 @triton.jit
 def pack_kernel(
-    B, C, pairs, rows, l, B_b, B_l, C_b, C_l,
+    B, C, pairs, rows, l, l_padded, B_b, B_l, C_b, C_l,
     N: tl.constexpr, N_BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """B, C (b, l, n) -> pairs (b, l, n, 2) float32, so that one load gives both."""
+    """B, C (b, l, n) -> pairs (b, l_padded, n, 2) float32, zero from l on."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     n = tl.arange(0, N_BLOCK)[None, :]
-    there = (row < rows) & (n < N)
-    b, t = row // l, row % l
+    b, t = row // l_padded, row % l_padded
+    inside = (row < rows) & (n < N)
+    there = inside & (t < l)
     to = pairs + (row * N + n) * 2
-    tl.store(to, tl.load(B + b * B_b + t * B_l + n, mask=there).to(tl.float32), mask=there)
-    tl.store(to + 1, tl.load(C + b * C_b + t * C_l + n, mask=there).to(tl.float32), mask=there)
+    B_t = tl.load(B + b * B_b + t * B_l + n, mask=there, other=0.0)
+    C_t = tl.load(C + b * C_b + t * C_l + n, mask=there, other=0.0)
+    tl.store(to, B_t.to(tl.float32), mask=inside)
+    tl.store(to + 1, C_t.to(tl.float32), mask=inside)
 
 
 def pack(B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-    """(b, l, n) int64: B in the low and C in the high half of each word, as float32."""
+    """(b, l rounded up, n) int64: float32 B in a word's low half, C in the high one; 0 from l on.
+
+    One load then gives both, and the rows past the end are read like any other.
+    """
     b, l, n = B.shape
-    pairs = torch.empty(b, l, n, dtype=torch.int64, device=B.device)
+    l_padded = triton.cdiv(l, SPAN) * SPAN
+    pairs = torch.empty(b, l_padded, n, dtype=torch.int64, device=B.device)
     rows = 64
-    pack_kernel[(triton.cdiv(b * l, rows),)](
-        B, C, pairs.view(torch.float32), b * l, l, *B.stride()[:2], *C.stride()[:2],
+    pack_kernel[(triton.cdiv(b * l_padded, rows),)](
+        B, C, pairs.view(torch.float32), b * l_padded, l, l_padded,
+        *B.stride()[:2], *C.stride()[:2],
         N=n, N_BLOCK=triton.next_power_of_2(n), ROWS=rows, num_warps=4,
     )  # fmt: skip
     return pairs

@@ -1,4 +1,6 @@
-"""The backward kernels of the selective scan: deterministic, each state computed again."""
+"""The gradients of the selective scan, chunk by chunk: deterministic, states computed again."""
+
+import functools
 
 import torch
 import triton
@@ -9,6 +11,7 @@ from remamba.ops.scan_elements_triton import (
     LN_2,
     LOG2_E,
     MANY_STATES,
+    SPAN,
     lane_sums,
     load_pairs,
     pack,
@@ -19,148 +22,21 @@ from remamba.ops.scan_elements_triton import (
     sigmoid,
     softplus,
 )
+from remamba.ops.selective_scan_adjoint_triton import adjoint_kernel, carry_kernel
 
-# steps whose gradients are computed at once; between such blocks a scratch holds the states
-SPAN = 8
 # one warp a program; each of its threads has so many channels
 LANES = 32
 GROUPS = 2
-LINKED: tl.constexpr = tl.constexpr(8)
-
-
-@triton.jit
-def adjoint_kernel(
-    x, dt, z, dy, pairs, rates, dt_bias, dt_scale, states, block_states, carries, step_sums,
-    l, e, chunk, num_chunks, x_b, x_l, dt_b, dt_l, z_b, z_l, dy_b, dy_l, scale_b, scale_l,
-    N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
-    """One chunk of BLOCK channels, forwards: what its gradients need to be computed in blocks.
-
-    From the states before the chunks (b, num_chunks, n, e) it gives those before every SPAN steps
-    (b, blocks, n, e), the sum of the chunk's steps (b, num_chunks, e), and, at the chunk before it
-    in carries (b, num_chunks, n, e), what its own y give to the gradient of the state before it.
-    """
-    first = tl.program_id(0) * BLOCK
-    c = tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
-    d = first + tl.arange(0, BLOCK)
-    real = d < e
-    bias = tl.zeros([BLOCK], tl.float32)
-    if dt_bias is not None:
-        bias = tl.load(dt_bias + d, mask=real, other=0.0).to(tl.float32)
-    state_at = states + (b * num_chunks + c) * N * e + d
-    rate = ()
-    h = ()
-    decay = ()  # from before the chunk to here
-    part = ()
-    for n in tl.static_range(N):
-        rate += (tl.load(rates + n * e + d, mask=real, other=0.0),)
-        h += (tl.load(state_at + n * e, mask=real, other=0.0),)
-        decay += (tl.full([BLOCK], 1.0, tl.float32),)
-        part += (tl.zeros([BLOCK], tl.float32),)
-    steps = tl.zeros([BLOCK], tl.float32)
-
-    start = c * chunk
-    stop = tl.minimum(start + chunk, l)
-    blocks_at = block_states + (b * num_chunks + c) * (chunk // SPAN) * N * e + d
-    for t in range(start, stop, ROWS):
-        at = tl.cast(t, tl.int64)
-        x_at = x + b * x_b + at * x_l
-        dt_at = dt + b * dt_b + at * dt_l
-        dy_at = dy + b * dy_b + at * dy_l
-        pairs_at = pairs + (b * l + at) * N
-        if (t - start) % SPAN == 0:
-            block = tl.cast((t - start) // SPAN, tl.int64)
-            for n in tl.static_range(N):
-                tl.store(blocks_at + (block * N + n) * e, h[n], mask=real)
-        x_rows = ()
-        dt_rows = ()
-        z_rows = ()
-        dy_rows = ()
-        for j in tl.static_range(ROWS):
-            there = d < tl.where(t + j < stop, e, 0)
-            dt_rows += (tl.load(dt_at + j * dt_l + d, mask=there, other=0.0),)
-            x_rows += (tl.load(x_at + j * x_l + d, mask=there, other=0.0),)
-            dy_rows += (tl.load(dy_at + j * dy_l + d, mask=there, other=0.0),)
-            if z is not None:
-                z_at = z + b * z_b + at * z_l
-                z_rows += (tl.load(z_at + j * z_l + d, mask=there, other=0.0),)
-        if not INTERPRETED:  # the next rows, or these again where there are none
-            ahead = tl.where(t + 2 * ROWS <= stop, ROWS, 0)
-            prefetch_rows(x_at + ahead * x_l, x_l, first, e, ROWS, BLOCK, BLOCK)
-            prefetch_rows(dt_at + ahead * dt_l, dt_l, first, e, ROWS, BLOCK, BLOCK)
-            prefetch_rows(dy_at + ahead * dy_l, dy_l, first, e, ROWS, BLOCK, BLOCK)
-            if z is not None:
-                z_at = z + b * z_b + (at + ahead) * z_l
-                prefetch_rows(z_at, z_l, first, e, ROWS, BLOCK, BLOCK)
-            prefetch_pairs(pairs_at + ahead * N, stop - t - ahead, N, ROWS, BLOCK)
-        for j in tl.static_range(ROWS):
-            step, _ = softplus(dt_rows[j].to(tl.float32) + bias)
-            row = tl.minimum(t + j, stop - 1)
-            if dt_scale is not None:
-                step *= tl.load(dt_scale + b * scale_b + tl.cast(row, tl.int64) * scale_l)
-            step = tl.where(t + j < stop, step, 0.0)
-            u = step * x_rows[j].to(tl.float32)
-            dy_j = dy_rows[j].to(tl.float32)
-            if z is not None:
-                z_j = z_rows[j].to(tl.float32)
-                dy_j *= z_j * sigmoid(z_j)
-            steps += step
-            B, C = load_pairs(pairs_at + (row - t) * N, N)
-            h_next = ()
-            decay_next = ()
-            part_next = ()
-            for n in tl.static_range(N):
-                a = tl.exp2(step * rate[n])
-                h_next += (a * h[n] + u * B[n],)
-                decay_n = a * decay[n]
-                part_next += (part[n] + decay_n * (dy_j * C[n]),)
-                decay_next += (decay_n,)
-            h = h_next
-            decay = decay_next
-            part = part_next
-    tl.store(step_sums + (b * num_chunks + c) * e + d, steps, mask=real)
-    if c > 0:
-        for n in tl.static_range(N):
-            tl.store(carries + ((b * num_chunks + c - 1) * N + n) * e + d, part[n], mask=real)
-
-
-@triton.jit
-def carry_kernel(
-    carries, step_sums, rates, dstate, e, num_chunks, dstate_b, dstate_e, dstate_n,
-    N: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Turns what each chunk gives into the whole gradient of the states that it starts from."""
-    d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
-    real = d < e
-    rate = tl.load(rates + n * e + d, mask=real, other=0.0)
-    from_dstate = dstate + b * dstate_b + d.to(tl.int64) * dstate_e + n * dstate_n
-    g = tl.load(from_dstate, mask=real, other=0.0).to(tl.float32)
-    carry_at = carries + (b * num_chunks * N + n) * e + d
-    sums_at = step_sums + b * num_chunks * e + d
-    last = num_chunks - 1
-    tl.store(carry_at + tl.cast(last, tl.int64) * N * e, g, mask=real)
-    for k in range(0, last, LINKED):
-        at = tl.cast(last - k, tl.int64)
-        parts = ()
-        decays = ()
-        for j in tl.static_range(LINKED):
-            there = d < tl.where(k + j < last, e, 0)
-            decays += (tl.load(sums_at + (at - j) * e, mask=there, other=0.0),)
-            parts += (tl.load(carry_at + (at - j - 1) * N * e, mask=there, other=0.0),)
-        for j in tl.static_range(LINKED):
-            g = tl.exp2(decays[j] * rate) * g + parts[j]
-            there = d < tl.where(k + j < last, e, 0)
-            tl.store(carry_at + (at - j - 1) * N * e, g, mask=there)
+# float32 numbers of the states before every SPAN steps: a longer sequence is taken in pieces
+SCRATCH = 2**28
 
 
 @triton.jit
 def gradient_kernel(
     x, dt, z, dy, pairs, rates, D, dt_bias, dt_scale, block_states, carries,
     dx, ddt, dz, dA, dD, dbias, dpairs, dscale,
-    l, e, chunk, num_chunks, x_b, x_l, dt_b, dt_l, z_b, z_l, dy_b, dy_l, scale_b, scale_l,
+    l, chunk, num_chunks, x_b, dt_b, z_b, dy_b, pairs_b, states_b, out_b, scale_b, scale_l,
+    e: tl.constexpr, x_l: tl.constexpr, dt_l: tl.constexpr, z_l: tl.constexpr, dy_l: tl.constexpr,
     N: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """One chunk of GROUPS * 32 channels, backwards, SPAN steps at once: every gradient.
@@ -176,18 +52,19 @@ def gradient_kernel(
     c = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     lanes = tl.arange(0, LANES)
+    d = first + lanes  # of the first group; the others follow at a constant distance
     bias = ()
     skip = ()
     sum_D = ()
     sum_bias = ()
     for i in tl.static_range(GROUPS):
-        d = first + i * LANES + lanes
+        there = d < e - i * LANES
         bias_i = tl.zeros([LANES], tl.float32)
         skip_i = tl.zeros([LANES], tl.float32)
         if dt_bias is not None:
-            bias_i = tl.load(dt_bias + d, mask=d < e, other=0.0).to(tl.float32)
+            bias_i = tl.load(dt_bias + d + i * LANES, mask=there, other=0.0).to(tl.float32)
         if D is not None:
-            skip_i = tl.load(D + d, mask=d < e, other=0.0).to(tl.float32)
+            skip_i = tl.load(D + d + i * LANES, mask=there, other=0.0).to(tl.float32)
         bias += (bias_i,)
         skip += (skip_i,)
         sum_D += (tl.zeros([LANES], tl.float32),)
@@ -206,28 +83,37 @@ def gradient_kernel(
         x_at = x + b * x_b + at * x_l
         dt_at = dt + b * dt_b + at * dt_l
         dy_at = dy + b * dy_b + at * dy_l
-        pairs_at = pairs + (b * l + at) * N
+        z_at = z
+        if z is not None:
+            z_at += b * z_b + at * z_l
+        pairs_at = pairs + b * pairs_b + at * N
         step = ()
         u = ()
         dy_gated = ()
         for i in tl.static_range(GROUPS):
-            d = first + i * LANES + lanes
             step_i = ()
             u_i = ()
             dy_i = ()
             for j in tl.static_range(SPAN):
-                there = d < tl.where(t + j < stop, e, 0)
-                dt_j = tl.load(dt_at + j * dt_l + d, mask=there, other=0.0).to(tl.float32)
-                x_j = tl.load(x_at + j * x_l + d, mask=there, other=0.0).to(tl.float32)
-                dy_j = tl.load(dy_at + j * dy_l + d, mask=there, other=0.0).to(tl.float32)
+                there = d < tl.where(t + j < stop, e - i * LANES, 0)
+                dt_j = tl.load(dt_at + d + (j * dt_l + i * LANES), mask=there, other=0.0).to(
+                    tl.float32
+                )
+                x_j = tl.load(x_at + d + (j * x_l + i * LANES), mask=there, other=0.0).to(
+                    tl.float32
+                )
+                dy_j = tl.load(dy_at + d + (j * dy_l + i * LANES), mask=there, other=0.0).to(
+                    tl.float32
+                )
                 step_j, _ = softplus(dt_j + bias[i])
                 if dt_scale is not None:
-                    row = tl.cast(tl.minimum(t + j, stop - 1), tl.int64)
-                    step_j *= tl.load(dt_scale + b * scale_b + row * scale_l)
+                    scale_at = dt_scale + b * scale_b + (at + j) * scale_l
+                    step_j *= tl.load(scale_at, mask=t + j < stop)
                 step_j = tl.where(t + j < stop, step_j, 0.0)
                 if z is not None:
-                    z_at = z + b * z_b + at * z_l
-                    z_j = tl.load(z_at + j * z_l + d, mask=there, other=0.0).to(tl.float32)
+                    z_j = tl.load(z_at + d + (j * z_l + i * LANES), mask=there, other=0.0).to(
+                        tl.float32
+                    )
                     dy_j *= z_j * sigmoid(z_j)
                 step_i += (step_j,)
                 u_i += (step_j * x_j,)
@@ -236,27 +122,26 @@ def gradient_kernel(
             u += (u_i,)
             dy_gated += (dy_i,)
         if not INTERPRETED:  # the rows before, or these again where there are none
-            back = tl.where(t > start, SPAN, 0)
+            back = tl.cast(tl.where(t > start, SPAN, 0), tl.int64)
             WIDTH: tl.constexpr = GROUPS * LANES
-            prefetch_rows(x_at - back * x_l, x_l, first, e, SPAN, WIDTH, LANES)
-            prefetch_rows(dt_at - back * dt_l, dt_l, first, e, SPAN, WIDTH, LANES)
-            prefetch_rows(dy_at - back * dy_l, dy_l, first, e, SPAN, WIDTH, LANES)
+            prefetch_rows(x_at - back * x_l, first, e, x_l, SPAN, WIDTH, LANES)
+            prefetch_rows(dt_at - back * dt_l, first, e, dt_l, SPAN, WIDTH, LANES)
+            prefetch_rows(dy_at - back * dy_l, first, e, dy_l, SPAN, WIDTH, LANES)
             if z is not None:
-                z_at = z + b * z_b + (at - back) * z_l
-                prefetch_rows(z_at, z_l, first, e, SPAN, WIDTH, LANES)
-            prefetch_pairs(pairs_at - back * N, stop - t + back, N, SPAN, LANES)
-            before = block_states + (block - tl.where(t > start, 1, 0)) * N * e
+                prefetch_rows(z_at - back * z_l, first, e, z_l, SPAN, WIDTH, LANES)
+            prefetch_pairs(pairs_at - back * N, N, SPAN, LANES)
+            states_at = block_states + (block - tl.where(t > start, 1, 0)) * N * e
             for i in tl.static_range((N + LANES - 1) // LANES):
                 each_n = tl.minimum(i * LANES + lanes, N - 1)
                 for group in tl.static_range(GROUPS):
-                    prefetch(before + each_n * e + tl.minimum(first + group * LANES, e - 1))
+                    prefetch(states_at + each_n * e + tl.minimum(first + group * LANES, e - 1))
 
         y = ()
         du = ()
         dstep = ()
-        for i in tl.static_range(GROUPS):
+        for _ in tl.static_range(GROUPS):
             zeros = ()
-            for j in tl.static_range(SPAN):
+            for _ in tl.static_range(SPAN):
                 zeros += (tl.zeros([LANES], tl.float32),)
             y += (zeros,)
             du += (zeros,)
@@ -265,8 +150,7 @@ def gradient_kernel(
             B = ()
             C = ()
             for j in tl.static_range(SPAN):
-                pair_at = pairs_at + (tl.minimum(t + j, stop - 1) - t) * N + n
-                B_j, C_j = load_pairs(pair_at, 1)
+                B_j, C_j = load_pairs(pairs_at + n + j * N, 1)
                 B += (B_j[0],)
                 C += (C_j[0],)
             dB = ()
@@ -275,14 +159,15 @@ def gradient_kernel(
             du_next = ()
             dstep_next = ()
             for i in tl.static_range(GROUPS):
-                d = first + i * LANES + lanes
-                n_at = chunk_at + n * e + d
-                real = d < e
-                rate = tl.load(rates + n * e + d, mask=real, other=0.0)
-                h = tl.load(block_states + (block * N + n) * e + d, mask=real, other=0.0)
-                g = tl.load(carries + n_at, mask=real, other=0.0)
-                there = d < tl.where(k > 0, e, 0)
-                dA_n = tl.load(dA + n_at, mask=there, other=0.0)
+                real = d < e - i * LANES
+                carry_at = carries + (chunk_at + n * e) + d + i * LANES
+                dA_at = dA + (chunk_at + n * e) + d + i * LANES
+                state_at = block_states + (block * N + n) * e + d + i * LANES
+                rate = tl.load(rates + n * e + d + i * LANES, mask=real, other=0.0)
+                h = tl.load(state_at, mask=real, other=0.0)
+                g = tl.load(carry_at, mask=real, other=0.0)
+                before = d < tl.where(k > 0, e - i * LANES, 0)
+                dA_n = tl.load(dA_at, mask=before, other=0.0)
                 a = ()
                 decayed = ()
                 dC_i = ()
@@ -316,8 +201,8 @@ def gradient_kernel(
                 y_next += (y_i,)
                 du_next += (du_i,)
                 dstep_next += (dstep_i,)
-                tl.store(carries + n_at, g, mask=real)
-                tl.store(dA + n_at, dA_n, mask=real)
+                tl.store(carry_at, g, mask=real)
+                tl.store(dA_at, dA_n, mask=real)
             y = y_next
             du = du_next
             dstep = dstep_next
@@ -330,26 +215,36 @@ def gradient_kernel(
         next_D = ()
         next_bias = ()
         for i in tl.static_range(GROUPS):
-            d = first + i * LANES + lanes
             sum_D_i = sum_D[i]
             sum_bias_i = sum_bias[i]
             dscale_i = ()
             for j in tl.static_range(SPAN):
-                there = d < tl.where(t + j < stop, e, 0)
-                to = (b * l + at + j) * e + d
-                x_j = tl.load(x_at + j * x_l + d, mask=there, other=0.0).to(tl.float32)
-                dt_j = tl.load(dt_at + j * dt_l + d, mask=there, other=0.0).to(tl.float32)
+                there = d < tl.where(t + j < stop, e - i * LANES, 0)
+                to = b * out_b + at * e
+                x_j = tl.load(x_at + d + (j * x_l + i * LANES), mask=there, other=0.0).to(
+                    tl.float32
+                )
+                dt_j = tl.load(dt_at + d + (j * dt_l + i * LANES), mask=there, other=0.0).to(
+                    tl.float32
+                )
                 soft, power = softplus(dt_j + bias[i])
                 if z is not None:
-                    z_at = z + b * z_b + at * z_l
-                    z_j = tl.load(z_at + j * z_l + d, mask=there, other=0.0).to(tl.float32)
-                    dy_j = tl.load(dy_at + j * dy_l + d, mask=there, other=0.0).to(tl.float32)
+                    z_j = tl.load(z_at + d + (j * z_l + i * LANES), mask=there, other=0.0).to(
+                        tl.float32
+                    )
+                    dy_j = tl.load(dy_at + d + (j * dy_l + i * LANES), mask=there, other=0.0).to(
+                        tl.float32
+                    )
                     gate = sigmoid(z_j)
                     y_j = y[i][j] + x_j * skip[i]
                     dz_j = dy_j * y_j * gate * (1.0 + z_j * (1.0 - gate))
-                    tl.store(dz + to, dz_j.to(dz.dtype.element_ty), mask=there)
+                    tl.store(
+                        dz + to + d + (j * e + i * LANES), dz_j.to(dz.dtype.element_ty), mask=there
+                    )
                 dx_j = du[i][j] * step[i][j] + dy_gated[i][j] * skip[i]
-                tl.store(dx + to, dx_j.to(dx.dtype.element_ty), mask=there)
+                tl.store(
+                    dx + to + d + (j * e + i * LANES), dx_j.to(dx.dtype.element_ty), mask=there
+                )
                 dstep_j = du[i][j] * x_j + dstep[i][j] * LN_2
                 if dscale is not None:
                     dscale_j = dstep_j * soft
@@ -357,10 +252,12 @@ def gradient_kernel(
                         dscale_j += dscale_rows[j]
                     dscale_i += (dscale_j,)
                 if dt_scale is not None:
-                    row = tl.cast(tl.minimum(t + j, stop - 1), tl.int64)
-                    dstep_j *= tl.load(dt_scale + b * scale_b + row * scale_l)
+                    scale_at = dt_scale + b * scale_b + (at + j) * scale_l
+                    dstep_j *= tl.load(scale_at, mask=t + j < stop)
                 ddt_j = dstep_j * (power * reciprocal(1.0 + power))
-                tl.store(ddt + to, ddt_j.to(ddt.dtype.element_ty), mask=there)
+                tl.store(
+                    ddt + to + d + (j * e + i * LANES), ddt_j.to(ddt.dtype.element_ty), mask=there
+                )
                 sum_D_i += dy_gated[i][j] * x_j
                 sum_bias_i += tl.where(there, ddt_j, 0.0)
             dscale_rows = dscale_i
@@ -373,11 +270,11 @@ def gradient_kernel(
             tl.store(dscale + (tl.program_id(0) * all_blocks + block) * SPAN + index, total)
 
     for i in tl.static_range(GROUPS):
-        d = first + i * LANES + lanes
+        sum_at = (b * num_chunks + c) * e + d + i * LANES
         if D is not None:
-            tl.store(dD + (b * num_chunks + c) * e + d, sum_D[i], mask=d < e)
+            tl.store(dD + sum_at, sum_D[i], mask=d < e - i * LANES)
         if dt_bias is not None:
-            tl.store(dbias + (b * num_chunks + c) * e + d, sum_bias[i], mask=d < e)
+            tl.store(dbias + sum_at, sum_bias[i], mask=d < e - i * LANES)
 
 
 def scan_backward(
@@ -385,68 +282,101 @@ def scan_backward(
 ) -> list[torch.Tensor]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, each in its dtype.
 
-    needed: which of them are asked for; the others come out empty.
+    needed: which of them are asked for; the others come out empty. states (b, chunks, n, e) are
+    those before each chunk, as the forward pass left them.
     """
     b, l, e = x.shape
     n = A.shape[1]
-    num_chunks = states.shape[1]
-    num_blocks = chunk // SPAN  # of a chunk
+    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+    # the kernels give those of x, dt and z in any case
+    wanted = [
+        t is not None and (need or t is x or t is dt or t is z)
+        for t, need in zip(inputs, needed, strict=True)
+    ]
+    grads = [
+        torch.empty(t.shape if want else (0,), dtype=(x if t is None else t).dtype, device=x.device)
+        for t, want in zip(inputs, wanted, strict=True)
+    ]
+    rates = (A.float() * LOG2_E.value).t().contiguous()
+    pairs = pack(B, C)
+    sums: list[list[torch.Tensor]] = []
+    carry = dstate
+    piece_chunks = max(1, SCRATCH // (b * n * e * (chunk // SPAN)))
+    for first in reversed(range(0, states.shape[1], piece_chunks)):
+        piece = slice(first * chunk, min((first + piece_chunks) * chunk, l))
+        cut = [None if t is None else t[:, piece] for t in (x, dt, z, dy, pairs, dt_scale)]
+        out = [grads[i][:, piece] if wanted[i] else None for i in (0, 1, 6)]
+        here = states[:, first : first + piece_chunks]
+        carry, dB, dC, dscale, *of_piece = _piece(
+            *cut, out, carry, rates, D, dt_bias, here, chunk, needed[8]
+        )
+        sums.append(of_piece)
+        for i, grad in ((3, dB), (4, dC), (8, dscale)):
+            if wanted[i]:
+                grads[i][:, piece] = grad
+    for i, parts in zip((2, 5, 7), zip(*sums, strict=True), strict=True):
+        if wanted[i]:
+            grads[i].copy_(functools.reduce(torch.add, parts))
+    if wanted[9]:
+        grads[9].copy_(carry)
+    return grads
+
+
+def _piece(x, dt, z, dy, pairs, dt_scale, out, dstate, rates, D, dt_bias, states, chunk, to_scale):
+    """The gradient of the state before these positions, those of B, C, dt_scale, A, D, dt_bias.
+
+    All float32; those of x, dt and z go to out.
+    """
+    b, l, e = x.shape
+    num_chunks, n = states.shape[1:3]
+    num_blocks = num_chunks * (chunk // SPAN)
     channel_blocks = triton.cdiv(e, GROUPS * LANES)
 
     def new(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
-    def like(t: torch.Tensor | None) -> torch.Tensor | None:
-        return None if t is None else torch.empty(t.shape, dtype=t.dtype, device=x.device)
-
-    rates = (A.float() * LOG2_E.value).t().contiguous()
-    pairs = pack(B, C)
     carries, step_sums = new(b, num_chunks, n, e), new(b, num_chunks, e)
-    block_states = new(b, num_chunks * num_blocks, n, e)
-    strides = [s for t in (x, dt, z, dy) for s in (t.stride()[:2] if t is not None else (0, 0))]
-    strides += dt_scale.stride() if dt_scale is not None else (0, 0)
-    sizes = (l, e, chunk, num_chunks, *strides)
-    options = {"N": n, "SPAN": SPAN, "num_warps": 1, "enable_fp_fusion": True}
-    adjoint_kernel[(triton.cdiv(e, LANES), num_chunks, b)](
+    block_states = new(b, num_blocks, n, e)
+    sizes = (
+        l, chunk, num_chunks,
+        x.stride(0), dt.stride(0), 0 if z is None else z.stride(0), dy.stride(0),
+        pairs.stride(0), states.stride(0), out[0].stride(0),
+        *((0, 0) if dt_scale is None else dt_scale.stride()),
+    )  # fmt: skip
+    options = {
+        "e": e, "x_l": x.stride(1), "dt_l": dt.stride(1), "z_l": 0 if z is None else z.stride(1),
+        "dy_l": dy.stride(1), "N": n, "SPAN": SPAN, "num_warps": 1, "enable_fp_fusion": True,
+    }  # fmt: skip
+    wide = n <= MANY_STATES
+    block = 64 if wide else 32
+    adjoint_kernel[(triton.cdiv(e, block), num_chunks, b)](
         x, dt, z, dy, pairs, rates, dt_bias, dt_scale, states, block_states, carries, step_sums,
-        *sizes, BLOCK=LANES, ROWS=4, maxnreg=128 if n <= MANY_STATES else 255, **options,
+        *sizes, BLOCK=block, ROWS=2, maxnreg=168 if wide else 255, **options,
     )  # fmt: skip
     carry_kernel[(triton.cdiv(e, 128), n, b)](
         carries, step_sums, rates, dstate, e, num_chunks, *dstate.stride(),
         N=n, BLOCK=128, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
-
-    dx, ddt, dz = like(x), like(dt), like(z)
     dA, dD, dbias = new(b, num_chunks, n, e), new(b, num_chunks, e), new(b, num_chunks, e)
-    dpairs = new(channel_blocks, b, num_chunks * num_blocks, n, 2, SPAN)
-    dscale = new(channel_blocks, b, num_chunks * num_blocks, SPAN) if needed[8] else None
+    dpairs = new(channel_blocks, b, num_blocks, n, 2, SPAN)
+    dscale = new(channel_blocks, b, num_blocks, SPAN) if to_scale else None
     gradient_kernel[(channel_blocks, num_chunks, b)](
         x, dt, z, dy, pairs, rates, D, dt_bias, dt_scale, block_states, carries,
-        dx, ddt, dz, dA, dD, dbias, dpairs, dscale,
+        *out, dA, dD, dbias, dpairs, dscale,
         *sizes, LANES=LANES, GROUPS=GROUPS, maxnreg=168, **options,
     )  # fmt: skip
 
-    def over_blocks(parts: torch.Tensor) -> torch.Tensor:
-        """(b, blocks, ..., SPAN) -> (b, l, ...)."""
-        return parts.movedim(-1, 2).flatten(1, 2)[:, :l]
+    def by_position(parts: torch.Tensor) -> torch.Tensor:
+        """(channel blocks, b, blocks, ..., SPAN) -> (b, l, ...)."""
+        return parts.sum(0).movedim(-1, 2).flatten(1, 2)[:, :l]
 
-    dB = dC = None
-    if needed[3] or needed[4]:
-        dB, dC = over_blocks(dpairs.sum(0)).unbind(-1)
-    grads = (
-        dx,
-        ddt,
-        dA.sum((0, 1)).t() if needed[2] else None,
+    dB, dC = by_position(dpairs).unbind(-1)
+    return (
+        carries[:, 0].mT,
         dB,
         dC,
-        dD.sum((0, 1)) if needed[5] else None,
-        dz,
-        dbias.sum((0, 1)) if needed[7] else None,
-        over_blocks(dscale.sum(0)) if dscale is not None else None,
-        carries[:, 0].mT if needed[9] else None,
+        by_position(dscale) if to_scale else None,
+        dA.sum((0, 1)).t(),
+        dD.sum((0, 1)),
+        dbias.sum((0, 1)),
     )
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-    return [
-        grad.to(t.dtype).contiguous() if need else x.new_empty(0)
-        for grad, t, need in zip(grads, inputs, needed, strict=True)
-    ]

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from remamba.ops.scan_elements_triton import (
     INTERPRETED,
+    LINKED,
     LOG2_E,
     MANY_STATES,
     load_pairs,
@@ -16,14 +17,12 @@ from remamba.ops.scan_elements_triton import (
     softplus,
 )
 
-# chunks that follow each other are loaded together: their states are one long chain of loads
-LINKED: tl.constexpr = tl.constexpr(8)
-
 
 @triton.jit
 def chunk_kernel(
     x, dt, z, pairs, A, D, dt_bias, dt_scale, states, step_sums, y, final_state,
-    l, e, chunk, num_chunks, x_b, x_l, dt_b, dt_l, z_b, z_l, A_e, A_n, scale_b, scale_l,
+    l, l_padded, chunk, num_chunks, x_b, dt_b, z_b, A_e, A_n, scale_b, scale_l,
+    e: tl.constexpr, x_l: tl.constexpr, dt_l: tl.constexpr, z_l: tl.constexpr,
     N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """One chunk of BLOCK channels, from one position to the next.
@@ -61,34 +60,35 @@ def chunk_kernel(
         at = tl.cast(t, tl.int64)
         x_at = x + b * x_b + at * x_l
         dt_at = dt + b * dt_b + at * dt_l
-        pairs_at = pairs + (b * l + at) * N
+        z_at = z
+        if z is not None:
+            z_at += b * z_b + at * z_l
+        pairs_at = pairs + (b * l_padded + at) * N
         x_rows = ()
         dt_rows = ()
         z_rows = ()
         for j in tl.static_range(ROWS):
             there = d < tl.where(t + j < stop, e, 0)
-            dt_rows += (tl.load(dt_at + j * dt_l + d, mask=there, other=0.0),)
-            x_rows += (tl.load(x_at + j * x_l + d, mask=there, other=0.0),)
+            dt_rows += (tl.load(dt_at + d + j * dt_l, mask=there, other=0.0),)
+            x_rows += (tl.load(x_at + d + j * x_l, mask=there, other=0.0),)
             if OUTPUTS and z is not None:
-                z_at = z + b * z_b + at * z_l
-                z_rows += (tl.load(z_at + j * z_l + d, mask=there, other=0.0),)
+                z_rows += (tl.load(z_at + d + j * z_l, mask=there, other=0.0),)
         if not INTERPRETED:  # the next rows, or these again where there are none
-            ahead = tl.where(t + 2 * ROWS <= stop, ROWS, 0)
-            prefetch_rows(x_at + ahead * x_l, x_l, first, e, ROWS, BLOCK, BLOCK)
-            prefetch_rows(dt_at + ahead * dt_l, dt_l, first, e, ROWS, BLOCK, BLOCK)
+            ahead = tl.cast(tl.where(t + 2 * ROWS <= stop, ROWS, 0), tl.int64)
+            prefetch_rows(x_at + ahead * x_l, first, e, x_l, ROWS, BLOCK, BLOCK)
+            prefetch_rows(dt_at + ahead * dt_l, first, e, dt_l, ROWS, BLOCK, BLOCK)
             if OUTPUTS and z is not None:
-                prefetch_rows(z + b * z_b + (at + ahead) * z_l, z_l, first, e, ROWS, BLOCK, BLOCK)
-            prefetch_pairs(pairs_at + ahead * N, stop - t - ahead, N, ROWS, BLOCK)
+                prefetch_rows(z_at + ahead * z_l, first, e, z_l, ROWS, BLOCK, BLOCK)
+            prefetch_pairs(pairs_at + ahead * N, N, ROWS, BLOCK)
         y_rows = ()
         for j in tl.static_range(ROWS):
             step, _ = softplus(dt_rows[j].to(tl.float32) + bias)
-            row = tl.minimum(t + j, stop - 1)
             if dt_scale is not None:
-                step *= tl.load(dt_scale + b * scale_b + tl.cast(row, tl.int64) * scale_l)
+                step *= tl.load(dt_scale + b * scale_b + (at + j) * scale_l, mask=t + j < stop)
             step = tl.where(t + j < stop, step, 0.0)
             x_j = x_rows[j].to(tl.float32)
             u = step * x_j
-            B, C = load_pairs(pairs_at + (row - t) * N, N)
+            B, C = load_pairs(pairs_at + j * N, N)
             h_next = ()
             if OUTPUTS:
                 y_j = x_j * skip
@@ -108,8 +108,8 @@ def chunk_kernel(
         # only after the rows: a store would hold back the loads that follow it
         if OUTPUTS:
             for j in tl.static_range(ROWS):
-                y_at = y + (b * l + at + j) * e + d
-                tl.store(y_at, y_rows[j], mask=d < tl.where(t + j < stop, e, 0))
+                y_at = y + (b * l + at) * e + d
+                tl.store(y_at + j * e, y_rows[j], mask=d < tl.where(t + j < stop, e, 0))
 
     if OUTPUTS:
         if c == num_chunks - 1:
@@ -166,19 +166,18 @@ def scan_forward(
     states = torch.empty(b, num_chunks, n, e, dtype=torch.float32, device=x.device)
     step_sums = torch.empty(b, num_chunks, e, dtype=torch.float32, device=x.device)
     pairs = pack(B, C)
-    strides = (
-        *x.stride()[:2], *dt.stride()[:2], *(z.stride()[:2] if z is not None else (0, 0)),
-        *A.stride(), *(dt_scale.stride() if dt_scale is not None else (0, 0)),
-    )  # fmt: skip
     wide = n <= MANY_STATES
     block = 64 if wide else 32
     options = {
+        "e": e, "x_l": x.stride(1), "dt_l": dt.stride(1), "z_l": 0 if z is None else z.stride(1),
         "N": n, "BLOCK": block, "ROWS": 4 if wide and x.element_size() == 2 else 2,
         "num_warps": 1, "maxnreg": 128 if wide else 255, "enable_fp_fusion": True,
     }  # fmt: skip
     arguments = (
         x, dt, z, pairs, A, D, dt_bias, dt_scale, states, step_sums, y, final_state,
-        l, e, chunk, num_chunks, *strides,
+        l, pairs.shape[1], chunk, num_chunks,
+        x.stride(0), dt.stride(0), 0 if z is None else z.stride(0), *A.stride(),
+        *(dt_scale.stride() if dt_scale is not None else (0, 0)),
     )  # fmt: skip
     blocks = triton.cdiv(e, block)
     if num_chunks > 1:

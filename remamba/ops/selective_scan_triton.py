@@ -7,7 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from remamba.ops.selective_scan_backward_triton import SPAN, scan_backward
+from remamba.ops.scan_elements_triton import SPAN
+from remamba.ops.selective_scan_backward_triton import scan_backward
 from remamba.ops.selective_scan_forward_triton import scan_forward
 from remamba.ops.selective_scan_torch import selective_scan_torch
 
@@ -30,7 +31,8 @@ def selective_scan_triton(
     float64 inputs, and more than 64 states a channel, go to selective_scan_torch: the kernels
     compute in float32 and hold a channel's states in registers.
     """
-    if not fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state):
+    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+    if not fits(*inputs):
         return selective_scan_torch(
             x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
         )
@@ -39,10 +41,12 @@ def selective_scan_triton(
     D = None if D is None else D.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     chunk = chunk_length(*x.shape, x.device)
-    y, final_state, _ = selective_scan(
-        x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk
-    )
-    return y, final_state
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if needs_grad or torch.compiler.is_compiling():
+        run = selective_scan
+    else:
+        run = _forward  # past the dispatcher, which takes longer than a launch
+    return run(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)[:2]
 
 
 def fits(x, dt, A, *others) -> bool:
@@ -75,8 +79,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@torch.library.custom_op("remamba::selective_scan_triton", mutates_args=())
-def selective_scan(
+def _forward(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -92,6 +95,11 @@ def selective_scan(
     """y, the final state, and the states before each chunk, for backward."""
     with torch.cuda.device_of(x):
         return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
+
+
+selective_scan = torch.library.custom_op(
+    "remamba::selective_scan_triton", _forward, mutates_args=()
+)
 
 
 @selective_scan.register_fake
