@@ -47,23 +47,34 @@ class Survey(NamedTuple):
     """Weights of the fused form; None where the modules are called."""
 
 
-def survey(backbone: Any, lm_head: nn.Module) -> Survey:
-    """The Survey of a model."""
-    modules = [*backbone.modules(), *lm_head.modules()]
-    parameters = [*backbone.parameters(), *lm_head.parameters()]
-    is_plain = all(type(m) in PLAIN for m in modules) and all(
-        type(p) is nn.Parameter and type(p.data) is Tensor for p in parameters
-    )
-    has_hooks = any(
-        m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in modules
-    )
-    return Survey(
-        tuple((p.data_ptr(), p.dtype) for p in parameters),
+def survey(backbone: Any, lm_head: nn.Module, last: Survey | None = None) -> Survey:
+    """The Survey of a model; `last` is one of the same model, which may still hold."""
+    signature: list[Any] = []
+    devices = set()
+    is_plain, has_hooks = True, False
+    modules = [lm_head, backbone]
+    while modules:  # a walk of its own: nn.Module's takes ten times as long, for every request
+        module = modules.pop()
+        modules += [child for child in module._modules.values() if child is not None]
+        is_plain = is_plain and type(module) in PLAIN
+        has_hooks = has_hooks or bool(
+            module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__
+        )
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                is_plain = is_plain and type(parameter) is nn.Parameter
+                signature += (parameter.data_ptr(), parameter.dtype)
+                devices.add(parameter.device)
+    found = Survey(
+        tuple(signature),
         _sentinel(backbone, lm_head),
         is_plain,
-        has_hooks or len({p.device for p in parameters}) > 1,
-        _weights(backbone) if is_plain and not has_hooks else None,
+        has_hooks or len(devices) > 1,
+        None,
     )
+    if last is not None and found == last._replace(blocks=None):
+        return last
+    return found._replace(blocks=_weights(backbone) if is_plain and not has_hooks else None)
 
 
 def _sentinel(backbone: Any, lm_head: Any) -> tuple[Any, ...]:
@@ -133,7 +144,7 @@ class DecodeStep:
         """Look at the model anew. To be called whenever its weights may have been changed."""
         model = self._model()
         assert model is not None, "the model is gone"
-        found = survey(model.backbone, model.lm_head)
+        found = survey(model.backbone, model.lm_head, self._survey)
         if self._survey is None or found.signature != self._survey.signature or not found.is_plain:
             self._graphs.clear()
         self._survey = found
