@@ -11,7 +11,7 @@ from torch import Tensor
 
 from remamba import ops
 from remamba.bench import goals
-from remamba.bench.check import LIMITS, judge, relative_error
+from remamba.bench.check import LIMITS, judge, relative_error, use_states
 from remamba.bench.measure import (
     check_counts,
     is_cuda,
@@ -103,6 +103,7 @@ def compare_with_torch(name: str, args: LongArgs, device: str) -> dict[str, Any]
     """Every state of a small float32 model, and the final ones: pieces against torch and whole."""
     shape = SHAPES[name]
     whole = build(shape, device, "float32")
+    use_states(whole)
     model: Any = ReMambaModel(cast(ReMambaConfig, whole.config))
     model = model.to(device).eval()
     model.load_state_dict(whole.state_dict(), strict=False)

@@ -15,6 +15,7 @@ import torch
 from remamba import cli
 from remamba.bench import fig6, generate, ops
 from remamba.bench.check import LIMITS, WrongResults
+from remamba.cache import StateCache
 from remamba.ops import backend
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,8 +109,25 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
         tokens = 63 if r["what"] == "prefill" else r["batch"] * (2 if "first_s" in r else 3)
         assert r["tokens_per_s"] == pytest.approx(tokens / r["median_s"], rel=1e-2)
         assert ("first_s" in r) == (r["who"] in ("engine", "generate"))
-    assert len(report["checks"]) == 2
+    assert [c["shape"] for c in report["checks"]] == ["mamba-tiny"] * 2 + ["mamba2-tiny"] * 2
+    assert all(c["relative_error"] < LIMITS["float32"] for c in report["checks"])
     assert "two stages take" in said and "times as fast as transformers" in said
+
+
+def test_generate_tells_no_speed_of_another_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decode step that forgets its states is found, by forced steps or by the engine's tokens."""
+    real = StateCache.update
+
+    def forgetful(cache: Any, layer: int, conv: torch.Tensor, ssm: torch.Tensor) -> None:
+        real(cache, layer, conv, ssm * 0.9)
+
+    monkeypatch.setattr(StateCache, "update", forgetful)
+    argv = ["generate", "--shapes", "mamba-tiny", "--device", "cpu", "--lengths", "20"]
+    assert cli.main(["bench", *argv]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "no speed is told" in said.err
 
 
 def test_long(capsys: pytest.CaptureFixture[str]) -> None:
