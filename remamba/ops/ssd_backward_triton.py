@@ -12,6 +12,7 @@ import triton.language as tl
 from remamba.ops.ssd_triton import (
     TRITON_DTYPES,
     Plan,
+    dense,
     forward,
     on_device,
     operand,
@@ -111,12 +112,14 @@ def backward(
     cut = plan(x, B, C)
     dy = torch.zeros_like(x) if dy is None else rows_contiguous(dy)
     x, B, C = (rows_contiguous(t) for t in (x, B, C))
+    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
+    A, D, dt_bias, initial_state = (dense(t) for t in (A, D, dt_bias, initial_state))
     wide = {"dtype": torch.float32, "device": x.device}
     with on_device(x):
         step, total, column = step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max)
         before, _ = walk_chunks(cut, x, B, total, column, initial_state, added, passed, False)
         parts = walk_segments(cut, dy, C, total, column, reverse=True)
-        after, dfirst = walk_chunks(cut, dy, C, total, column, dfinal, *parts, True)
+        after, dfirst = walk_chunks(cut, dy, C, total, column, dense(dfinal), *parts, True)
 
         blocks, heads = head_blocks(cut, x, g)
         dx = torch.empty((b, l, h, p), dtype=x.dtype, device=x.device)
@@ -130,7 +133,7 @@ def backward(
             B.stride(0), B.stride(2), C.stride(0), C.stride(2),
             h, p, n, g, x.stride(1), dy.stride(1), B.stride(1), C.stride(1),
             cut.chunk, max(triton.next_power_of_2(p), 16), cut.block_n, TRITON_DTYPES[cut.dot],
-            num_warps=8, num_stages=2,
+            num_warps=8, num_stages=1 if cut.dot == torch.float32 else 2,
         )  # fmt: skip
 
         ddt = torch.empty((b, l, h), dtype=dt.dtype, device=x.device)
@@ -144,7 +147,6 @@ def backward(
         )  # fmt: skip
     dA, dbias, dB, dC = dA.sum((0, 1)), dbias.sum((0, 1)), dBC[0].sum(0), dBC[1].sum(0)
     grads = (dx, ddt, dA, dB, dC, dD.sum((0, 2)), dbias, dscale, dfirst)
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
     return [
         x.new_empty(0) if t is None else grad.to(t.dtype)
         for grad, t in zip(grads, inputs, strict=True)
@@ -169,8 +171,8 @@ def walk_chunks(cut, x, B, total, column, first, added, passed, reverse: bool) -
     states = torch.empty((b, cut.chunks, h, p, n), dtype=cut.dot, device=x.device)
     last = torch.empty((b, h, p, n) if reverse else 0, dtype=torch.float32, device=x.device)
     ssd_walk_kernel[(h * cut.blocks_p, cut.segments, b)](
-        x, B, total, column, None if first is None else first.contiguous(),
-        added, passed, states, last if reverse else None, l, cut.chunks, cut.segment, cut.segments,
+        x, B, total, column, first, added, passed, states, last if reverse else None,
+        l, cut.chunks, cut.segment, cut.segments,
         x.stride(0), x.stride(2), B.stride(0), B.stride(2),
         h, p, n, h // B.shape[2], x.stride(1), B.stride(1),
         cut.chunk, cut.block_p, cut.blocks_p, cut.block_n, TRITON_DTYPES[cut.dot],
@@ -179,7 +181,7 @@ def walk_chunks(cut, x, B, total, column, first, added, passed, reverse: bool) -
     return states, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["b", "l", "chunks", "blocks", "heads"])
 def ssd_bwd_kernel(
     x, dy, B, C, D, step, total, before, after, dx, dB, dC, flow, taken, direct, across, dD,
     b, l, chunks, blocks, heads, x_b, x_h, dy_b, dy_h, B_b, B_g, C_b, C_g,
@@ -207,7 +209,16 @@ def ssd_bwd_kernel(
     B_c = tl.load(B + row[:, None] * B_l + nn[None, :], mask=of_state, other=0.0)
     C_c = tl.load(C + row[:, None] * C_l + nn[None, :], mask=of_state, other=0.0)
     B_c, C_c = operand(B_c, DOT), operand(C_c, DOT)
-    scores = tl.dot(C_c, tl.trans(B_c), input_precision="ieee")
+    scores = tl.zeros((CHUNK, CHUNK), tl.float32)
+    # in parts: a product in a loop of its own is laid out like those it meets below
+    PART: tl.constexpr = min(BLOCK_N, 32)
+    for first in range(0, BLOCK_N, PART):
+        kk = first + tl.arange(0, PART)
+        of_part = inside & (kk < n)[None, :]
+        B_k = tl.load(B + row[:, None] * B_l + kk[None, :], mask=of_part, other=0.0)
+        C_k = tl.load(C + row[:, None] * C_l + kk[None, :], mask=of_part, other=0.0)
+        B_k, C_k = operand(B_k, DOT), operand(C_k, DOT)
+        scores = tl.dot(C_k, tl.trans(B_k), scores, input_precision="ieee")
     dscores = tl.zeros((CHUNK, CHUNK), tl.float32)
     dB_c = tl.zeros((CHUNK, BLOCK_N), tl.float32)
     dC_c = tl.zeros((CHUNK, BLOCK_N), tl.float32)
@@ -228,6 +239,18 @@ def ssd_bwd_kernel(
         from_start = tl.exp2(sums.to(tl.float32))
         to_end = tl.exp2((all_time - sums).to(tl.float32))
 
+        kept = tl.sum(before_c.to(tl.float32) * after_c.to(tl.float32))
+        one = (batch * h + head) * chunks + chunk
+        tl.store(across + one, kept * tl.exp2(all_time.to(tl.float32)))
+        tl.store(dD + one, tl.sum(x_w * dy_w))
+        before_c, after_c = operand(before_c, DOT), operand(after_c, DOT)
+        given = operand(x_w * (time * to_end)[:, None], DOT)
+        dB_c = tl.dot(given, after_c, dB_c, input_precision="ieee")
+        asked = operand(dy_w * from_start[:, None], DOT)
+        dC_c = tl.dot(asked, before_c, dC_c, input_precision="ieee")
+
+        seen = tl.dot(C_c, tl.trans(before_c), input_precision="ieee")
+        flow_c = tl.sum(seen * dy_w, 1) * from_start
         exponent = (sums[:, None] - sums[None, :]).to(tl.float32)
         exponent = tl.where(row[:, None] >= row[None, :], exponent, float("-inf"))
         decay = tl.exp2(exponent)
@@ -235,32 +258,19 @@ def ssd_bwd_kernel(
         dseen *= decay * time[None, :]
         dscores += dseen
         passing = tl.where(row[:, None] > row[None, :], dseen * scores, 0.0)
+        tl.store(flow + at + row, flow_c + tl.sum(passing, 1) - tl.sum(passing, 0))
 
-        # what a step's input gives: to the states after the chunk, to the chunk's own outputs
-        later = tl.dot(B_c, tl.trans(operand(after_c, DOT)), input_precision="ieee")
-        later *= to_end[:, None]
-        soon = tl.dot(
-            tl.trans(operand(scores * decay, DOT)), operand(dy_c, DOT), input_precision="ieee"
-        )
+        # what a step's input gives: to the chunk's own outputs, to the states after it
+        soon = operand(scores * decay, DOT)
+        soon = tl.dot(tl.trans(soon), operand(dy_c, DOT), input_precision="ieee")
+        later = tl.dot(B_c, tl.trans(after_c), input_precision="ieee") * to_end[:, None]
+        tl.store(taken + at + row, tl.sum(later * x_w, 1) * time)
+        tl.store(direct + at + row, tl.sum((soon + later) * x_w, 1))
         dx_c = (soon + later) * time[:, None]
         if D is not None:
             dx_c += tl.load(D + head).to(tl.float32) * dy_w
         tl.store(dx, dx_c.to(dx.dtype.element_ty), mask=of_head)
         x, dy, dx = x + x_h, dy + dy_h, dx + p
-        tl.store(direct + at + row, tl.sum((soon + later) * x_w, 1))
-        tl.store(taken + at + row, tl.sum(later * x_w, 1) * time)
-        from_state = tl.dot(C_c, tl.trans(operand(before_c, DOT)), input_precision="ieee")
-        from_state = tl.sum(from_state * dy_w, 1) * from_start
-        tl.store(flow + at + row, from_state + tl.sum(passing, 1) - tl.sum(passing, 0))
-        kept = tl.sum(before_c.to(tl.float32) * after_c.to(tl.float32))
-        one = (batch * h + head) * chunks + chunk
-        tl.store(across + one, kept * tl.exp2(all_time.to(tl.float32)))
-        tl.store(dD + one, tl.sum(x_w * dy_w))
-
-        given = operand(x_w * (time * to_end)[:, None], DOT)
-        dB_c = tl.dot(given, operand(after_c, DOT), dB_c, input_precision="ieee")
-        asked = operand(dy_w * from_start[:, None], DOT)
-        dC_c = tl.dot(asked, operand(before_c, DOT), dC_c, input_precision="ieee")
 
     dscores = operand(dscores, DOT)
     dB_c = tl.dot(tl.trans(dscores), C_c, dB_c, input_precision="ieee")
@@ -271,7 +281,7 @@ def ssd_bwd_kernel(
     tl.store(dC + out, dC_c, mask=of_state)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def ssd_step_bwd_kernel(
     dt, dt_bias, dt_scale, A, step, flow, taken, direct, across, ddt, dscale, dA, dbias,
     l, h, chunks, dt_min, dt_max, dt_b, dt_l, dt_h, scale_b, scale_l,
@@ -303,8 +313,8 @@ def ssd_step_bwd_kernel(
         dA_c = tl.sum(dexponent * tl.load(step + at, mask=mask, other=0.0), 0)
         tl.store(dA + one, dA_c, mask=is_head)
 
-        place = batch * dt_b + t.to(tl.int64)[:, None] * dt_l + head[None, :] * dt_h
-        v = tl.load(dt + place, mask=mask, other=0.0).to(tl.float32)
+        at_dt = batch * dt_b + t.to(tl.int64)[:, None] * dt_l + head[None, :] * dt_h
+        v = tl.load(dt + at_dt, mask=mask, other=0.0).to(tl.float32)
         if dt_bias is not None:
             v += tl.load(dt_bias + head, mask=is_head, other=0.0).to(tl.float32)[None, :]
         soft = softplus(v)

@@ -106,8 +106,7 @@ def forward(
     n = B.shape[3]
     cut = plan(x, B, C)
     x, B, C = (rows_contiguous(t) for t in (x, B, C))
-    if initial_state is not None:
-        initial_state = initial_state.contiguous()
+    A, D, dt_bias, initial_state = (dense(t) for t in (A, D, dt_bias, initial_state))
     y = torch.empty((b, l, h, p), dtype=x.dtype, device=x.device)
     final = torch.empty((b, h, p, n), dtype=torch.float32, device=x.device)
     with on_device(x):
@@ -127,6 +126,11 @@ def forward(
 def rows_contiguous(t: torch.Tensor) -> torch.Tensor:
     """t with its last axis dense: kernels take every other stride as it is."""
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def dense(t: torch.Tensor | None) -> torch.Tensor | None:
+    """t without strides, for what kernels take as one block."""
+    return None if t is None else t.contiguous()
 
 
 def step_forward(cut, dt, A, dt_bias, dt_scale, dt_min, dt_max) -> tuple[torch.Tensor, ...]:
@@ -202,7 +206,7 @@ def softplus(v):
     return tl.maximum(v, 0.0) + 2.0 * (r + r * (s * series))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def ssd_step_kernel(
     dt, dt_bias, dt_scale, A, step, total, column,
     l, h, chunks, dt_min, dt_max, dt_b, dt_l, dt_h, scale_b, scale_l,
@@ -259,7 +263,7 @@ def start_state(
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks", "segment_chunks", "segments"])
 def ssd_walk_kernel(
     x, B, total, column, first, added, passed, states, last,
     l, chunks, segment_chunks, segments, x_b, x_h, B_b, B_g,
@@ -330,7 +334,7 @@ def ssd_walk_kernel(
         tl.store(passed + one, kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks", "segment_chunks", "segments"])
 def ssd_fwd_kernel(
     x, B, C, D, total, column, first, added, passed, y, final,
     l, chunks, segment_chunks, segments, x_b, x_h, B_b, B_g, C_b, C_g,
