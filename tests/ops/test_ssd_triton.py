@@ -116,7 +116,7 @@ def test_other_layouts(same, outputs_and_grads) -> None:
 
 @pytest.mark.parametrize("cuts", [(1, 2), (16, 37)], ids=str)
 def test_pieces_equal_whole(cuts: tuple[int, ...], same) -> None:
-    inputs = make(2, 70, 2, 3, 1, 5)
+    inputs = make(1, 50, 1, 3, 1, 5)
     whole, final = ssd_triton(**inputs)
     pieces, state = [], inputs["initial_state"]
     for start, stop in zip((0, *cuts), (*cuts, 50), strict=True):
