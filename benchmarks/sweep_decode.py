@@ -67,16 +67,14 @@ def sweep_tiles(rows: list[int], roles: list[str], dtype: torch.dtype) -> None:
         norm = torch.ones(k, device="cuda", dtype=dtype)
         most = next(most for most in TILES if b <= most)
         before, found = TILES[most], []
+        options = (
+            {"norm_weight": norm, "eps": 1e-5} if role == "wide" else {"add": role == "narrow"}
+        )
         for tile in itertools.starmap(Tile, (ONE_ROW if b == 1 else ROWS)[role]):
             if role == "split":
                 tile = tile._replace(splits=before[2].splits)
             shape = (tile.splits, b, n) if role == "split" else (b, n)
             out = torch.empty(shape, device="cuda", dtype=torch.float32)
-            options: dict[str, Any] = {
-                "wide": {"norm_weight": norm, "eps": 1e-5},
-                "narrow": {"add": True},
-                "split": {},
-            }[role]
             TILES[most] = (*before[:index], tile, *before[index + 1 :])  # type: ignore[assignment]
 
             try:

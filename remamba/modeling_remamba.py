@@ -356,7 +356,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets,
         )  # fmt: skip
-        if decodes_in_place(self, input_ids, cache_params, *given):
+        if return_logits and decodes_in_place(self, input_ids, cache_params, *given):
             return self._decode(cast(Tensor, input_ids), cast(StateCache, cache_params))
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled

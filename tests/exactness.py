@@ -316,14 +316,17 @@ def generate_equals_forward(backbone: str) -> float:
 
 
 def engine_equals_generate(backbone: str) -> float:
-    """The engine's greedy tokens for unequal prompts in fewer slots, as generate's one by one."""
+    """The engine's greedy tokens for unequal prompts in fewer slots, as generate's one by one.
+
+    With states that grow and shrink, and with states in place.
+    """
     from remamba.engine import Engine, Request, SamplingOptions
 
     model = tiny_model(backbone, eos_token_id=None)
     greedy = SamplingOptions(max_new_tokens=6)
     prompts = [tokens(1, length, seed=length) for length in (9, 30, 17)]
-    for compression in (False, FORMS["paper"]):
-        engine = Engine(model, None, slots=2)
+    for compression, static in itertools.product((False, FORMS["paper"]), (False, True)):
+        engine = Engine(model, None, slots=2, static=static)
         requests = [
             Request(prompt=row[0].tolist(), options=greedy, compression=compression)
             for row in prompts
