@@ -201,12 +201,18 @@ class DecodeStep:
         if not self._is_current():
             self.refresh()
         assert self._survey is not None
-        if self.device.type != "cuda" or self._survey.is_observed:
+        if not self.is_captured:
             return step()
         key = (bucket, name, requested())
         if key not in self._graphs:
             self._graphs[key] = self._capture(step, bucket)
         return self._graphs[key]()
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are CUDA graphs."""
+        assert self._survey is not None
+        return self.device.type == "cuda" and not self._survey.is_observed
 
     def _is_current(self) -> bool:
         model = self._model()

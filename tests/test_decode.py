@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from remamba import InputError, ReMambaConfig, ReMambaForCausalLM, StateCache
 from remamba import decode as decode_module
 from remamba.decode import DecodeStep, decode_step_of, survey
+from remamba.engine import Engine, Request, SamplingOptions
 from remamba.ops import use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -293,6 +294,73 @@ def test_the_step_goes_with_its_model(in_place: None) -> None:
     assert gone() is None and cache.batch_size == 1
     same = read(twin, ids)
     torch.testing.assert_close(cache.ssm_states[1], same.ssm_states[1])
+
+
+class FakeGraph:
+    """What a Graph is to its users, without a GPU: warmed up, and of static outputs."""
+
+    made: list[FakeGraph] = []
+
+    def __init__(self, function: Any, pool: Any = None):
+        self.function = function
+        self.pool = object() if pool is None else pool
+        for _ in range(2):
+            self.outputs = function()
+        FakeGraph.made.append(self)
+
+    def __call__(self) -> Tensor:
+        return self.outputs.copy_(self.function())
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    """Steps are captured, as on a GPU; the list of their graphs."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(decode_module, "Graph", FakeGraph)
+        monkeypatch.setattr(DecodeStep, "is_captured", True)
+    monkeypatch.setattr(FakeGraph, "made", [])
+    return FakeGraph.made
+
+
+@torch.no_grad()
+def test_a_captured_step_moves_states_on_once(captured: list[FakeGraph], assert_close: Any) -> None:
+    """Its warm-up leaves no trace; graphs are made once for each bucket, in one pool."""
+    model = model_of("mamba")
+    step = DecodeStep(model, 8)
+    for rows in (3, 4, 1, 2, 3):
+        ids = tokens_of(rows, 8, seed=rows)
+        cache = read(model, ids[:, :5])
+        found = [step.logits(ids[:, i], cache) for i in (5, 6, 7)]
+        expected = model(ids, compression=False).logits[:, 5:]
+        assert_close(torch.stack(found, dim=1), expected)
+        same_states(cache, read(model, ids), assert_close)
+    assert sorted(key[0] for key in step._graphs) == [1, 2, 4]
+    if captured:
+        assert len(captured) == 3 and len({id(graph.pool) for graph in captured}) == 1
+        model.backbone.norm_f.weight = nn.Parameter(model.backbone.norm_f.weight * 2)
+        cache = read(model, ids[:, :5])
+        assert_close(step.logits(ids[:, 5], cache), 2 * expected[:, 0])
+        assert len(captured) == 4
+        with use_backend("ref"):
+            step.logits(ids[:, 6], cache)
+        assert len(captured) == 5
+
+
+def test_an_engine_of_captured_steps(captured: list[FakeGraph]) -> None:
+    """Greedy and drawn, ends and refilled slots: as without."""
+    model = model_of("mamba2-g2")
+    requests = [
+        Request(
+            prompt=tokens_of(3 + i, seed=i).tolist(),
+            options=SamplingOptions(
+                max_new_tokens=2 + 3 * (i % 3), temperature=0.8 * (i % 2), seed=i, top_k=5
+            ),
+        )
+        for i in range(7)
+    ]
+    expected = [c.token_ids for c in Engine(model, slots=3, static=False).run(requests)]
+    found = [c.token_ids for c in Engine(model, slots=3, static=True).run(requests)]
+    assert found == expected
 
 
 @pytest.mark.gpu
