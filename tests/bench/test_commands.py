@@ -19,7 +19,8 @@ from remamba.cache import StateCache
 from remamba.ops import backend
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = ["--shapes", "mamba-tiny", "mamba2-tiny", "--device", "cpu", "--repeats", "1"]
+SHAPES = ["--shapes", "mamba-tiny", "mamba2-tiny"]
+TINY = [*SHAPES, "--device", "cpu", "--repeats", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +238,22 @@ def test_a_llama_that_cannot_be_compiled_is_left_out_and_said(
     monkeypatch.setattr(fig6, "run_engine", failing)
     with pytest.raises(RuntimeError, match="no compiler"):
         cli.main(["bench", *argv, "--overwrite"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ops", *SHAPES, "--lengths", "63", "--backward"],
+        ["generate", *SHAPES, "--lengths", "63", "--batches", "1", "2", "--new-tokens", "4"],
+        ["long", "--tokens", "3000", "--piece-length", "700", "--shape", "mamba-tiny"],
+        ["fig6", "--scale", "tiny", "--output", "OUT"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_on_a_gpu(argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = [str(tmp_path / "out") if word == "OUT" else word for word in argv]
+    report, _ = bench([*argv, "--device", "cuda"], capsys)
+    assert report["results"] and not report.get("left_out")
+    assert report["settings"]["dtype"] == "bfloat16"
+    assert all(r.get("peak_gib", 1) > 0 for r in report["results"])
