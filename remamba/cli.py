@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
     "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
+    "eval table": (
+        "remamba.commands.eval_table",
+        "many runs as one of the paper's tables or figures",
+    ),
     "eval compare": ("remamba.commands.eval_compare", "two runs on the same questions, paired"),
     "bench": (
         "remamba.commands.bench",

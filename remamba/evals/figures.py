@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +52,22 @@ def draw_run(run: ScoredRun, details: dict[str, Any], file: Path) -> None:
 
 
 def heat_map(
-    cells: Mapping[tuple[float, float], float], labels: tuple[str, str], title: str
+    cells: Mapping[tuple[float, float], float],
+    labels: tuple[str, str],
+    title: str,
+    limits: tuple[float, float] = (0.0, 100.0),
 ) -> Any:
-    """A figure of values from 0 to 100 over two settings, (across, down) -> value."""
+    """A figure of values over two settings, (across, down) -> value; colours span `limits`."""
     across, down = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
     figure, axes = plt.subplots(
         figsize=(max(4.0, 0.8 * len(across) + 2), max(3.0, 0.5 * len(down) + 1.5))
     )
     grid = [[cells.get((x, y), float("nan")) for x in across] for y in down]
-    axes.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    axes.imshow(grid, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto")
+    middle = limits[0] + 0.6 * (limits[1] - limits[0])
     for (x, y), value in cells.items():
         place = (across.index(x), down.index(y))
-        shade = "white" if value < 60 else "black"
+        shade = "white" if value < middle else "black"
         axes.text(*place, f"{value:.1f}", ha="center", va="center", color=shade, fontsize=8)
     axes.set_xticks(range(len(across)), [f"{x:g}" for x in across])
     axes.set_yticks(range(len(down)), [f"{y:g}" for y in down])
@@ -77,6 +81,18 @@ def save(figure: Any, file: Path) -> None:
     """Writes a figure whole, or not at all."""
     figure.tight_layout()
     part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, format=file.suffix[1:] or "png", dpi=120, metadata={"Software": None})
+    figure.savefig(part, format=file.suffix[1:] or "png", dpi=120)
     plt.close(figure)
     os.replace(part, file)
+
+
+def length_figure(lines: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
+    """A figure of average scores against the maximum length, a line for each label."""
+    figure, axes = plt.subplots(figsize=(6.0, 4.0))
+    for label, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=label)
+    axes.set_xlabel("maximum length in tokens")
+    axes.set_ylabel("average score")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure

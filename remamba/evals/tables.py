@@ -12,7 +12,7 @@ from remamba.evals.scoring import ScoredRun
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table with columns of even width; numbers get two decimals."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         words = [row[0].ljust(widths[0])]

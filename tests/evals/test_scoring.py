@@ -141,7 +141,7 @@ def test_table_for_people(remamba: Run, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "predictions" / "qasper.jsonl", longbench("x y", "x"))
     said = remamba("eval", "score", "--task", "longbench-e", "--output", tmp_path)
     assert " ".join(said.split("\n")[0].split()) == "| dataset | n | score | 0-4k | 4-8k | 8k+ |"
-    assert "| qasper  | 1 | 66.67 | 66.67 |    - |   - |" in said
+    assert "| qasper  |   1 | 66.67 | 66.67 |    - |   - |" in said
 
 
 FINE = longbench("x", "x")
