@@ -12,7 +12,7 @@ TILE = (64, 128)
 """Rows and channels of a program, backward."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _forward_kernel(
     dt, selected, theta, alpha, bias, out,
     length, channels, dt_b, dt_l, selected_b, selected_l, alpha_b, alpha_l,
@@ -47,7 +47,7 @@ def _forward_kernel(
             tl.store(out + row * channels + channel, v, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "length"])
 def _backward_kernel(
     dt, selected, alpha, bias, dout, ddt, dalpha, dtheta, dbias,
     rows, length, channels, dt_b, dt_l, selected_b, selected_l, alpha_b, alpha_l,

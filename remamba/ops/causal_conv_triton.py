@@ -1,8 +1,8 @@
 """causal_conv in Triton, forward and backward.
 
 A program owns a block of channels and a chunk of rows. It walks down the rows with the last w-1
-inputs in registers, so that each input is read once, and loads several rows before it uses the
-first. The chunk at the top also writes the new window.
+inputs in registers, so that each input is read once, and loads the next rows while it computes.
+The chunk at the top also writes the new window.
 """
 
 import math
@@ -13,14 +13,14 @@ import triton.language as tl
 
 from remamba.ops.recording import is_recorded
 
-UNROLL = 8
-"""Rows loaded at once; half of it in the backward pass, which holds twice as much a row."""
+UNROLL = 4
+"""Rows loaded at once."""
 BYTES = 256
 """Of a row that one program reads: 8 bytes a lane of its one warp."""
-CHUNKS = (64, 32, 16)
+CHUNKS = (96, 48, 24, 16)
 """Rows of a program: the first that gives enough programs. Multiples of UNROLL."""
 PROGRAMS = 2048
-"""That fill a GPU of 132 multiprocessors."""
+"""That fill a GPU of 132 multiprocessors; 3,696 of the forward pass fit at once."""
 
 # x's strides come divided by ALIGNED: triton itself would only see multiples of 16, and read the
 # rows of mamba2-130m entry by entry
@@ -44,6 +44,16 @@ def _load_behind(x, window, position, x_l, window_l, e, channels, WIDTH: tl.cons
 
 
 @triton.jit
+def _load_rows(x, position, last, row, e, channels, UNROLL: tl.constexpr):
+    """UNROLL rows of x as they are stored, zeros from row `last` on."""
+    rows = ()
+    for r in tl.static_range(UNROLL):
+        mask = e < tl.where(position + r < last, channels, 0)
+        rows += (tl.load(x + (position + r) * row, mask=mask, other=0.0),)
+    return rows
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
 def _forward_kernel(
     x, weight, bias, window, lengths, y, new_window,
     length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l,
@@ -84,11 +94,14 @@ def _forward_kernel(
         recent += (
             _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
         )
+    # the next rows are under way while these are computed
+    last = tl.minimum(first + CHUNK, length)
+    ahead = _load_rows(x, first, last, x_l, e, channels, UNROLL)
     for t in range(first, first + CHUNK, UNROLL):
         rows = recent
         for r in tl.static_range(UNROLL):
-            mask = e < tl.where(t + r < length, channels, 0)
-            rows += (tl.load(x + (t + r) * x_l, mask=mask, other=0.0).to(tl.float32),)
+            rows += (ahead[r].to(tl.float32),)
+        ahead = _load_rows(x, t + UNROLL, last, x_l, e, channels, UNROLL)
         for r in tl.static_range(UNROLL):
             v = start
             for j in tl.static_range(WIDTH):
@@ -99,7 +112,7 @@ def _forward_kernel(
         recent = rows[UNROLL:]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks"])
 def _backward_kernel(
     x, weight, bias, window, lengths, dy, dnew, dx, dwindow, partial,
     length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l, dy_b, dy_l,
@@ -144,14 +157,17 @@ def _backward_kernel(
             _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
         )
         drecent += (tl.zeros((BLOCK,), tl.float32),)
+    stop = tl.minimum(last + WIDTH - 1, length)
+    x_ahead = _load_rows(x, first, stop, x_l, e, channels, UNROLL)
+    dy_ahead = _load_rows(dy, first, stop, dy_l, e, channels, UNROLL)
     for t in range(first, last + WIDTH - 1, UNROLL):
-        rows, drows, dys = recent, drecent, ()
+        rows, drows, dys = recent, drecent, dy_ahead
         for r in tl.static_range(UNROLL):
-            mask = e < tl.where(t + r < length, channels, 0)
-            rows += (tl.load(x + (t + r) * x_l, mask=mask, other=0.0).to(tl.float32),)
-            dys += (tl.load(dy + (t + r) * dy_l, mask=mask, other=0.0).to(tl.float32),)
+            rows += (x_ahead[r].to(tl.float32),)
+        x_ahead = _load_rows(x, t + UNROLL, stop, x_l, e, channels, UNROLL)
+        dy_ahead = _load_rows(dy, t + UNROLL, stop, dy_l, e, channels, UNROLL)
         for r in tl.static_range(UNROLL):
-            d = dys[r]
+            d = dys[r].to(tl.float32)
             if SILU:
                 v = start
                 for j in tl.static_range(WIDTH):
@@ -283,7 +299,7 @@ def _causal_conv_backward(
         x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
         l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
         weight.stride(1), window_b, window_l, dy.stride(0), dy.stride(1),
-        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL // 2, SILU=silu,
+        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
         ALIGNED=aligned,
         num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip

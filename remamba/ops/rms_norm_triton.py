@@ -27,7 +27,7 @@ def _tile(tile, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     return row, channel, (row < rows) & (channel < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x, residual, weight, normed, total, rows, width, x_row, residual_row, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -45,7 +45,7 @@ def _forward_kernel(
     tl.store(normed + row * width + channel, v, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def _backward_kernel(
     total, weight, dnormed, dtotal, dx, dresidual, partial,
     rows, width, tiles, total_row, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -75,7 +75,7 @@ def _backward_kernel(
         tl.store(to, tl.sum(dweight, axis=0), mask=tl.arange(0, BLOCK) < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated_forward_kernel(
     y, z, weight, out, rows, width, channels, y_row, z_row, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
@@ -92,7 +92,7 @@ def _gated_forward_kernel(
     tl.store(out + row * channels + channel, v, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def _gated_backward_kernel(
     y, z, weight, dout, dy, dz, partial,
     rows, width, channels, tiles, y_row, z_row, eps,
