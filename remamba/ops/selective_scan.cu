@@ -487,6 +487,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         __syncwarp();
         if (lane == 0) barrier_arrive(&shared.free[n % 2]);
     };
+    // the states before tile i - 1 are asked for while tile i is worked on
+    float start[SPT];
+    auto ask = [&](int i) {
+#pragma unroll
+        for (int k = 0; k < SPT; k++)
+            start[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
+    };
+    ask(tiles - 1);
     load(tiles - 1);
     copies_end();
 
@@ -505,8 +513,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         // forward once more, for the states before each block
         float h[SPT];
 #pragma unroll
-        for (int k = 0; k < SPT; k++)
-            h[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
+        for (int k = 0; k < SPT; k++) h[k] = start[k];
+        if (i > 0) ask(i - 1);
 #pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
             const int t = t0 + s, own = t * CHANNELS + local;

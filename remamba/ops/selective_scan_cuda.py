@@ -102,8 +102,8 @@ def plan(rows: int, channels: int, n: int, processors: int) -> tuple[int, int]:
     """Warps of a thread block and lanes of a channel for the forward kernel.
 
     A multiprocessor has 4 schedulers, each issuing an instruction a cycle if one of its warps is
-    ready: the busiest scheduler's k warps are taken to keep it busy k / (k + 2) of the time. Of equal
-    plans the one with more warps is better, as a block's warps share its B and C.
+    ready: the busiest scheduler's k warps are taken to keep it busy k / (k + 2) of the time. Of
+    equal plans the one with more warps is better, as a block's warps share its B and C.
     """
 
     def cost(warps: int, lanes: int) -> float:
@@ -248,7 +248,6 @@ def _backward_op(
     """
     b, l, e = x.shape
     n = A.shape[1]
-    dx, ddt = torch.empty_like(x), torch.empty_like(x)
     dx, ddt = (torch.empty((b, l, e), dtype=x.dtype, device=x.device) for _ in range(2))
     dz = torch.empty((b, l, e) if z is not None else (0,), dtype=x.dtype, device=x.device)
     dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
