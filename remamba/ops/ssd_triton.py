@@ -17,7 +17,8 @@ from remamba.ops.recording import is_recorded
 from remamba.ops.ssd_torch import ssd_torch
 from remamba.ops.time_step import LOG2_E
 
-MAX_HEAD_DIM, MAX_STATE = 128, 256
+# a head's state as an operand, and its sides: what fits into a multiprocessor's shared memory
+MAX_HEAD_DIM, MAX_STATE, MAX_STATE_BYTES = 128, 256, 64 * 128 * 4
 # programs that a multiprocessor of a GPU should find, and the least chunks worth a segment
 PROGRAMS_A_PROCESSOR, MIN_CHUNKS, MAX_SEGMENTS = 6, 2, 16
 # 2 ** LEAST_EXPONENT is 0 in float32, and sums of it over a chunk stay small
@@ -34,11 +35,11 @@ def ssd_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """ssd with lengths already folded into dt_scale, and l > 0. Shapes as there.
 
-    Heads wider than MAX_HEAD_DIM and states longer than MAX_STATE go to the torch form. Products
-    take x's, B's and C's dtype and add in float32: for bfloat16 inputs the decayed scores and the
-    state that a chunk starts from are rounded to bfloat16, as an operand, never as a sum.
+    States too large for the kernels, and float64, go to the torch form. Products take x's, B's and C's dtype and
+    add in float32: for bfloat16 inputs the decayed scores and the state that a chunk starts from
+    are rounded to bfloat16, as an operand, never as a sum.
     """
-    if x.shape[3] > MAX_HEAD_DIM or B.shape[3] > MAX_STATE:
+    if not fits(x, B, C):
         return ssd_torch(
             x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale,
             initial_state=initial_state, chunk_size=chunk_size,
@@ -49,6 +50,19 @@ def ssd_triton(
 
         return ssd_op(*inputs, *dt_limit)[:2]
     return forward(*inputs, *dt_limit)[:2]
+
+
+def fits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
+    """Whether the kernels have room for a head's state, and products for the dtypes."""
+    p, n, dtype = x.shape[3], B.shape[3], product_dtype(x, B, C)
+    size = triton.next_power_of_2(p) * triton.next_power_of_2(n) * dtype.itemsize
+    is_small = p <= MAX_HEAD_DIM and n <= MAX_STATE and size <= MAX_STATE_BYTES
+    return is_small and dtype in TRITON_DTYPES
+
+
+def product_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype in which x, B and C are multiplied."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
 
 
 class Plan(NamedTuple):
@@ -68,7 +82,7 @@ class Plan(NamedTuple):
 def plan(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> Plan:
     """The cuts for these shapes, the same in forward and backward."""
     b, l, h, p = x.shape
-    dot = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
+    dot = product_dtype(x, B, C)
     block_n = max(triton.next_power_of_2(B.shape[3]), 16)
     # exact float32 products hold their operands in registers: smaller blocks
     chunk, widest = (16, 16) if dot == torch.float32 else (64, 64)
