@@ -29,7 +29,7 @@ ROLES = {
 ONE_ROW = {
     "wide": itertools.product((4, 8, 16, 32), (256, 512), (4,), (2, 3, 4)),
     "narrow": itertools.product((2, 4, 8, 16), (256, 512, 1024), (4,), (2, 3, 4)),
-    "split": itertools.product((2, 4, 8), (128, 256), (2, 4), (3,)),
+    "split": itertools.product((4, 8, 16), (64, 128), (2, 4), (3, 4)),
 }
 ROWS = {
     "wide": itertools.product((16, 32, 64, 128), (64, 128), (4,), (3, 4)),

@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 # most rows of x -> tile of a wide W (in_proj, lm_head), of a narrow one (out_proj), of a split sum
 TILES: dict[int, tuple[Tile, Tile, Tile]] = {
-    1: (Tile(16, 256, 4, 3), Tile(4, 1024, 4, 3), Tile(4, 128, 2, 3, splits=4)),
+    1: (Tile(16, 256, 4, 3), Tile(4, 1024, 4, 3), Tile(8, 128, 2, 4, splits=8)),
     16: (Tile(32, 128, 4, 4), Tile(16, 256, 2, 4), Tile(16, 64, 2, 3, splits=8)),
     32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 64, 2, 3, splits=8)),
     64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=8)),
@@ -82,6 +82,9 @@ def few_rows_product(
     tile = tiles_for(b)[2 if is_split else 0 if n >= WIDE else 1]
     splits = out.shape[0] if is_split else 1
     columns = triton.cdiv(k // groups, splits)
+    block_k = tile.k
+    while block_k > 128 and columns % block_k:  # whole blocks need no masks
+        block_k //= 2
     width = 0 if conv_weight is None else conv_weight.shape[-1]
     assert not is_split or (norm_weight is None and bias is None), "a split sum takes no norm"
     grid = (triton.cdiv(n, tile.n), splits)
@@ -91,8 +94,8 @@ def few_rows_product(
         b, n, k, columns, eps, x.stride(0), out.stride(-2), *conv_columns,
         GROUPS=groups, NORMED=norm_weight is not None, ADD=add, SPLIT=is_split,
         WIDTH=width, ROWS=1 if b == 1 else max(16, triton.next_power_of_2(b)),
-        EVEN=columns % tile.k == 0 and columns * splits * groups == k,
-        BLOCK_N=tile.n, BLOCK_K=tile.k, STAGES=tile.stages, EARLY=EARLY_LAUNCH,
+        EVEN=columns % block_k == 0 and columns * splits * groups == k,
+        BLOCK_N=tile.n, BLOCK_K=block_k, STAGES=tile.stages, EARLY=EARLY_LAUNCH,
         num_warps=tile.warps, num_stages=tile.stages, **extra,
     )  # fmt: skip
 
