@@ -35,9 +35,10 @@ def ssd_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """ssd with lengths already folded into dt_scale, and l > 0. Shapes as there.
 
-    States too large for the kernels, and float64, go to the torch form. Products take x's, B's and C's dtype and
-    add in float32: for bfloat16 inputs the decayed scores and the state that a chunk starts from
-    are rounded to bfloat16, as an operand, never as a sum.
+    States too large for the kernels, and float64, go to the torch form. dt_scale must not be
+    negative. Products take the dtype of x, B and C and add in float32: for bfloat16 the decayed
+    scores, the scaled inputs and the state that a chunk starts from are rounded to it, as
+    operands, never as sums.
     """
     if not fits(x, B, C):
         return ssd_torch(
