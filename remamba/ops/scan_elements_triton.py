@@ -10,6 +10,8 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # the kernels that go from chunk to chunk load so many at once: else each waits for the one before
 LINKED: tl.constexpr = tl.constexpr(8)
 
+# arguments whose values a kernel is not compiled for anew
+SIZES = ("l", "l_padded", "rows", "chunk", "num_chunks", "scale_b", "scale_l")
 # a chunk's length is a multiple of it: so many steps the backward kernels take at once
 SPAN = 8
 # up to so many states a channel, two channels of a thread fit its registers in the forward kernels
@@ -96,7 +98,7 @@ def prefetch_pairs(base, N: tl.constexpr, ROWS: tl.constexpr, HINTS: tl.constexp
     prefetch(base + tl.arange(0, HINTS) * (ROWS * N) // HINTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pack_kernel(
     B, C, pairs, rows, l, l_padded, B_b, B_l, C_b, C_l,
     N: tl.constexpr, N_BLOCK: tl.constexpr, ROWS: tl.constexpr,

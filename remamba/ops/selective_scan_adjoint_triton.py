@@ -6,6 +6,7 @@ import triton.language as tl
 from remamba.ops.scan_elements_triton import (
     INTERPRETED,
     LINKED,
+    SIZES,
     load_pairs,
     prefetch_pairs,
     prefetch_rows,
@@ -14,7 +15,7 @@ from remamba.ops.scan_elements_triton import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
     x, dt, z, dy, pairs, rates, dt_bias, dt_scale, states, block_states, carries, step_sums,
     l, chunk, num_chunks, x_b, dt_b, z_b, dy_b, pairs_b, states_b, out_b, scale_b, scale_l,
@@ -112,7 +113,7 @@ def adjoint_kernel(
             tl.store(carries + ((b * num_chunks + c - 1) * N + n) * e + d, part[n], mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def carry_kernel(
     carries, step_sums, rates, dstate, e, num_chunks, dstate_b, dstate_e, dstate_n,
     N: tl.constexpr, BLOCK: tl.constexpr,

@@ -11,6 +11,7 @@ from remamba.ops.scan_elements_triton import (
     LN_2,
     LOG2_E,
     MANY_STATES,
+    SIZES,
     SPAN,
     lane_sums,
     load_pairs,
@@ -27,11 +28,16 @@ from remamba.ops.selective_scan_adjoint_triton import adjoint_kernel, carry_kern
 # one warp a program; each of its threads has so many channels
 LANES = 32
 GROUPS = 2
+# registers of a thread: more of them leave fewer programs at once, fewer are spilled
+REGISTERS = 168
+# rows and most registers of the adjoint kernel
+ADJOINT_ROWS = 2
+ADJOINT_REGISTERS = 168
 # float32 numbers of the states before every SPAN steps: a longer sequence is taken in pieces
 SCRATCH = 2**28
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(
     x, dt, z, dy, pairs, rates, D, dt_bias, dt_scale, block_states, carries,
     dx, ddt, dz, dA, dD, dbias, dpairs, dscale,
@@ -277,6 +283,14 @@ def gradient_kernel(
             tl.store(dbias + sum_at, sum_bias[i], mask=d < e - i * LANES)
 
 
+def given(inputs, needed) -> list[bool]:
+    """Of which of the ten inputs there is a gradient: those needed, and x, dt and z in any case."""
+    return [
+        t is not None and (need or i in (0, 1, 6))
+        for i, (t, need) in enumerate(zip(inputs, needed, strict=True))
+    ]
+
+
 def scan_backward(
     dy, dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, states, chunk, needed
 ) -> list[torch.Tensor]:
@@ -288,18 +302,14 @@ def scan_backward(
     b, l, e = x.shape
     n = A.shape[1]
     inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-    # the kernels give those of x, dt and z in any case
-    wanted = [
-        t is not None and (need or t is x or t is dt or t is z)
-        for t, need in zip(inputs, needed, strict=True)
-    ]
+    wanted = given(inputs, needed)
     grads = [
-        torch.empty(t.shape if want else (0,), dtype=(x if t is None else t).dtype, device=x.device)
+        torch.empty(t.shape, dtype=t.dtype, device=x.device) if want else x.new_empty(0)
         for t, want in zip(inputs, wanted, strict=True)
     ]
     rates = (A.float() * LOG2_E.value).t().contiguous()
     pairs = pack(B, C)
-    sums: list[list[torch.Tensor]] = []
+    sums: dict[int, list[torch.Tensor]] = {2: [], 5: [], 7: []}  # dA, dD, dbias of the pieces
     carry = dstate
     piece_chunks = max(1, SCRATCH // (b * n * e * (chunk // SPAN)))
     for first in reversed(range(0, states.shape[1], piece_chunks)):
@@ -307,14 +317,18 @@ def scan_backward(
         cut = [None if t is None else t[:, piece] for t in (x, dt, z, dy, pairs, dt_scale)]
         out = [grads[i][:, piece] if wanted[i] else None for i in (0, 1, 6)]
         here = states[:, first : first + piece_chunks]
-        carry, dB, dC, dscale, *of_piece = _piece(
-            *cut, out, carry, rates, D, dt_bias, here, chunk, needed[8]
+        carry, dpairs, dscale, *of_chunks = _piece(
+            *cut, out, carry, rates, D, dt_bias, here, chunk, wanted[8]
         )
-        sums.append(of_piece)
-        for i, grad in ((3, dB), (4, dC), (8, dscale)):
+        by_position = [*_by_position(dpairs).unbind(-1)] if wanted[3] or wanted[4] else [None, None]
+        by_position.append(_by_position(dscale) if wanted[8] else None)
+        for i, grad in zip((3, 4, 8), by_position, strict=True):
             if wanted[i]:
-                grads[i][:, piece] = grad
-    for i, parts in zip((2, 5, 7), zip(*sums, strict=True), strict=True):
+                grads[i][:, piece] = grad[:, : piece.stop - piece.start]
+        for (i, parts), part in zip(sums.items(), of_chunks, strict=True):
+            if wanted[i]:
+                parts.append(part.sum((0, 1)))
+    for i, parts in sums.items():
         if wanted[i]:
             grads[i].copy_(functools.reduce(torch.add, parts))
     if wanted[9]:
@@ -323,9 +337,10 @@ def scan_backward(
 
 
 def _piece(x, dt, z, dy, pairs, dt_scale, out, dstate, rates, D, dt_bias, states, chunk, to_scale):
-    """The gradient of the state before these positions, those of B, C, dt_scale, A, D, dt_bias.
+    """Fills out (of x, dt, z) and returns, float32, what is left to be summed of the others.
 
-    All float32; those of x, dt and z go to out.
+    The gradient of the state before these positions (b, e, n); dpairs and dscale as
+    gradient_kernel gives them; those of A (b, chunks, e, n), of D and dt_bias (b, chunks, e).
     """
     b, l, e = x.shape
     num_chunks, n = states.shape[1:3]
@@ -349,9 +364,10 @@ def _piece(x, dt, z, dy, pairs, dt_scale, out, dstate, rates, D, dt_bias, states
     }  # fmt: skip
     wide = n <= MANY_STATES
     block = 64 if wide else 32
+    registers = ADJOINT_REGISTERS if wide else 255
     adjoint_kernel[(triton.cdiv(e, block), num_chunks, b)](
         x, dt, z, dy, pairs, rates, dt_bias, dt_scale, states, block_states, carries, step_sums,
-        *sizes, BLOCK=block, ROWS=2, maxnreg=168 if wide else 255, **options,
+        *sizes, BLOCK=block, ROWS=ADJOINT_ROWS, maxnreg=registers, **options,
     )  # fmt: skip
     carry_kernel[(triton.cdiv(e, 128), n, b)](
         carries, step_sums, rates, dstate, e, num_chunks, *dstate.stride(),
@@ -363,20 +379,11 @@ def _piece(x, dt, z, dy, pairs, dt_scale, out, dstate, rates, D, dt_bias, states
     gradient_kernel[(channel_blocks, num_chunks, b)](
         x, dt, z, dy, pairs, rates, D, dt_bias, dt_scale, block_states, carries,
         *out, dA, dD, dbias, dpairs, dscale,
-        *sizes, LANES=LANES, GROUPS=GROUPS, maxnreg=168, **options,
+        *sizes, LANES=LANES, GROUPS=GROUPS, maxnreg=REGISTERS, **options,
     )  # fmt: skip
+    return carries[:, 0].mT, dpairs, dscale, dA.mT, dD, dbias
 
-    def by_position(parts: torch.Tensor) -> torch.Tensor:
-        """(channel blocks, b, blocks, ..., SPAN) -> (b, l, ...)."""
-        return parts.sum(0).movedim(-1, 2).flatten(1, 2)[:, :l]
 
-    dB, dC = by_position(dpairs).unbind(-1)
-    return (
-        carries[:, 0].mT,
-        dB,
-        dC,
-        by_position(dscale) if to_scale else None,
-        dA.sum((0, 1)).t(),
-        dD.sum((0, 1)),
-        dbias.sum((0, 1)),
-    )
+def _by_position(parts: torch.Tensor) -> torch.Tensor:
+    """(channel blocks, b, blocks, ..., SPAN), summed over the first -> (b, blocks * SPAN, ...)."""
+    return parts.sum(0).movedim(-1, 2).flatten(1, 2)

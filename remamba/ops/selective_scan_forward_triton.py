@@ -9,6 +9,7 @@ from remamba.ops.scan_elements_triton import (
     LINKED,
     LOG2_E,
     MANY_STATES,
+    SIZES,
     load_pairs,
     pack,
     prefetch_pairs,
@@ -18,7 +19,7 @@ from remamba.ops.scan_elements_triton import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_kernel(
     x, dt, z, pairs, A, D, dt_bias, dt_scale, states, step_sums, y, final_state,
     l, l_padded, chunk, num_chunks, x_b, dt_b, z_b, A_e, A_n, scale_b, scale_l,
@@ -121,7 +122,7 @@ def chunk_kernel(
         tl.store(step_sums + (b * num_chunks + c) * e + d, steps, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def link_kernel(
     states, step_sums, A, initial_state, e, num_chunks, A_e, A_n, state_b, state_e, state_n,
     N: tl.constexpr, BLOCK: tl.constexpr,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops.scan_elements_triton import SPAN
-from remamba.ops.selective_scan_backward_triton import scan_backward
+from remamba.ops.selective_scan_backward_triton import given, scan_backward
 from remamba.ops.selective_scan_forward_triton import scan_forward
 from remamba.ops.selective_scan_torch import selective_scan_torch
 
@@ -131,7 +131,7 @@ def selective_scan_backward(
     chunk: int,
     needed: list[bool],
 ) -> list[Tensor]:
-    """The gradients of the ten inputs; empty ones where none is needed."""
+    """The gradients of the ten inputs; empty ones where none is `given`."""
     with torch.cuda.device_of(x):
         return scan_backward(
             rows(dy), dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state,
@@ -145,8 +145,8 @@ def _(
 ):  # fmt: skip
     inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
     return [
-        t.new_empty(t.shape) if need else x.new_empty(0)
-        for t, need in zip(inputs, needed, strict=True)
+        t.new_empty(t.shape) if there else x.new_empty(0)
+        for t, there in zip(inputs, given(inputs, needed), strict=True)
     ]
 
 
