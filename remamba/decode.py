@@ -168,8 +168,9 @@ class DecodeStep:
             self.tokens = torch.zeros(self.capacity, dtype=torch.long, device=conv.device)
 
     def load(self, cache: StateCache, row: int) -> None:
-        """Rows [row, row + b) take the cache's b rows of states."""
-        self.reserve(cache)
+        """Rows [row, row + b) take the cache's b rows of states; the first rows come first."""
+        if row == 0:
+            self.reserve(cache)
         stop = row + cache.batch_size
         assert stop <= self.capacity, (stop, self.capacity)
         _write(self.conv[:, row:stop], cache.conv_states)
