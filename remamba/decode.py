@@ -239,6 +239,7 @@ class DecodeStep:
             self._survey.blocks is not None
             and self.ssm.dtype == torch.float32
             and self.ssm.shape[-1] <= MOST_STATE
+            and requested() != "ref"  # the block's single ops have such forms, the block has none
             and resolve("decode_layer", self.device) == "triton"
         )
 

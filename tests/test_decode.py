@@ -343,6 +343,7 @@ def test_a_captured_step_moves_states_on_once(captured: list[FakeGraph], assert_
         assert len(captured) == 4
         with use_backend("ref"):
             step.logits(ids[:, 6], cache)
+            assert not step.is_fused
         assert len(captured) == 5
 
 
