@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
+    "eval short": ("remamba.commands.eval_short", "the six short tasks, by lm-evaluation-harness"),
     "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
     "eval table": (
         "remamba.commands.eval_table",

@@ -1,0 +1,123 @@
+"""Our models in lm-evaluation-harness: the short tasks of Figure 1, or any other of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval import evaluator
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+
+from remamba.errors import InputError
+from remamba.evals.likelihood import Pair, log_likelihoods
+from remamba.evals.prompting import Text
+from remamba.evals.readers import Ask, Reader, ReMambaReader, token_ids
+
+SHORT_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa")
+"""The six tasks of Figure 1."""
+
+
+class HarnessModel(TemplateLM):
+    """A reader's model as the harness asks it: log-likelihoods, and greedy texts.
+
+    A ReMamba whose settings compress a document before a question reads these prompts, which have
+    one part, as plain Mamba.
+    """
+
+    def __init__(self, reader: Reader):
+        super().__init__()
+        self.reader, self.tokenizer = reader, reader.tokenizer
+        settings = reader.compression if isinstance(reader, ReMambaReader) else None
+        self.compression = None if settings and settings.covers_document else settings
+
+    @property
+    def eot_token_id(self) -> int:
+        for token in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id):
+            if token is not None:
+                return token
+        raise InputError("the tokenizer has no end-of-text token to stand before an empty prompt")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        if add_special_tokens is None:
+            return token_ids(self.tokenizer, string)
+        found = self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)
+        return list(found["input_ids"])
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [Pair(context, continuation) for _, context, continuation in requests]
+        return log_likelihoods(self.reader.model, pairs, self.compression)
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Of whole texts, however long: a state has no window, so nothing is cut into pieces."""
+        texts = [self.tok_encode(request.args[0], False) for request in requests]
+        pairs = [Pair([self.eot_token_id], ids) for ids in texts]
+        return [score for score, _ in log_likelihoods(self.reader.model, pairs)]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        asks, stops = [], []
+        for i, request in enumerate(requests):
+            prompt, options = request.args
+            until = options.get("until") or []
+            stops.append([until] if isinstance(until, str) else list(until))
+            asks.append(
+                Ask(i, Text(prompt, None), options.get("max_gen_toks", 256), has_document=False)
+            )
+        found = [""] * len(asks)
+        for answer in self.reader.answer(asks):
+            if answer.error is not None:
+                raise InputError(f"a prompt could not be answered: {answer.error}")
+            text = answer.text
+            for stop in stops[answer.key]:
+                text = text.split(stop)[0] if stop else text
+            found[answer.key] = text
+        return found
+
+
+def run_tasks(
+    reader: Reader,
+    names: Sequence[str],
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    include: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The harness's results: `results` by task, and `samples`.
+
+    Args:
+        shots: solved examples before each question; None: as each task says.
+        include: a folder with task definitions of one's own.
+
+    Raises:
+        InputError: a task is unknown, or its data cannot be had.
+    """
+    manager = TaskManager(include_path=None if include is None else str(include))
+    if unknown := sorted(set(names) - set(manager.all_tasks)):
+        raise InputError(f"--tasks {unknown[0]} is not known to lm-evaluation-harness")
+    try:
+        found = evaluator.simple_evaluate(
+            HarnessModel(reader),
+            tasks=list(names),
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=0,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (OSError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the data of {', '.join(names)} cannot be had ({reason})") from error
+    assert found is not None, "one process evaluates"
+    return found
