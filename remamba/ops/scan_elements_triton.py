@@ -128,7 +128,7 @@ def pack(B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     pack_kernel[(triton.cdiv(b * l_padded, rows),)](
         B, C, pairs.view(torch.float32), b * l_padded, l, l_padded,
         *B.stride()[:2], *C.stride()[:2],
-        N=n, N_BLOCK=triton.next_power_of_2(n), ROWS=rows, num_warps=4,
+        N=n, N_BLOCK=triton.next_power_of_2(n), ROWS=rows, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return pairs
 
