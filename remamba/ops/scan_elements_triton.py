@@ -139,7 +139,6 @@ def _fold_code(mask):
     return f"""{{
         .reg .pred upper;
         .reg .b32 kept, sent;
-        .reg .f32 sum;
         setp.ne.u32 upper, $3, 0;
         selp.b32 kept, $2, $1, upper;
         selp.b32 sent, $1, $2, upper;
