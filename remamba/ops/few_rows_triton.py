@@ -6,6 +6,7 @@ the product, the convolution or the residual sum behind it.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ EARLY_LINES = tl.constexpr(16)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 EARLY_LAUNCH = False
 """Let a kernel begin, and fetch its part of W, while the one before it ends (sm_90 and above)."""
+FETCHES_AHEAD = True
+"""Let a kernel that leaves the memory idle bring the next product's W to the second-level cache."""
 
 
 class Tile(NamedTuple):
@@ -32,15 +35,18 @@ class Tile(NamedTuple):
     """Parts of the sum over columns, for a W of too few rows to make programs of."""
 
 
-# most rows of x -> tile of a wide W (in_proj, lm_head), of a narrow one (out_proj), of a split sum
+# most rows of x -> tile of a wide W (in_proj, lm_head), of a narrow one (out_proj), of x_proj: for
+# one row the sum is split, for more it is not
 TILES: dict[int, tuple[Tile, Tile, Tile]] = {
-    1: (Tile(16, 256, 4, 3), Tile(4, 1024, 4, 3), Tile(8, 128, 2, 4, splits=8)),
-    16: (Tile(32, 128, 4, 4), Tile(16, 256, 2, 4), Tile(16, 64, 2, 3, splits=8)),
-    32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 64, 2, 3, splits=8)),
-    64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3, splits=8)),
+    1: (Tile(8, 512, 4, 3), Tile(8, 512, 4, 3), Tile(8, 128, 2, 4, splits=8)),
+    16: (Tile(32, 128, 2, 4), Tile(16, 256, 2, 4), Tile(16, 512, 4, 3)),
+    32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 256, 4, 3)),
+    64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 128, 4, 3)),
 }
 WIDE = 4096
 """Rows of W from which it is wide: they are enough programs for a large GPU."""
+SMALL = 512
+"""Rows of W up to which there are few programs, each with a long sum."""
 
 
 def tiles_for(rows: int) -> tuple[Tile, Tile, Tile]:
@@ -63,6 +69,7 @@ def few_rows_product(
     conv_bias: torch.Tensor | None = None,
     conv_columns: tuple[int, int] = (0, 0),
     add: bool = False,
+    ahead: torch.Tensor | None = None,
 ) -> None:
     """Write x W^T (+ bias) into `out`, a step of a block's products; nothing is returned.
 
@@ -73,13 +80,13 @@ def few_rows_product(
     [start, stop) of the product are convolved with `window` (b, w-1, stop-start), which moves on by
     one in place, and conv_weight (stop-start, 1, w), and go through silu; or, with `add`, the
     product is added to what `out` holds. An `out` (parts, b, n) of float32 takes so many parts of
-    the sum instead, to be added by who reads them.
+    the sum instead, to be added by who reads them. `ahead` is a weight that a later launch reads.
     """
     b, k = x.shape
     n = weight.shape[0]
     assert weight.is_contiguous() and x.stride(1) == 1, (weight.stride(), x.stride())
     is_split = out.dim() == 3
-    tile = tiles_for(b)[2 if is_split else 0 if n >= WIDE else 1]
+    tile = tiles_for(b)[2 if is_split or n <= SMALL else 0 if n >= WIDE else 1]
     splits = out.shape[0] if is_split else 1
     columns = triton.cdiv(k // groups, splits)
     block_k = tile.k
@@ -92,11 +99,12 @@ def few_rows_product(
     _few_rows[grid](
         x, norm_weight, weight, bias, out, window, conv_weight, conv_bias,
         b, n, k, columns, eps, x.stride(0), out.stride(-2), *conv_columns,
+        *piece_of(ahead, grid[0] * splits * 32 * tile.warps),
         GROUPS=groups, NORMED=norm_weight is not None, ADD=add, SPLIT=is_split,
         WIDTH=width, ROWS=1 if b == 1 else max(16, triton.next_power_of_2(b)),
         EVEN=columns % block_k == 0 and columns * splits * groups == k,
         BLOCK_N=tile.n, BLOCK_K=block_k, STAGES=tile.stages, EARLY=EARLY_LAUNCH,
-        num_warps=tile.warps, num_stages=tile.stages, **extra,
+        AHEAD=32 * tile.warps, num_warps=tile.warps, num_stages=tile.stages, **extra,
     )  # fmt: skip
 
 
@@ -121,13 +129,39 @@ def _prefetch(address):
     )
 
 
+def piece_of(weight: torch.Tensor | None, threads: int) -> tuple[torch.Tensor | None, int, int]:
+    """What `fetch_ahead` takes: the weight, its bytes, and a thread's piece of them."""
+    if weight is None or not FETCHES_AHEAD or not _can_fetch(weight.device):
+        return None, 0, 0
+    size = weight.numel() * weight.element_size()
+    return weight, size, triton.cdiv(triton.cdiv(size, threads), 16) * 16
+
+
+@functools.cache
+def _can_fetch(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def fetch_ahead(ptr, size, piece, program, PIECES: tl.constexpr):
+    """Ask for a program's share of a weight to be brought to the second-level cache."""
+    start = (program * PIECES + tl.arange(0, PIECES)).to(tl.int64) * piece
+    left = tl.minimum(size - start, piece).to(tl.int32)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.gt.s32 p, $2, 0; "
+        "@p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+        "=r,l,r", [ptr.to(tl.int64) + start, left], tl.int32, False, 1,
+    )  # fmt: skip
+
+
 @triton.jit
 def _few_rows(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, out_ptr, window_ptr, conv_ptr, conv_bias_ptr,
     b, n, k, columns, eps, x_stride, out_stride, conv_start, conv_stop,
+    ahead_ptr, ahead_size, ahead_piece,
     GROUPS: tl.constexpr, NORMED: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     dtype = weight_ptr.dtype.element_ty
     out_columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -140,6 +174,9 @@ def _few_rows(
         line = tl.arange(0, EARLY_LINES) * (1024 // dtype.primitive_bitwidth)
         _prefetch(w_rows[:, None] + tl.minimum(line, k - 1)[None, :])
     begin(EARLY)
+    if ahead_ptr is not None:
+        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        fetch_ahead(ahead_ptr, ahead_size, ahead_piece, program, PIECES=AHEAD)
 
     total = tl.zeros((ROWS, BLOCK_N), tl.float32)
     for group in tl.static_range(GROUPS):

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from remamba.ops import few_rows_triton
 from remamba.ops.decode_layer import MOST_STATE
-from remamba.ops.few_rows_triton import begin, silu
+from remamba.ops.few_rows_triton import begin, fetch_ahead, piece_of, silu
 from remamba.ops.recording import is_recorded
 from remamba.ops.state_update import selective_state_update_torch, ssd_state_update_torch
 
@@ -34,7 +34,7 @@ def selective_state_update_triton(
         x, dt, A, B, C, D, z, dt_bias, dt_scale, state.contiguous(), new, y, e, n,
         x.stride(0), dt.stride(0), A.stride(0), B.stride(0), C.stride(0),
         0 if z is None else z.stride(0),
-        BLOCK_E=BLOCK_E, BLOCK_N=triton.next_power_of_2(n), num_warps=2,
+        IS_LOG=False, BLOCK_E=BLOCK_E, BLOCK_N=triton.next_power_of_2(n), num_warps=2,
     )  # fmt: skip
     return y, new
 
@@ -82,12 +82,15 @@ def selective_step(
     state: torch.Tensor,
     y: torch.Tensor,
     eps: float | None,
+    ahead: torch.Tensor | None = None,
 ) -> None:
     """A block's selective step from x_proj's split sum on, dt_proj included; state moves in place.
 
+    For one row, or few: each pays for the sum and for dt_proj anew.
+
     parts (splits, b, r + 2n) float32; x, z (b, e); dt_weight (e, r); dt_bias, D (e,); A_log (e, n);
     state (b, e, n) float32; y (b, e) is written. With eps, dt, B and C are RMS-normed
-    (Falcon-Mamba).
+    (Falcon-Mamba). `ahead` is a weight that a later launch reads.
     """
     splits, b, _ = parts.shape
     e, n = A_log.shape
@@ -96,34 +99,59 @@ def selective_step(
     extra = {"launch_pdl": True} if early else {}
     block_r = triton.next_power_of_2(r)
     block_e = max(4, min(BLOCK_E, 4096 // block_r))
-    rows = max(1, b // 4)
-    _selective_step[(triton.cdiv(e, block_e), triton.cdiv(b, rows))](
-        parts, x, z, dt_weight, dt_bias, A_log, D, state, y, b, e, r, n, splits, rows, eps or 0.0,
-        x.stride(0), z.stride(0), y.stride(0),
+    blocks = triton.cdiv(e, block_e)
+    _selective_step[(blocks, b)](
+        parts, x, z, dt_weight, dt_bias, A_log, D, state, y, b, e, r, n, splits, eps or 0.0,
+        x.stride(0), z.stride(0), y.stride(0), *piece_of(ahead, blocks * b * 128),
         NORMED=eps is not None, BLOCK_E=block_e, BLOCK_R=block_r,
         BLOCK_N=triton.next_power_of_2(n), BLOCK_S=triton.next_power_of_2(splits), EARLY=early,
         num_warps=4, **extra,
     )  # fmt: skip
 
 
-def ssd_step(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, state, y) -> None:
-    """A block's SSD step and gate; state moves in place, y (b, h * p) is written.
+def selective_step_of_rows(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    z: torch.Tensor,
+    A_log: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    state: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    """A block's selective step and gate behind dt_proj; state moves in place.
 
-    Shapes as in ssd_state_update, and x, z (b, h * p). The gated y is rounded to the model's dtype
-    before its norm, which a module rounds once, behind it.
+    x, z, dt (b, e), dt with its bias; A_log (e, n); B, C (b, n); D (e,); state (b, e, n) float32;
+    y (b, e) is written.
     """
-    _ssd(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, None, state, state, y)
+    (b, e), n = x.shape, A_log.shape[1]
+    _selective_update[(triton.cdiv(e, BLOCK_E), b)](
+        x, dt, A_log, B, C, D, z, None, None, state, state, y, e, n,
+        x.stride(0), dt.stride(0), n, B.stride(0), C.stride(0), z.stride(0),
+        IS_LOG=True, BLOCK_E=BLOCK_E, BLOCK_N=triton.next_power_of_2(n), num_warps=2,
+    )  # fmt: skip
 
 
-def _ssd(x, dt, z, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y) -> None:
+def ssd_step(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, state, y) -> None:
+    """A block's SSD step, and its gate unless z is None; state moves in place, y is written.
+
+    Shapes as in ssd_state_update, but x, y, z (b, h * p). The gated y is rounded to the model's
+    dtype before its norm, which a module rounds once, behind it.
+    """
+    _ssd(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, None, state, state, y, is_log=True)
+
+
+def _ssd(x, dt, z, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y, *, is_log=False) -> None:
     b, h, p, n = state.shape
-    early = z is not None and few_rows_triton.EARLY_LAUNCH
+    early = is_log and few_rows_triton.EARLY_LAUNCH
     extra = {"launch_pdl": True} if early else {}
     _ssd_step[(triton.cdiv(p, BLOCK_P), h, b)](
         x, dt, z, A, B, C, D, dt_bias, dt_scale, state, new, y, h, p, n, h // B.shape[1],
         float(dt_limit[0]), float(dt_limit[1]), x.stride(0), dt.stride(0),
         0 if z is None else z.stride(0), B.stride(0), C.stride(0), y.stride(0),
-        BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n), EARLY=early, num_warps=4, **extra,
+        IS_LOG=is_log, BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n), EARLY=early,
+        num_warps=4, **extra,
     )  # fmt: skip
 
 
@@ -147,8 +175,9 @@ def _advance(state, u, dt, A, B):
 def _selective_update(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr, dt_scale_ptr, state_ptr,
     new_ptr, y_ptr, e, n, x_stride, dt_stride, A_stride, B_stride, C_stride, z_stride,
-    BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_LOG: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """IS_LOG: A is given as A_log."""
     row = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     column = tl.arange(0, BLOCK_N)
@@ -162,6 +191,8 @@ def _selective_update(
         dt *= tl.load(dt_scale_ptr + row).to(tl.float32)
     both = real[:, None] & inside[None, :]
     A = tl.load(A_ptr + channel[:, None] * A_stride + column[None, :], both, 0.0).to(tl.float32)
+    if IS_LOG:
+        A = -tl.exp(A)
     B = tl.load(B_ptr + row * B_stride + column, inside, 0.0).to(tl.float32)
     C = tl.load(C_ptr + row * C_stride + column, inside, 0.0).to(tl.float32)
     place = (row * e + channel)[:, None] * n + column[None, :]
@@ -195,7 +226,8 @@ def _part(
 @triton.jit
 def _selective_step(
     parts_ptr, x_ptr, z_ptr, dt_weight_ptr, dt_bias_ptr, A_log_ptr, D_ptr, state_ptr, y_ptr,
-    b, e, r, n, splits, rows, eps, x_stride, z_stride, y_stride,
+    b, e, r, n, splits, eps, x_stride, z_stride, y_stride,
+    ahead_ptr, ahead_size, ahead_piece,
     NORMED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -212,22 +244,24 @@ def _selective_step(
     bias = tl.load(dt_bias_ptr + channel, real, 0.0).to(tl.float32)
     D = tl.load(D_ptr + channel, real, 0.0).to(tl.float32)
     begin(EARLY)
+    row = tl.program_id(1).to(tl.int64)
+    place = (row * e + channel)[:, None] * n + column[None, :]
+    state = tl.load(state_ptr + place, both, 0.0)
+    if ahead_ptr is not None:
+        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        fetch_ahead(ahead_ptr, ahead_size, ahead_piece, program, PIECES=128)
     width = r + 2 * n
-    first = tl.program_id(1) * rows
-    for row in range(first, tl.minimum(first + rows, b)):
-        place = (row * e + channel)[:, None] * n + column[None, :]
-        state = tl.load(state_ptr + place, both, 0.0)
-        low = _part(parts_ptr, row, b, width, splits, 0, r, eps, dtype, NORMED, BLOCK_R, BLOCK_S)
-        B = _part(parts_ptr, row, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
-        C = _part(parts_ptr, row, b, width, splits, r + n, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
-        dt = tl.sum(weight.to(tl.float32) * low[None, :], axis=1) + bias
-        dt = softplus(dt.to(dtype).to(tl.float32))
-        x = tl.load(x_ptr + row * x_stride + channel, real, 0.0).to(tl.float32)
-        z = tl.load(z_ptr + row * z_stride + channel, real, 0.0).to(tl.float32)
-        state = _advance(state, x[:, None], dt[:, None], A, B[None, :])
-        tl.store(state_ptr + place, state, both)
-        y = (tl.sum(state * C[None, :], axis=1) + x * D) * silu(z)
-        tl.store(y_ptr + row * y_stride + channel, y, real)
+    low = _part(parts_ptr, row, b, width, splits, 0, r, eps, dtype, NORMED, BLOCK_R, BLOCK_S)
+    B = _part(parts_ptr, row, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
+    C = _part(parts_ptr, row, b, width, splits, r + n, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
+    dt = tl.sum(weight.to(tl.float32) * low[None, :], axis=1) + bias
+    dt = softplus(dt.to(dtype).to(tl.float32))
+    x = tl.load(x_ptr + row * x_stride + channel, real, 0.0).to(tl.float32)
+    z = tl.load(z_ptr + row * z_stride + channel, real, 0.0).to(tl.float32)
+    state = _advance(state, x[:, None], dt[:, None], A, B[None, :])
+    tl.store(state_ptr + place, state, both)
+    y = (tl.sum(state * C[None, :], axis=1) + x * D) * silu(z)
+    tl.store(y_ptr + row * y_stride + channel, y, real)
 
 
 @triton.jit
@@ -235,15 +269,15 @@ def _ssd_step(
     x_ptr, dt_ptr, z_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dt_bias_ptr, dt_scale_ptr, state_ptr,
     new_ptr, y_ptr, h, p, n, heads_per_group, low, high,
     x_stride, dt_stride, z_stride, B_stride, C_stride, y_stride,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    IS_LOG: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """With a gate z, A is A_log, and y * silu(z) is written."""
+    """IS_LOG: A is given as A_log. With a gate z, y * silu(z) is written."""
     head, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
     real, inside = channel < p, column < n
     A = tl.load(A_ptr + head).to(tl.float32)
-    if z_ptr is not None:
+    if IS_LOG:
         A = -tl.exp(A)
     begin(EARLY)
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32)
