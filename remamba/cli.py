@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.bench",
         "time ops, generation, very long prompts, or the paper's Figure 6",
     ),
+    "reproduce": ("remamba.commands.reproduce", "run one of the paper's tables or figures"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`."""

@@ -81,7 +81,7 @@ def load_reader(options: RunOptions) -> Reader:
             seed=options.seed,
         )
     given = [name for name, value in reading.changes().items() if value is not None]
-    if given:
+    if given and (given, reading.selector) != (["selector"], "none"):
         raise InputError(
             f"--{given[0].replace('_', '-')} is for ReMamba models, and {reading.model} is a "
             f"{kind}; leave it out, or convert the model (remamba convert)"

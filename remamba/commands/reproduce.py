@@ -1,0 +1,216 @@
+"""`remamba reproduce`: one of the paper's tables or figures, run by run, into one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from remamba.commands.model_options import ModelOptions
+from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from remamba.commands.eval import Args as EvalArgs
+    from remamba.evals.recipes import Recipe, Setting
+
+MARK = "recipe.json"
+"""Tells which recipe a directory's runs are of."""
+Name = Literal[
+    "table1", "table2", "table3", "table4", "fig1", "fig3", "fig4", "fig5", "fig6", "fig7"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Run every row or point of a table or figure of the paper, and put them together.
+
+    --scale paper needs the benchmark's files and a model for each role, given as ROLE=DIR; without
+    them it tells in one line which. --scale tiny asks the embedded model a few questions of the
+    same benchmark with the same settings and short prompts: it shows that everything runs, its
+    scores mean nothing. A kill loses nothing: --resume goes on. How many hours a GPU takes is not
+    measured yet.
+
+    Example: remamba reproduce table2 --scale tiny --data LEval/Closed-ended-tasks --output t2
+    """
+
+    name: Annotated[Positional[Name], arg(metavar="NAME")]
+    """table1 to table4, fig1, fig3 to fig7 (fig1: its long scores)."""
+    output: Annotated[Path, arg(metavar="DIR")]
+    """The folder of the runs, the table and the figure."""
+    data: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of the benchmark's files, as remamba eval takes it; fig6 needs none."""
+    scale: Literal["tiny", "paper"] = "paper"
+    """paper: the paper's settings; tiny: the embedded model, short prompts, few questions."""
+    models: Annotated[tuple[str, ...], arg(metavar="ROLE=DIR ...")] = ()
+    """A model for each role, for --scale paper."""
+    partial: bool = False
+    """Leave out the rows whose models are not given."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(tiny: 2)")] = None
+    """Only the first N questions of each dataset."""
+    resume: bool = False
+    """Go on with what is in the output directory."""
+    slots: Annotated[int, arg(metavar="N")] = 8
+    """Prompts that a ReMamba answers at once."""
+    device: str = "auto"
+    """Where the models run: auto, cpu, cuda, cuda:1 ..."""
+    json: bool = False
+    """Print one JSON object in place of a table."""
+
+
+def run(args: Args) -> int:
+    """Runs what is missing, then prints the table and draws the figure."""
+    from remamba.evals.recipes import RECIPES, tiny
+
+    if args.name == "fig6":
+        from remamba.bench.settings import Fig6Args
+        from remamba.commands import bench
+
+        return bench.run(Fig6Args(output=args.output, scale=args.scale))
+    recipe = RECIPES[args.name]
+    models = _models(args)
+    if args.scale == "tiny":
+        recipe = tiny(recipe)
+        models = dict.fromkeys(recipe.roles, "remamba-tiny")
+    recipe = _check(args, recipe, models)
+    _finish(args, recipe, _run_all(args, recipe, models))
+    return 0
+
+
+def _models(args: Args) -> dict[str, str]:
+    from remamba.evals.recipes import ROLES
+
+    found: dict[str, str] = {}
+    for given in args.models:
+        role, equals, place = given.partition("=")
+        if not equals or role not in ROLES or not place:
+            raise InputError(f"--models {given} is no ROLE=DIR; roles are {', '.join(ROLES)}")
+        found[role] = place
+    return found
+
+
+def _check(args: Args, recipe: Recipe, models: dict[str, str]) -> Recipe:
+    """The recipe with the rows that can be run.
+
+    Raises:
+        InputError: the data or a model is missing, or the directory holds something else.
+    """
+    from remamba.evals.recipes import ROLES
+
+    missing = [role for role in recipe.roles if role not in models]
+    needs = [f"--models {role}=DIR ({ROLES[role]})" for role in missing]
+    if args.partial and len(missing) < len(recipe.roles):
+        needs = []
+        recipe = recipe._replace(settings=tuple(s for s in recipe.settings if s.role in models))
+    if args.data is None:
+        needs.insert(0, f"--data DIR (the files of {recipe.task})")
+    if needs:
+        raise InputError(
+            f"{args.name} at scale {args.scale} is {len(recipe.settings)} runs of {recipe.task} "
+            f"and lacks {'; '.join(needs)}"
+        )
+    mark = args.output / MARK
+    if args.output.is_dir() and any(args.output.iterdir()):
+        if not mark.is_file():
+            raise InputError(f"--output {args.output} holds other files; choose another directory")
+        if not args.resume:
+            raise InputError(f"--output {args.output} holds a recipe's runs; give --resume")
+        was = json_module.loads(mark.read_text(encoding="utf-8"))
+        if was != _identity(args):
+            raise InputError(
+                f"--resume: {args.output} was begun as {was}; give the same, or another --output"
+            )
+    return recipe
+
+
+def _identity(args: Args) -> dict[str, Any]:
+    return {"name": args.name, "scale": args.scale, "limit": args.limit}
+
+
+def _eval_args(args: Args, recipe: Recipe, setting: Setting, model: str) -> EvalArgs:
+    from remamba.commands.eval import Args as EvalArgs
+    from remamba.evals.run_folder import RECORD_FILE
+
+    assert args.data is not None
+    folder = args.output / setting.name
+    options: dict[str, Any] = {"model": model, "device": args.device, **setting.compression}
+    return EvalArgs(
+        task=recipe.task,  # type: ignore[arg-type]
+        data=args.data,
+        output=folder,
+        max_length=setting.max_length,
+        limit=args.limit or (2 if args.scale == "tiny" else None),
+        slots=args.slots,
+        resume=(folder / RECORD_FILE).is_file(),
+        reading=ModelOptions(**options),
+    )
+
+
+def _run_all(args: Args, recipe: Recipe, models: dict[str, str]) -> dict[str, float]:
+    """The average score of each row or point; what was there is not asked again."""
+    from remamba.commands import eval as eval_command
+    from remamba.evals.items import DataFolder
+    from remamba.evals.predictions import write_whole
+    from remamba.evals.scoring import SCORES_FILE
+    from remamba.evals.tasks import find_task
+
+    runs = [_eval_args(args, recipe, s, models[s.role]) for s in recipe.settings]
+    # all that can be wrong with the data is told before anything is written
+    eval_command.read_items(runs[0], find_task(recipe.task), DataFolder(runs[0].data))
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
+    averages = {}
+    for number, (setting, asked) in enumerate(zip(recipe.settings, runs, strict=True), 1):
+        print(f"{setting.name} ({number} of {len(runs)})", file=sys.stderr)
+        with contextlib.redirect_stdout(sys.stderr):
+            eval_command.run(asked)
+        scores = json_module.loads((asked.output / SCORES_FILE).read_text(encoding="utf-8"))
+        averages[setting.name] = scores["average"]
+    return averages
+
+
+def _finish(args: Args, recipe: Recipe, averages: dict[str, float]) -> None:
+    from remamba.evals.overview import load_runs, runs_table
+    from remamba.evals.predictions import write_whole
+    from remamba.evals.tables import table
+
+    runs = load_runs([args.output / setting.name for setting in recipe.settings])
+    said = runs_table(runs)
+    if any(setting.paper is not None for setting in recipe.settings):
+        rows = [(s.name, averages[s.name], s.paper) for s in recipe.settings]
+        said += "\n\n" + table(("run", "average", "the paper's"), rows)
+    if args.scale == "tiny":
+        said += "\n\nAt scale tiny: the embedded model on a few questions; the scores mean nothing."
+    write_whole(args.output / "report.md", f"# {recipe.title}\n\n{said}\n")
+    if recipe.shape != "table":
+        _draw(args.output / f"{args.name}.png", recipe, averages)
+    if args.json:
+        print(json_module.dumps({**_identity(args), "averages": averages}))
+    else:
+        print(said)
+
+
+def _draw(file: Path, recipe: Recipe, averages: dict[str, float]) -> None:
+    try:
+        from remamba.evals import figures
+    except ImportError:
+        print("no figure: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        return
+    if recipe.shape == "lengths":
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for setting in recipe.settings:
+            label = setting.name.rpartition("-")[0]
+            lines.setdefault(label, []).append((setting.max_length, averages[setting.name]))
+        drawn = figures.length_figure(lines)
+    else:
+        cells = {
+            (float(s.compression["length"]), float(s.compression["keep_ratio"])): averages[s.name]
+            for s in recipe.settings
+        }
+        limits = (min(cells.values()), max(cells.values()))
+        drawn = figures.heat_map(cells, ("p", "rho"), recipe.title, limits)
+    figures.save(drawn, file)

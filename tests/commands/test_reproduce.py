@@ -1,0 +1,98 @@
+"""`remamba reproduce`: every recipe runs on the embedded model, and says what it lacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from remamba.evals import leval, longbench
+from remamba.evals.recipes import RECIPES, ROLES, tiny
+from tests.evals.toy import leval_folder, longbench_folder
+from tests.tiny import Run
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tokens an answer."""
+    monkeypatch.setitem(longbench.new_tokens(), "qasper", 2)
+    monkeypatch.setitem(leval.NEW_TOKENS, "authors", 2)
+
+
+def make_data(folder: Path, name: str) -> Path:
+    if RECIPES[name].task == "leval":
+        return leval_folder(folder)
+    return longbench_folder(folder, "qasper", rows=1)
+
+
+@pytest.mark.parametrize("name", ["table2", "table4", "fig1", "fig4", "fig7"])
+def test_scale_tiny(name: str, remamba: Run, refused: Run, tmp_path: Path) -> None:
+    data, out = make_data(tmp_path / "data", name), tmp_path / "out"
+    words = ("reproduce", name, "--scale", "tiny", "--data", data, "--output", out, "--limit", 1)
+    found = remamba(*words, "--json")
+    settings = tiny(RECIPES[name]).settings
+    assert list(found["averages"]) == [setting.name for setting in settings]
+    for setting in settings:
+        record = json.loads((out / setting.name / "run.json").read_text())
+        compression = record["settings"]["compression"]
+        if setting.compression.get("selector") == "none":
+            assert compression is None
+        else:
+            assert setting.compression.items() <= compression.items()
+        assert record["settings"]["max_length"] == setting.max_length < 3000
+    report = (out / "report.md").read_text()
+    assert RECIPES[name].title in report and "the scores mean nothing" in report
+    assert (out / f"{name}.png").is_file() == name.startswith(("fig4", "fig7"))
+    assert "give --resume" in refused(*words)
+    assert remamba(*words, "--json", "--resume") == found
+    assert "was begun as" in refused(*words[:-1], 2, "--resume")
+
+
+def test_what_the_papers_scale_lacks(refused: Run, tmp_path: Path) -> None:
+    said = refused("reproduce", "table3", "--output", tmp_path / "out")
+    assert "table3 at scale paper is 3 runs of longbench-e and lacks --data DIR" in said
+    for role in ("mamba2-pretrained", "mamba2", "remamba2"):
+        assert f"--models {role}=DIR ({ROLES[role]})" in said
+    words = ("reproduce", "table3", "--output", tmp_path / "out", "--data", tmp_path)
+    said = refused(*words, "--models", "mamba2=x", "remamba2=y")
+    assert "mamba2-pretrained=DIR" in said and "remamba2=DIR" not in said
+    said = refused(*words, "--models", "mamba2=x", "--partial")
+    assert "holds no file of longbench-e" in said
+    assert "is no ROLE=DIR" in refused(*words, "--models", "mamba3=x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_some_rows_with_models_of_ones_own(remamba: Run, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", "table1")
+    words = ("reproduce", "table1", "--data", data, "--output", tmp_path / "out", "--partial")
+    said = remamba(*words, "--models", "remamba=remamba-tiny", "mamba=remamba-tiny")
+    assert "| mamba-sft   |" in said and "| remamba-sft |" in said and "llama" not in said
+    assert "27.86" in said and "the paper's" in said
+
+
+def test_other_directories_are_left_alone(refused: Run, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", "fig7")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    words = ("reproduce", "fig7", "--scale", "tiny", "--data", data, "--output", tmp_path / "out")
+    assert "holds other files" in refused(*words)
+
+
+def test_the_papers_numbers_of_runs() -> None:
+    assert {name: len(recipe.settings) for name, recipe in RECIPES.items()} == {
+        "table1": 5,
+        "table2": 5,
+        "table3": 3,
+        "table4": 7,
+        "fig1": 3,
+        "fig3": 16,
+        "fig4": 16,
+        "fig5": 40,
+        "fig7": 30,
+    }
+    names = [setting.name for recipe in RECIPES.values() for setting in recipe.settings]
+    assert all(
+        len(set(r)) == len(r) for r in ([s.name for s in x.settings] for x in RECIPES.values())
+    )
+    assert all(name == Path(name).name for name in names)
