@@ -146,7 +146,7 @@ def _can_fetch(device: torch.device) -> bool:
 def fetch_ahead(ptr, size, piece, program, PIECES: tl.constexpr):
     """Ask for a program's share of a weight to be brought to the second-level cache."""
     start = (program * PIECES + tl.arange(0, PIECES)).to(tl.int64) * piece
-    left = tl.minimum(size - start, piece).to(tl.int32)
+    left = tl.minimum(size - start, piece).to(tl.int32) // 16 * 16
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.gt.s32 p, $2, 0; "
         "@p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
@@ -170,7 +170,7 @@ def _few_rows(
     w_rows = weight_ptr + tl.minimum(out_columns, n - 1).to(tl.int64) * k
     x_row = tl.minimum(row, b - 1)
     step = tl.arange(0, BLOCK_K)
-    if EARLY:
+    if EARLY and EARLY_LINES > 0:
         line = tl.arange(0, EARLY_LINES) * (1024 // dtype.primitive_bitwidth)
         _prefetch(w_rows[:, None] + tl.minimum(line, k - 1)[None, :])
     begin(EARLY)
