@@ -23,7 +23,7 @@ class Args(RunOptions):
     """Ask a model a benchmark's questions and score its answers; a kill loses nothing (--resume).
 
     The data are the benchmark's own files in a folder: for longbench-e NAME_e.jsonl, for leval
-    NAME.jsonl, either packed as .gz. The model is a ReMamba, or any transformers causal model.
+    NAME.jsonl, either also packed as .gz. The model is a ReMamba, or any transformers causal model.
     `remamba eval score` scores again without a model, `remamba eval compare` sets two runs side
     by side.
 
@@ -33,7 +33,7 @@ class Args(RunOptions):
     task: Annotated[Positional[Literal["longbench-e", "leval"]], arg(metavar="TASK")]
     """longbench-e or leval."""
     data: Annotated[Path, arg(metavar="DIR")]
-    """The folder of the data files."""
+    """The folder of the data files; the word hub downloads them."""
     datasets: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Only these datasets (default: all whose files are there)."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
@@ -52,6 +52,7 @@ class Args(RunOptions):
 
 def run(args: Args) -> int:
     """Predicts, scores, reports; prints the scores."""
+    from remamba.evals.hub import HUB, fetch
     from remamba.evals.items import DataFolder
     from remamba.evals.prompting import Prompting
     from remamba.evals.tasks import find_task
@@ -60,7 +61,8 @@ def run(args: Args) -> int:
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit} must be at least 1")
     task = find_task(args.task)
-    data = DataFolder(args.data)
+    is_remote = str(args.data) == HUB and not args.data.is_dir()
+    data = DataFolder(fetch(task.name) if is_remote else args.data)
     items = read_items(args, task, data)
     settings = {
         "datasets": list(items),
