@@ -9,7 +9,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from remamba.errors import InputError
 
@@ -71,20 +71,41 @@ class Row(dict[str, Any]):
                 f"{self.where}: {name!r} has {len(text):,} characters, more than "
                 f"{MOST_CHARACTERS:,}; is the file what it should be?"
             )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{self.where}: {name!r} holds half a character ({error.reason})"
-                ) from error
+        check_encodable(text, name, self.where)
         return text
 
 
-class JsonLines:
-    """A file of one JSON object a line; .gz and .xz are unpacked on the way.
+class Lines:
+    """The lines of a file, numbered from 1; .gz and .xz are unpacked on the way.
 
-    Iterating it yields `Row`s; `sha256`, of the file as it lies there, is known afterwards.
+    They end at line feeds only, not at U+2028. `sha256`, of the file as it lies there, is known
+    once all are read.
+
+    Raises:
+        InputError: the packed file is broken.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.sha256 = ""
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        number = 0
+        try:
+            with self.path.open("rb") as raw:
+                source = _Hashed(raw)
+                for number, line in enumerate(_unpack(source, self.path.suffix), 1):
+                    yield number, line
+                source.drain()
+                self.sha256 = source.digest.hexdigest()
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise InputError(
+                f"{self.path} is truncated or corrupt after line {number} ({error}); pack it again"
+            ) from error
+
+
+class JsonLines:
+    """A file of one JSON object a line. Iterating it yields `Row`s; then `sha256` is known.
 
     Raises:
         InputError: there is no such file, a line is no UTF-8 or no object, or no line holds any.
@@ -97,26 +118,18 @@ class JsonLines:
     def __iter__(self) -> Iterator[Row]:
         if not self.path.is_file():
             raise InputError(f"{self.path} is no file; check the path")
-        digest, rows, number = hashlib.sha256(self.path.read_bytes()), 0, 0
-        unpack: Any = {".gz": gzip.open, ".xz": lzma.open}.get(self.path.suffix, open)
-        try:
-            # bytes, so that a line ends at \n only and not at U+2028
-            with unpack(self.path, "rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        rows += 1
-                        yield parse(line, f"{self.path}:{number}")
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise InputError(
-                f"{self.path} is truncated or corrupt after line {number} ({error}); pack it again"
-            ) from error
+        rows, lines = 0, Lines(self.path)
+        for number, line in lines:
+            if line.strip():
+                rows += 1
+                yield parse(line, f"{self.path}:{number}")
         if not rows:
             raise InputError(f"{self.path} holds no row; a row is one JSON object on a line")
-        self.sha256 = digest.hexdigest()
+        self.sha256 = lines.sha256
 
 
-def parse(line: bytes, where: str) -> Row:
-    """The object on a line.
+def parse(line: bytes, where: str, shape: str = "a JSON object") -> Row:
+    """The object on a line; `shape` is what a row is, for the message that it is none.
 
     Raises:
         InputError: it is no UTF-8, or no JSON object.
@@ -129,7 +142,7 @@ def parse(line: bytes, where: str) -> Row:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where}: no JSON object ({reason}); each line holds one row") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {kind(value)} in place of a row; a row is a JSON object")
+        raise InputError(f"{where}: {kind(value)} in place of a row; a row is {shape}")
     return Row(value, where)
 
 
@@ -137,3 +150,47 @@ def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     return names.get(type(value), "null" if value is None else "a number")
+
+
+def check_encodable(text: str, name: str, where: str) -> None:
+    """Raise InputError for a text with half of a surrogate pair, which no file can hold."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: {name!r} holds half a character ({error.reason})"
+            ) from error
+
+
+class _Hashed:
+    """A binary file that is hashed as it is read."""
+
+    def __init__(self, raw: BinaryIO):
+        self.raw = raw
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        block = self.raw.read(size)
+        self.digest.update(block)
+        return block
+
+    def drain(self) -> None:
+        while self.read(1 << 20):
+            pass
+
+
+def _unpack(source: _Hashed, suffix: str) -> Iterator[bytes]:
+    if suffix == ".gz":
+        with gzip.GzipFile(fileobj=source) as lines:  # type: ignore[call-overload]
+            yield from lines
+    elif suffix == ".xz":
+        with lzma.LZMAFile(source) as lines:  # type: ignore[arg-type]
+            yield from lines
+    else:
+        rest = b""
+        while block := source.read(1 << 20):
+            *whole, rest = (rest + block).split(b"\n")
+            yield from whole
+        if rest:
+            yield rest

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from remamba.errors import InputError
+from remamba.json_lines import Lines, check_encodable, kind, parse
 
 SHAPES = (
     '{"prompt", "response"}, {"document", "question", "response"}, '
@@ -56,42 +52,19 @@ class RowFile:
         path = Path(self.path)
         if not path.is_file():
             raise InputError(f"--data {self.path} is no file; check the path")
-        line = 0
-        try:
-            with path.open("rb") as raw:
-                source = _Hashed(raw)
-                for line, text in enumerate(_unpack(source, path.suffix), 1):
-                    if text.strip():
-                        self.rows += 1
-                        yield self._row(text, line)
-                source.drain()
-                self.sha256 = source.digest.hexdigest()
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise InputError(
-                f"{self.path} is truncated or corrupt after line {line} ({error}); pack it again"
-            ) from error
+        lines = Lines(path)
+        for line, text in lines:
+            if text.strip():
+                self.rows += 1
+                where = f"{self.path}:{line}"
+                context, questions = _parse(parse(text, where, SHAPES), where)
+                yield Row(context, questions, self.number, line)
+        self.sha256 = lines.sha256
         if not self.rows:
             raise InputError(f"{self.path} holds no row; a line is one of {SHAPES}")
 
-    def _row(self, text: bytes, line: int) -> Row:
-        where = f"{self.path}:{line}"
-        try:
-            row = json.loads(text)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from error
-        except ValueError as error:
-            raise InputError(
-                f"{where}: no JSON object ({error}); each line holds one row"
-            ) from error
-        context, questions = _parse(row, where)
-        return Row(context, questions, self.number, line)
 
-
-def _parse(row: Any, where: str) -> tuple[str | None, tuple[Question, ...]]:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: {_type(row)} in place of a row; a row is {SHAPES}")
+def _parse(row: dict[str, Any], where: str) -> tuple[str | None, tuple[Question, ...]]:
     kinds = [name for name in ("prompt", "document", "text") if name in row]
     if len(kinds) != 1:
         found = ", ".join(map(repr, row)) or "nothing"
@@ -122,7 +95,7 @@ def _question(row: dict[str, Any], name: str, where: str, document: str | None =
     if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
         raise InputError(f"{where}: 'answer' must be a text or a list of texts")
     for answer in answers:
-        _encodable(answer, "answer", where)
+        check_encodable(answer, "answer", where)
     evidence = None
     if document is not None and row.get("evidence") is not None:
         evidence = _evidence(row["evidence"], document, where)
@@ -154,56 +127,8 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     if value is None:
         raise InputError(f"{where}: {name!r} is missing; a row is {SHAPES}")
     if not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is {_type(value)}; it must be a text")
+        raise InputError(f"{where}: {name!r} is {kind(value)}; it must be a text")
     if not value:
         raise InputError(f"{where}: {name!r} is empty")
-    _encodable(value, name, where)
+    check_encodable(value, name, where)
     return value
-
-
-def _encodable(value: str, name: str, where: str) -> None:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{where}: {name!r} holds half a character ({error.reason})"
-            ) from error
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return names.get(type(value), "null" if value is None else "a number")
-
-
-class _Hashed:
-    """A binary file that is hashed as it is read."""
-
-    def __init__(self, raw: BinaryIO):
-        self.raw = raw
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.raw.read(size)
-        self.digest.update(block)
-        return block
-
-    def drain(self) -> None:
-        while self.read(1 << 20):
-            pass
-
-
-def _unpack(source: _Hashed, suffix: str) -> Iterator[bytes]:
-    if suffix == ".gz":
-        with gzip.GzipFile(fileobj=source) as lines:  # type: ignore[call-overload]
-            yield from lines
-    elif suffix == ".xz":
-        with lzma.LZMAFile(source) as lines:  # type: ignore[arg-type]
-            yield from lines
-    else:
-        rest = b""
-        while block := source.read(1 << 20):
-            *whole, rest = (rest + block).split(b"\n")
-            yield from whole
-        if rest:
-            yield rest
