@@ -20,7 +20,7 @@ def package_version(name: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of what its results depend on."""
-    names = ("remamba", "torch", "triton", "transformers", "tokenizers", "numpy")
+    names = ("remamba", "torch", "triton", "transformers", "tokenizers", "accelerate", "numpy")
     found = {name: package_version(name) for name in names}
     known = {name: version for name, version in found.items() if version is not None}
     return {"python": platform.python_version(), **known}

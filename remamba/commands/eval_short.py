@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import sys
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def run(args: Args) -> int:
             f"short tasks need lm-evaluation-harness ({error}); pip install 'remamba[eval]'"
         ) from error
     names = args.tasks or SHORT_TASKS
-    with quiet_transformers():
+    # the harness must not write among our own lines
+    with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):
         reader = load_reader(args)
         found = run_tasks(
             reader,

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-import remamba
 from remamba.checkpoint import is_new
-from remamba.environment import package_version, quiet_transformers
+from remamba.environment import commit, quiet_transformers, versions
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
@@ -83,8 +79,8 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         "args": args.to_dict(),
         "base_compression": own,
         "data": data.hashes,
-        "versions": _versions(),
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit(),
         "device": _device_name(arguments.device),
         "processes": arguments.world_size,
         "bfloat16": trainer.autocast,
@@ -241,28 +237,6 @@ def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
         "stopped": trainer.stopped,
         "output": args.output,
     }
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
-    found = {name: package_version(name) for name in names}
-    own = {"remamba": remamba.__version__, "python": platform.python_version()}
-    return own | {name: version for name, version in found.items() if version is not None}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _device_name(device: torch.device) -> str:
