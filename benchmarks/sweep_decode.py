@@ -1,7 +1,7 @@
 """The decode step's choices on a GPU: the tiles of its products, and whole steps.
 
 python benchmarks/sweep_decode.py tiles --rows 1 16     microseconds and GB/s of W of each tile
-python benchmarks/sweep_decode.py steps --shapes mamba-2.8b --rows 1 16     modules, fused, early
+python benchmarks/sweep_decode.py steps --shapes mamba-2.8b --rows 1 16     modules, fused
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from remamba.bench.shapes import SHAPES, build
 from remamba.decode import DecodeStep
 from remamba.graphs import Graph
-from remamba.ops import few_rows_triton, use_backend
+from remamba.ops import use_backend
 from remamba.ops.few_rows_triton import TILES, Tile, few_rows_product
 
 # place in TILES -> rows of W, columns of W, and the tiles to try for one row and for several
@@ -94,8 +94,7 @@ def time_steps(shapes: list[str], rows: list[int], dtype: str) -> None:
     for name in shapes:
         model = build(SHAPES[name], "cuda", dtype)
         for b in rows:
-            for how in ("modules", "fused", "early"):
-                few_rows_triton.EARLY_LAUNCH = how == "early"
+            for how in ("modules", "fused"):
                 with use_backend("torch" if how == "modules" else "triton"):
                     cache = model.new_cache()
                     ids = torch.randint(1, 500, (b, 16), device="cuda")
@@ -109,7 +108,6 @@ def time_steps(shapes: list[str], rows: list[int], dtype: str) -> None:
                     f"{name} rows {b:3d} {how:8s} {us / 1000:7.3f} ms {b / us * 1e6:8.0f} tokens/s",
                     flush=True,
                 )
-            few_rows_triton.EARLY_LAUNCH = False
         del model, step, graph, cache
         torch.cuda.empty_cache()
 

@@ -16,8 +16,6 @@ from remamba.ops.few_rows_triton import few_rows_product, tiles_for
 from remamba.ops.rms_norm import gated_rms_norm, rms_norm
 from remamba.ops.state_update_triton import selective_step, selective_step_of_rows, ssd_step
 
-AHEAD_FROM = "x_proj"
-
 
 def decode_logits(
     blocks: Sequence[MambaWeights] | Sequence[Mamba2Weights],
@@ -77,12 +75,8 @@ def mamba_layer(
     if b == 1:
         splits = tiles_for(b)[2].splits
         parts = residual.new_empty(splits, b, len(w.x_proj), dtype=torch.float32)
-        # the two launches leave the memory idle
-        few_rows_product(x, w.x_proj, parts, ahead=w.out_proj if AHEAD_FROM == "x_proj" else None)
-        selective_step(
-            parts, x, z, w.dt_proj, w.dt_bias, w.A_log, w.D, ssm_state, y, w.mixer_eps,
-            ahead=w.out_proj if AHEAD_FROM == "step" else None,
-        )  # fmt: skip
+        few_rows_product(x, w.x_proj, parts)
+        selective_step(parts, x, z, w.dt_proj, w.dt_bias, w.A_log, w.D, ssm_state, y, w.mixer_eps)
     else:
         low = residual.new_empty(b, len(w.x_proj), dtype=dtype)
         few_rows_product(x, w.x_proj, low)

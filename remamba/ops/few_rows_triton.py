@@ -6,7 +6,6 @@ the product, the convolution or the residual sum behind it.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -15,13 +14,7 @@ import triton.language as tl
 
 MOST_ROWS = 64
 """Rows that one launch takes."""
-EARLY_LINES = tl.constexpr(16)
-"""Lines of 128 bytes of each row of W that it fetches so."""
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-EARLY_LAUNCH = False
-"""Let a kernel begin, and fetch its part of W, while the one before it ends (sm_90 and above)."""
-FETCHES_AHEAD = True
-"""Let a kernel that leaves the memory idle bring the next product's W to the second-level cache."""
 
 
 class Tile(NamedTuple):
@@ -69,7 +62,6 @@ def few_rows_product(
     conv_bias: torch.Tensor | None = None,
     conv_columns: tuple[int, int] = (0, 0),
     add: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> None:
     """Write x W^T (+ bias) into `out`, a step of a block's products; nothing is returned.
 
@@ -80,7 +72,7 @@ def few_rows_product(
     [start, stop) of the product are convolved with `window` (b, w-1, stop-start), which moves on by
     one in place, and conv_weight (stop-start, 1, w), and go through silu; or, with `add`, the
     product is added to what `out` holds. An `out` (parts, b, n) of float32 takes so many parts of
-    the sum instead, to be added by who reads them. `ahead` is a weight that a later launch reads.
+    the sum instead, to be added by who reads them.
     """
     b, k = x.shape
     n = weight.shape[0]
@@ -95,16 +87,14 @@ def few_rows_product(
     width = 0 if conv_weight is None else conv_weight.shape[-1]
     assert not is_split or (norm_weight is None and bias is None), "a split sum takes no norm"
     grid = (triton.cdiv(n, tile.n), splits)
-    extra = {"launch_pdl": True} if EARLY_LAUNCH else {}
     _few_rows[grid](
         x, norm_weight, weight, bias, out, window, conv_weight, conv_bias,
         b, n, k, columns, eps, x.stride(0), out.stride(-2), *conv_columns,
-        *piece_of(ahead, grid[0] * splits * 32 * tile.warps),
         GROUPS=groups, NORMED=norm_weight is not None, ADD=add, SPLIT=is_split,
         WIDTH=width, ROWS=1 if b == 1 else max(16, triton.next_power_of_2(b)),
         EVEN=columns % block_k == 0 and columns * splits * groups == k,
-        BLOCK_N=tile.n, BLOCK_K=block_k, STAGES=tile.stages, EARLY=EARLY_LAUNCH,
-        AHEAD=32 * tile.warps, num_warps=tile.warps, num_stages=tile.stages, **extra,
+        BLOCK_N=tile.n, BLOCK_K=block_k, STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -114,54 +104,12 @@ def silu(x):
 
 
 @triton.jit
-def begin(EARLY: tl.constexpr):
-    """Under early launch: let the next kernel begin, and wait for what this one reads."""
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def _prefetch(address):
-    """Ask for lines of memory to be brought to the second-level cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], tl.int32, False, 1
-    )
-
-
-def piece_of(weight: torch.Tensor | None, threads: int) -> tuple[torch.Tensor | None, int, int]:
-    """What `fetch_ahead` takes: the weight, its bytes, and a thread's piece of them."""
-    if weight is None or not FETCHES_AHEAD or not _can_fetch(weight.device):
-        return None, 0, 0
-    size = weight.numel() * weight.element_size()
-    return weight, size, triton.cdiv(triton.cdiv(size, threads), 16) * 16
-
-
-@functools.cache
-def _can_fetch(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@triton.jit
-def fetch_ahead(ptr, size, piece, program, PIECES: tl.constexpr):
-    """Ask for a program's share of a weight to be brought to the second-level cache."""
-    start = (program * PIECES + tl.arange(0, PIECES)).to(tl.int64) * piece
-    left = tl.minimum(size - start, piece).to(tl.int32) // 16 * 16
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.gt.s32 p, $2, 0; "
-        "@p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
-        "=r,l,r", [ptr.to(tl.int64) + start, left], tl.int32, False, 1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _few_rows(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, out_ptr, window_ptr, conv_ptr, conv_bias_ptr,
     b, n, k, columns, eps, x_stride, out_stride, conv_start, conv_stop,
-    ahead_ptr, ahead_size, ahead_piece,
     GROUPS: tl.constexpr, NORMED: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     dtype = weight_ptr.dtype.element_ty
     out_columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -170,13 +118,6 @@ def _few_rows(
     w_rows = weight_ptr + tl.minimum(out_columns, n - 1).to(tl.int64) * k
     x_row = tl.minimum(row, b - 1)
     step = tl.arange(0, BLOCK_K)
-    if EARLY and EARLY_LINES > 0:
-        line = tl.arange(0, EARLY_LINES) * (1024 // dtype.primitive_bitwidth)
-        _prefetch(w_rows[:, None] + tl.minimum(line, k - 1)[None, :])
-    begin(EARLY)
-    if ahead_ptr is not None:
-        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        fetch_ahead(ahead_ptr, ahead_size, ahead_piece, program, PIECES=AHEAD)
 
     total = tl.zeros((ROWS, BLOCK_N), tl.float32)
     for group in tl.static_range(GROUPS):

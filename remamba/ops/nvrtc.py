@@ -27,6 +27,10 @@ class Kernel:
 
     def __call__(self, grid: tuple[int, int], arguments: ctypes.Structure, device: int) -> None:
         """Launch on the device's current stream; `arguments` is the kernel's one parameter."""
+        if device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return self(grid, arguments, device)
+        _enter_context(device)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         stream = torch._C._cuda_getCurrentRawStream(device)
         code = self._launch(
@@ -47,6 +51,7 @@ def load(
         RuntimeError: the compiler's or the driver's own message.
     """
     with torch.cuda.device(device):
+        _enter_context(device)
         module = ctypes.c_void_p()
         _check(_driver().cuModuleLoadData(ctypes.byref(module), _compile(source, defines, device)))
         function = ctypes.c_void_p()
@@ -119,6 +124,17 @@ def _nvrtc() -> ctypes.CDLL:
 @functools.cache
 def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
+
+
+def _enter_context(device: int) -> None:
+    """Give a thread that has none torch's own context: autograd runs in threads of its own."""
+    context = ctypes.c_void_p()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
+    if not context:
+        handle = ctypes.c_int()
+        _check(_driver().cuDeviceGet(ctypes.byref(handle), device))
+        _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+        _check(_driver().cuCtxSetCurrent(context))
 
 
 def _check(code: int) -> None:

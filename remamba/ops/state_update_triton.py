@@ -6,9 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from remamba.ops import few_rows_triton
 from remamba.ops.decode_layer import MOST_STATE
-from remamba.ops.few_rows_triton import begin, fetch_ahead, piece_of, silu
+from remamba.ops.few_rows_triton import silu
 from remamba.ops.recording import is_recorded
 from remamba.ops.state_update import selective_state_update_torch, ssd_state_update_torch
 
@@ -82,7 +81,6 @@ def selective_step(
     state: torch.Tensor,
     y: torch.Tensor,
     eps: float | None,
-    ahead: torch.Tensor | None = None,
 ) -> None:
     """A block's selective step from x_proj's split sum on, dt_proj included; state moves in place.
 
@@ -90,22 +88,20 @@ def selective_step(
 
     parts (splits, b, r + 2n) float32; x, z (b, e); dt_weight (e, r); dt_bias, D (e,); A_log (e, n);
     state (b, e, n) float32; y (b, e) is written. With eps, dt, B and C are RMS-normed
-    (Falcon-Mamba). `ahead` is a weight that a later launch reads.
+    (Falcon-Mamba).
     """
     splits, b, _ = parts.shape
     e, n = A_log.shape
     r = dt_weight.shape[1]
-    early = few_rows_triton.EARLY_LAUNCH
-    extra = {"launch_pdl": True} if early else {}
     block_r = triton.next_power_of_2(r)
     block_e = max(4, min(BLOCK_E, 4096 // block_r))
     blocks = triton.cdiv(e, block_e)
     _selective_step[(blocks, b)](
         parts, x, z, dt_weight, dt_bias, A_log, D, state, y, b, e, r, n, splits, eps or 0.0,
-        x.stride(0), z.stride(0), y.stride(0), *piece_of(ahead, blocks * b * 128),
+        x.stride(0), z.stride(0), y.stride(0),
         NORMED=eps is not None, BLOCK_E=block_e, BLOCK_R=block_r,
-        BLOCK_N=triton.next_power_of_2(n), BLOCK_S=triton.next_power_of_2(splits), EARLY=early,
-        num_warps=4, **extra,
+        BLOCK_N=triton.next_power_of_2(n), BLOCK_S=triton.next_power_of_2(splits),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -144,14 +140,12 @@ def ssd_step(x, dt, z, A_log, B, C, D, dt_bias, dt_limit, state, y) -> None:
 
 def _ssd(x, dt, z, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y, *, is_log=False) -> None:
     b, h, p, n = state.shape
-    early = is_log and few_rows_triton.EARLY_LAUNCH
-    extra = {"launch_pdl": True} if early else {}
     _ssd_step[(triton.cdiv(p, BLOCK_P), h, b)](
         x, dt, z, A, B, C, D, dt_bias, dt_scale, state, new, y, h, p, n, h // B.shape[1],
         float(dt_limit[0]), float(dt_limit[1]), x.stride(0), dt.stride(0),
         0 if z is None else z.stride(0), B.stride(0), C.stride(0), y.stride(0),
-        IS_LOG=is_log, BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n), EARLY=early,
-        num_warps=4, **extra,
+        IS_LOG=is_log, BLOCK_P=BLOCK_P, BLOCK_N=triton.next_power_of_2(n),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -227,9 +221,8 @@ def _part(
 def _selective_step(
     parts_ptr, x_ptr, z_ptr, dt_weight_ptr, dt_bias_ptr, A_log_ptr, D_ptr, state_ptr, y_ptr,
     b, e, r, n, splits, eps, x_stride, z_stride, y_stride,
-    ahead_ptr, ahead_size, ahead_piece,
     NORMED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = dt_weight_ptr.dtype.element_ty
     channel = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
@@ -243,13 +236,9 @@ def _selective_step(
     A = -tl.exp(A_log.to(tl.float32))
     bias = tl.load(dt_bias_ptr + channel, real, 0.0).to(tl.float32)
     D = tl.load(D_ptr + channel, real, 0.0).to(tl.float32)
-    begin(EARLY)
     row = tl.program_id(1).to(tl.int64)
     place = (row * e + channel)[:, None] * n + column[None, :]
     state = tl.load(state_ptr + place, both, 0.0)
-    if ahead_ptr is not None:
-        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        fetch_ahead(ahead_ptr, ahead_size, ahead_piece, program, PIECES=128)
     width = r + 2 * n
     low = _part(parts_ptr, row, b, width, splits, 0, r, eps, dtype, NORMED, BLOCK_R, BLOCK_S)
     B = _part(parts_ptr, row, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
@@ -269,7 +258,7 @@ def _ssd_step(
     x_ptr, dt_ptr, z_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dt_bias_ptr, dt_scale_ptr, state_ptr,
     new_ptr, y_ptr, h, p, n, heads_per_group, low, high,
     x_stride, dt_stride, z_stride, B_stride, C_stride, y_stride,
-    IS_LOG: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    IS_LOG: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """IS_LOG: A is given as A_log. With a gate z, y * silu(z) is written."""
     head, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -279,7 +268,6 @@ def _ssd_step(
     A = tl.load(A_ptr + head).to(tl.float32)
     if IS_LOG:
         A = -tl.exp(A)
-    begin(EARLY)
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32)
     if dt_bias_ptr is not None:
         dt += tl.load(dt_bias_ptr + head).to(tl.float32)
