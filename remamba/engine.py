@@ -250,7 +250,7 @@ class Engine:
 
     def _prefill(self, group: list[Job]) -> tuple[Tensor, StateCache, Kept | None]:
         """The logits behind each prompt (b, vocab), the states there, and what was kept."""
-        first, device = group[0], self.model.device
+        first = group[0]
         is_apart = first.memory is not None
         rows = [job.ids if is_apart else job.context + job.ids for job in group]
         width = max(map(len, rows))
@@ -261,13 +261,13 @@ class Engine:
             mask[i, : len(row)] = 1
         question_lengths = None
         if first.context and not is_apart:
-            question_lengths = torch.tensor([len(job.ids) for job in group], device=device)
+            question_lengths = torch.tensor([len(job.ids) for job in group])
         memory, compression = first.memory, first.request.compression
         if memory is not None:
-            memory = memory.to(device)
+            memory = memory.to(self.model.device)
         out = self.model(
-            ids.to(device),
-            attention_mask=None if bool(mask.all()) else mask.to(device),
+            ids,  # on the host, where the model looks at them without waiting for the GPU
+            attention_mask=None if bool(mask.all()) else mask,
             question_lengths=question_lengths,
             compression=compression,
             memory=memory,
@@ -387,15 +387,19 @@ def _seeded(job: Job, device: torch.device) -> Iterator[None]:
 
 
 class _StageClock:
-    """How long a prefill takes: its two stages meet where the keys are formed."""
+    """How long a prefill takes: its two stages meet where the keys are formed.
+
+    A GPU tells that by events, as to wait for it between the stages would keep it waiting too.
+    """
 
     def __init__(self, model: ReMambaForCausalLM):
-        self._device = model.device
+        self._is_gpu = model.device.type == "cuda"
         self._keys = model.compressor.key_proj
-        self._between: float | None = None
+        self._marks: list[Any] = []
 
     def __enter__(self) -> None:
         self._hook = self._keys.register_forward_pre_hook(self._mark)
+        self._mark()
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
@@ -403,14 +407,22 @@ class _StageClock:
         self._hook.remove()
 
     def _mark(self, *_: object) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._between = time.perf_counter()
+        if self._is_gpu:
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
 
     def seconds(self, reading: float) -> dict[str, float]:
-        """`prefill`, and its two stages if there were two; `reading` was spent before."""
-        found = {"prefill": reading + self._stop - self._start}
-        if self._between is not None:
-            found["stage1"] = reading + self._between - self._start
-            found["stage2"] = self._stop - self._between
+        """`prefill`, and its two stages if there were two; `reading` was spent before.
+
+        To be asked once the prefill's results have been read.
+        """
+        whole = self._stop - self._start
+        found = {"prefill": reading + whole}
+        if len(self._marks) > 1:
+            first, last = self._marks[0], self._marks[-1]
+            stage1 = first.elapsed_time(last) / 1000 if self._is_gpu else last - first
+            found["stage1"] = reading + min(stage1, whole)
+            found["stage2"] = whole - min(stage1, whole)
         return found
