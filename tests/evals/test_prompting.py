@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,6 @@ from remamba.evals.prompting import (
     last_tokens,
 )
 from tests.tiny import TEXT, tiny_tokenizer
-
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 
 
 def item(document: str, before: str = "Read: ", after: str = "\nQ: who?\nA:") -> Item:
@@ -78,19 +75,13 @@ def test_cut_ids_keeps_both_halves() -> None:
     assert cut_ids(ids, 8999) == ids[:4499] + ids[-4499:]  # an odd limit loses one
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the GPT-NeoX tokenizer")
 def test_authors_cut_of_9000_tokens_to_6k() -> None:
-    import gzip
-
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    text = gzip.decompress((SHARED / "gpt-neox-20b.tokenizer.json.gz").read_bytes()).decode()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text))
-    prompt = tokenizer.decode(tokenizer(TEXT * 500)["input_ids"][:9000])
-    ids = tokenizer(prompt)["input_ids"]
-    assert len(ids) == 9000
-    assert len(cut_ids(ids, Prompting(tokenizer, "longbench-e", max_length=6000).limit)) == 5500
+    ids = encode(TEXT * 300)[:9000]
+    limit = Prompting(tiny_tokenizer(), "longbench-e", max_length=6000).limit
+    assert len(ids) == 9000 and len(cut_ids(ids, limit)) == 5500
+    text = tiny_tokenizer().decode(ids)
+    again = encode(cut_middle(tiny_tokenizer(), text, limit))
+    assert abs(len(again) - 5500) <= 4  # the joint
 
 
 @pytest.mark.parametrize(
