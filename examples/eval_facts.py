@@ -1,6 +1,7 @@
-"""Measure how well a model answers questions about facts planted in books (make_facts.py).
+"""Measure how well a model answers questions about facts planted in books.
 
-For every length, documents of the dev split are read once each and asked a few questions. The rows:
+For every length, documents of the dev split (`remamba data build planted`) are read once each and
+asked a few questions. The rows:
 
     ReMamba              the model with its own compression
     stage 1 alone        the same weights with compression off: plain Mamba over the whole document
@@ -37,15 +38,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import facts_prose
-import make_facts
 import torch
 import transformers
-from facts_prose import BadInput
 from torch import Tensor
 
 import remamba
 from remamba import CompressionConfig, DocumentMemory, ReMambaForCausalLM
+from remamba.errors import InputError
+from remamba.train import planted, planted_prose
 
 DROPPED = 0.2
 
@@ -305,8 +305,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, nargs="+", default=[1000, 2000, 4000], help="document lengths")
     add("--questions", type=int, default=200, help="questions a length (default: 200)")
     add("--per-document", type=int, default=4, help="questions a document (default: 4)")
-    add("--facts-per-1000", type=float, default=20.0, help="as in make_facts.py (default: 20)")
-    add("--echo", type=float, default=0.5, help="as in make_facts.py (default: 0.5)")
+    add(
+        "--facts-per-1000",
+        type=float,
+        default=20.0,
+        help="of a document (default: 20)",
+    )
+    add("--echo", type=float, default=0.5, help="said twice (default: 0.5)")
     add("--split", choices=("dev", "train"), default="dev", help="whose people (default: dev)")
     add("--keep-ratio", type=float, help="in place of the model's own")
     add("--num-kept", type=int, help="K in place of a ratio")
@@ -322,7 +327,7 @@ def build_parser() -> argparse.ArgumentParser:
 def load(directory: str, option: str, args: argparse.Namespace) -> ReMambaForCausalLM:
     """A model in evaluation mode on the device."""
     if not (Path(directory) / "config.json").is_file():
-        raise BadInput(f"{option} {directory}: there is no config.json in this directory")
+        raise InputError(f"{option} {directory}: there is no config.json in this directory")
     model = ReMambaForCausalLM.from_pretrained(directory, dtype=getattr(torch, args.dtype))
     return model.to(args.device).eval()
 
@@ -331,25 +336,25 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write the file."""
     output = Path(args.output)
     if output.exists() and not args.overwrite:
-        raise BadInput(f"--output {output}: exists already; give another name or --overwrite")
+        raise InputError(f"--output {output}: exists already; give another name or --overwrite")
     if not 1 <= args.per_document <= args.questions:
-        raise BadInput(f"--per-document {args.per_document}: give 1 to {args.questions}")
+        raise InputError(f"--per-document {args.per_document}: give 1 to {args.questions}")
     model = load(args.model, "--model", args)
     plain = load(args.plain, "--plain", args) if args.plain else None
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     if args.plain:
         other = transformers.AutoTokenizer.from_pretrained(args.plain)
         if other.get_vocab() != tokenizer.get_vocab():
-            raise BadInput(f"--plain {args.plain}: its tokenizer is not that of {args.model}")
+            raise InputError(f"--plain {args.plain}: its tokenizer is not that of {args.model}")
     changes = {"keep_ratio": args.keep_ratio, "num_kept": args.num_kept}
     changes = {name: value for name, value in changes.items() if value is not None}
     ways = make_ways(model, plain, changes)
     evaluation = Evaluation(ways, tokenizer, args.device, args.max_new_tokens)
-    books = facts_prose.read_books(args.books)
-    counter = make_facts.load_tokenizer(args.model)
+    books = planted_prose.read_books(args.books)
+    counter = planted.load_tokenizer(args.model)
     results = []
     for tokens in args.tokens:
-        options = make_facts.Options(
+        options = planted.Options(
             tokens=(tokens, tokens),
             facts_per_1000=args.facts_per_1000,
             questions=args.per_document,
@@ -357,7 +362,7 @@ def run(args: argparse.Namespace) -> None:
             split=args.split,
             echo=args.echo,
         )
-        maker = make_facts.FactMaker(books, options, counter)
+        maker = planted.FactMaker(books, options, counter)
         evaluation.document(maker.make(0), [Tally() for _ in ways], args.seed)  # warm up
         tallies = [Tally() for _ in ways]
         number = 0
@@ -387,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (BadInput, remamba.InputError) as error:
+    except InputError as error:
         print(f"eval_facts.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,6 @@
 """Make the untrained base of a tiny ReMamba model: a tokenizer for books and facts, random weights.
 
-The tokenizer is a byte-level BPE trained on books and on the sentences of make_facts.py. The words
+The tokenizer is a byte-level BPE trained on books and on the sentences of planted facts. The words
 that facts are made of (names, places, colours, numbers of two digits ...) are fed to it so often
 that nearly each becomes one token: a small model then copies an answer in one step.
 
@@ -30,10 +30,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import facts_language
-import facts_prose
-import make_facts
-from facts_prose import BadInput
+from remamba.errors import InputError
+from remamba.train import planted, planted_language, planted_prose
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +49,10 @@ WORDS = (
 
 def fact_words() -> list[str]:
     """Every word that a tokenizer should know whole: names and values, with the space before."""
-    words = [*facts_language.FIRST_NAMES, *facts_language.SURNAMES]
-    for attribute in facts_language.ATTRIBUTES:
+    words = [*planted_language.FIRST_NAMES, *planted_language.SURNAMES]
+    for attribute in planted_language.ATTRIBUTES:
         values = attribute.values
-        words += facts_language.TWO_DIGITS if values is facts_language.NUMBERS else values
+        words += planted_language.TWO_DIGITS if values is planted_language.NUMBERS else values
     return [" " + word for word in dict.fromkeys(words)]
 
 
@@ -71,12 +69,12 @@ def training_text(
         room -= len(paragraph)
         if room < 0:
             break
-    maker = make_facts.FactMaker(books, make_facts.Options(seed=seed))
+    maker = planted.FactMaker(books, planted.Options(seed=seed))
     room = megabytes * 1e6 / 5
     while room > 0:
         for fact in maker.facts(rng, 100):
             question = rng.choice(fact.attribute.questions).replace("{p}", fact.person)
-            text = f" {fact.text}{facts_language.QUESTION.replace('{q}', question)} {fact.value}"
+            text = f" {fact.text}{planted_language.QUESTION.replace('{q}', question)} {fact.value}"
             yield text
             room -= len(text)
     for word in fact_words():
@@ -253,12 +251,12 @@ def run(args: argparse.Namespace) -> None:
     """Make and save what the command line asks for."""
     output = Path(args.output)
     if output.exists() and any(output.iterdir()) and not args.overwrite:
-        raise BadInput(f"--output {output}: is not empty; give another directory or --overwrite")
+        raise InputError(f"--output {output}: is not empty; give another directory or --overwrite")
     if args.vocab_size < 512:
-        raise BadInput(f"--vocab-size {args.vocab_size}: give 512 or more")
+        raise InputError(f"--vocab-size {args.vocab_size}: give 512 or more")
     if 2 * args.hidden_size % args.head_dim:
-        raise BadInput(f"--head-dim {args.head_dim}: must divide {2 * args.hidden_size}")
-    books = facts_prose.read_books(args.books)
+        raise InputError(f"--head-dim {args.head_dim}: must divide {2 * args.hidden_size}")
+    books = planted_prose.read_books(args.books)
     print(f"{len(books)} books; training the tokenizer", file=sys.stderr, flush=True)
     tokenizer = train_tokenizer(
         books,
@@ -288,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except BadInput as error:
+    except InputError as error:
         print(f"make_tiny.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -43,7 +43,7 @@ facts() {
     echo "== data $name: is there" >&2
     return
   fi
-  timed "data $name" "$PYTHON" "$root/examples/make_facts.py" --books "${books[@]}" \
+  timed "data $name" "$PYTHON" -m remamba.cli data build planted --books "${books[@]}" \
     --output "$file" --tokenizer "$OUT/base" --workers "$WORKERS" "$@"
 }
 

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.convert",
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
+    "data build planted": (
+        "remamba.commands.data_planted",
+        "long documents with facts to ask for, from your books",
+    ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
@@ -82,7 +86,8 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"remamba {_version()}")
         return 0
-    name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), None)
+    tried = (" ".join(argv[:words]) for words in (3, 2, 1))
+    name = next((n for n in tried if n in COMMANDS), None)
     if name is None:
         raise InputError(_unknown(argv[0]))
     module = importlib.import_module(COMMANDS[name][0])
@@ -148,7 +153,7 @@ def _missing(panel: str) -> list[str]:
 
 def help_text() -> str:
     """What `remamba --help` prints: the commands with a line each, and three examples."""
-    width = max(map(len, COMMANDS))
+    width = max(len(name) for name in COMMANDS if len(name) <= 20)  # a longer one stands out
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     examples = "\n".join(f"  {example}" for example in EXAMPLES)
     return (
@@ -162,6 +167,8 @@ def help_text() -> str:
 
 
 def _unknown(word: str) -> str:
+    if begun := [name for name in COMMANDS if name.startswith(f"{word} ")]:
+        return f"{word!r} is not a whole command; there is {' and '.join(begun)}"
     near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
     mend = f"did you mean {near[0]!r}?" if near else "remamba --help lists the commands"
     return f"{word!r} is not a command; {mend}"

@@ -1,4 +1,4 @@
-"""The scripts in examples/: facts planted in books, the base of the tiny model, its evaluation."""
+"""Facts planted in books, and the scripts in examples/: the tiny model's base, its evaluation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
+from remamba.cli import main
+from remamba.errors import InputError
+from remamba.train import planted, planted_language, planted_prose
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import facts_language  # noqa: E402
-import facts_prose  # noqa: E402
-import make_facts  # noqa: E402
 import make_tiny  # noqa: E402
 
+BUILD = ["data", "build", "planted"]
 SENTENCES = [
     "It was late when Mr. Grey came down to the harbour.",
     '"You will not find a boat tonight," said the keeper, "nor tomorrow."',
@@ -50,9 +52,23 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_book_may_be_plain_text(books: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "book.txt.xz"
+    packed.write_bytes(lzma.compress(book(0).encode()))
+    (tmp_path / "book.md").write_text(book(0), encoding="utf-8", newline="")
+    once = planted_prose.read_books([books])[:1]
+    assert planted_prose.read_books([packed, tmp_path / "book.md"]) == once * 2
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"bad\.txt: not UTF-8"):
+        planted_prose.read_books([tmp_path / "bad.txt"])
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"title": "x"}\n')
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: a book is"):
+        planted_prose.read_books([tmp_path / "bad.jsonl"])
+
+
 @pytest.fixture(scope="module")
 def tokenizer(books: Path) -> Any:
-    paragraphs = facts_prose.read_books([books])
+    paragraphs = planted_prose.read_books([books])
     return make_tiny.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
 
 
@@ -64,20 +80,20 @@ def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
         documents: int = 20, tokenizer: Any = None, workers: int = 1, **options: Any
     ) -> list[dict[str, Any]]:
         options.setdefault("tokens", (200, 400))
-        maker = make_facts.FactMaker(
-            facts_prose.read_books([books]), make_facts.Options(**options), tokenizer
+        maker = planted.FactMaker(
+            planted_prose.read_books([books]), planted.Options(**options), tokenizer
         )
-        lines = "".join(make_facts.make_rows(maker, documents, workers, chunk=3))
+        lines = "".join(planted.make_rows(maker, documents, workers, chunk=3))
         return [json.loads(line) for line in lines.splitlines()]
 
     return rows
 
 
 def test_books_become_paragraphs_of_plain_prose(books: Path) -> None:
-    paragraphs = facts_prose.read_books([books])[0]
+    paragraphs = planted_prose.read_books([books])[0]
     assert paragraphs[0].startswith("On day 0 of year 0 it rained. ")
     assert not any("\n" in p or "  " in p or p.startswith("#") for p in paragraphs)
-    assert facts_prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
+    assert planted_prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
         SENTENCES[0],
         SENTENCES[2],
     ]
@@ -107,7 +123,7 @@ def test_evidence_is_the_fact_and_holds_the_answer(make: Callable[..., Any]) -> 
 
 
 def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
-    maker = make_facts.FactMaker(facts_prose.read_books([books]), make_facts.Options())
+    maker = planted.FactMaker(planted_prose.read_books([books]), planted.Options())
     for seed in range(20):
         facts = maker.facts(random.Random(seed), 60)
         assert len({(fact.person, fact.attribute.name) for fact in facts}) == 60
@@ -119,8 +135,8 @@ def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
 def test_a_document_has_as_many_kinds_of_facts_as_asked(
     books: Path, kinds: tuple[int, int]
 ) -> None:
-    maker = make_facts.FactMaker(
-        facts_prose.read_books([books]), make_facts.Options(kinds=kinds, tokens=(1500, 1500))
+    maker = planted.FactMaker(
+        planted_prose.read_books([books]), planted.Options(kinds=kinds, tokens=(1500, 1500))
     )
     found = set()
     for number in range(30):
@@ -137,26 +153,24 @@ def test_kinds_change_the_documents_and_workers_do_not(make: Callable[..., Any])
 
 
 def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
-    for attribute in facts_language.ATTRIBUTES:
+    for attribute in planted_language.ATTRIBUTES:
         assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
         for text in attribute.facts:
             assert text.count("{p}") == text.count("{v}") == 1, text
             assert text.index("{p}") < text.index("{v}") and text.endswith(" {v}."), text
         for text in (*attribute.names, *attribute.questions):
             assert text.count("{p}") == 1 and "{v}" not in text, text
-    for echo in facts_language.ECHOES:
+    for echo in planted_language.ECHOES:
         assert echo.index("{n}") < echo.index(" {v}")
 
 
 def test_people_of_dev_never_occur_in_train(books: Path) -> None:
     people = {}
     for split in ("train", "dev"):
-        maker = make_facts.FactMaker(
-            facts_prose.read_books([books]), make_facts.Options(split=split)
-        )
+        maker = planted.FactMaker(planted_prose.read_books([books]), planted.Options(split=split))
         facts = [f for i in range(10) for f in maker.facts(random.Random(i), 40)]
         people[split] = {fact.person for fact in facts}
-        assert {facts_language.split_of(name) for name in people[split]} == {split}
+        assert {planted_language.split_of(name) for name in people[split]} == {split}
     assert not people["train"] & people["dev"]
 
 
@@ -216,17 +230,17 @@ def test_what_cannot_be_used_is_said_in_one_line(
     words: str,
 ) -> None:
     given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "1"]
-    assert make_facts.main([*given, *arguments]) == 2
+    assert main([*BUILD, *given, *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("make_facts.py: ") and words in last
+    assert last.startswith("remamba: ") and words in last
 
 
 def test_an_output_is_not_replaced_unasked(books: Path, tmp_path: Path) -> None:
     given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "2"]
     given += ["--tokens", "100", "200"]
-    assert make_facts.main(given) == 0
-    assert make_facts.main(given) == 2
-    assert make_facts.main([*given, "--overwrite"]) == 0
+    assert main([*BUILD, *given]) == 0
+    assert main([*BUILD, *given]) == 2
+    assert main([*BUILD, *given, "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
 
 
@@ -308,6 +322,7 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
     from safetensors.torch import load_file
 
     from remamba.cli import _parse
+    from remamba.commands.data_planted import Args as Planted
     from remamba.train.config import TrainArgs
 
     subprocess.run(["bash", "-n", str(RECIPE)], check=True)
@@ -328,10 +343,10 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
     commands = [json.loads(line) for line in log.read_text().splitlines()]
     made = {}
     for words in commands:
-        if Path(words[0]).name == "make_facts.py":
-            args = make_facts.build_parser().parse_args(words[1:])
-            assert args.tokenizer == str(out / "base") and args.workers == 3
-            make_facts.Options(kinds=args.kinds, tokens=args.tokens)
+        if words[2:5] == BUILD:
+            args = _parse(Planted, "data build planted", words[5:])
+            assert args.tokenizer == out / "base" and args.workers == 3
+            planted.Options(kinds=args.kinds, tokens=args.tokens)
         elif Path(words[0]).name == "make_tiny.py":
             make_tiny.build_parser().parse_args(words[1:])
         else:

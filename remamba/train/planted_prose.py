@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
-import lzma
 import random
 import re
 from collections.abc import Sequence
@@ -12,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remamba.errors import InputError
+from remamba.json_lines import JsonLines, Lines, Row
+
 PARAGRAPH = "\n\n"
 CHARS_PER_TOKEN = 4  # without a tokenizer
+TEXT_SUFFIXES = {".txt", ".md"}
 
 _HEADING = re.compile(
     r"^(#|\||!\[|-{3,}|\*{3,}|={3,}|(chapter|book|part|act|scene)\b.{0,40}$)", re.I
@@ -26,32 +28,44 @@ _ABBREVIATION = re.compile(
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "_": None, "*": None, "\\": None})
 
 
-class BadInput(ValueError):
-    """What the user gave cannot be used; the message is one line that says what to change."""
-
-
 def read_books(paths: Sequence[str | Path]) -> list[list[str]]:
-    """Read JSON lines with a "text" (plain or .xz); return the paragraphs of each book.
+    """The paragraphs of each book in the files.
 
-    Headings and ornaments are dropped, white space is normalised, markup and curly
-    quotes are made plain.
+    A file is one book (.txt or .md), or JSON lines with a "text" each; .gz and .xz are unpacked.
+    Headings and ornaments are dropped, white space is normalised, markup and curly quotes are
+    made plain.
+
+    Raises:
+        InputError: a file or a line cannot be read, or there is no prose in them.
     """
     books = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise BadInput(f"--books {path}: there is no such file")
-        opened = lzma.open if path.suffix == ".xz" else open
-        try:
-            with opened(path, "rt", encoding="utf-8") as lines:
-                texts = [json.loads(line)["text"] for line in lines if line.strip()]
-        except (ValueError, KeyError, TypeError, lzma.LZMAError) as error:
-            raise BadInput(
-                f'--books {path}: every line must be a JSON object with a "text" ({error!r})'
-            ) from error
+            raise InputError(f"--books {path}: there is no such file")
+        if set(path.suffixes[-2:]) & TEXT_SUFFIXES:
+            texts = [_whole_text(path)]
+        else:
+            texts = [_text(row) for row in JsonLines(path)]
         books += [paragraphs for text in texts if (paragraphs := clean_paragraphs(text))]
     if not books:
-        raise BadInput(f"--books {' '.join(map(str, paths))}: no prose in these files")
+        raise InputError(f"--books {' '.join(map(str, paths))}: no prose in these files")
     return books
+
+
+def _text(row: Row) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise InputError(f'{row.where}: a book is an object with a "text"')
+    return text
+
+
+def _whole_text(path: Path) -> str:
+    try:
+        return b"\n".join(line.rstrip(b"\n") for _, line in Lines(path)).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--books {path}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
 
 
 def clean_paragraphs(text: str) -> list[str]:

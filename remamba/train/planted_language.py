@@ -1,6 +1,6 @@
 """The English of the facts: people, values, and the sentences that state and ask for them.
 
-make_facts.py plants these facts in books; make_tiny.py teaches their words to a tokenizer.
+planted.py puts these facts into books; examples/make_tiny.py teaches their words to a tokenizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make training and test documents: book prose with facts planted in it, and questions about them.
+"""Planted data: book prose with made-up facts in it, and questions about them.
 
 A document is a run of consecutive passages of one book. Between its sentences stand made-up facts
 about made-up people ("The lantern of Ada Finch is crimson."). Each question asks for one of them,
@@ -17,28 +17,22 @@ One line of the output:
 
 document + question + response reads as one text; `evidence` are the character offsets of the fact
 in the document (of the fact and, where it is echoed, of the sentence that repeats it right after).
-
-Example:
-
-    python examples/make_facts.py --books train-*.jsonl.xz --output facts.jsonl --documents 10000 \\
-        --tokens 500 1000 --facts-per-1000 20 --questions 8 --seed 0 --workers 8
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facts_language import (
+from remamba.errors import InputError
+from remamba.train.planted_language import (
     ATTRIBUTES,
     ECHOES,
     FIRST_NAMES,
@@ -51,7 +45,8 @@ from facts_language import (
     Attribute,
     split_of,
 )
-from facts_prose import PARAGRAPH, BadInput, Lengths, Prose, read_books
+from remamba.train.planted_prose import PARAGRAPH, Lengths, Prose, read_books
+from remamba.train.progress import duration, say
 
 FACTS_SHARE = 0.8  # of a document may be facts
 
@@ -68,7 +63,18 @@ class Fact:
 
 @dataclass(frozen=True)
 class Options:
-    """What the documents look like; the command line's options of the same names explain each."""
+    """What the documents look like.
+
+    Args:
+        tokens: length of a document with its facts, drawn evenly from this range.
+        facts_per_1000: facts in every 1,000 tokens, as far as they fit in 4/5 of the text.
+        questions: of a document, each about another fact, if it has so many.
+        split: train | dev; one full name in ten is kept for dev and never occurs in train.
+        echo: share of facts that the next sentence says once more.
+        kinds: kinds of facts in a document, drawn from this range; None: all.
+        depth: the asked facts stand at this share of the document; None: anywhere.
+        no_questions: plain text, the same documents without questions.
+    """
 
     tokens: tuple[int, int] = (500, 1000)
     facts_per_1000: float = 20.0
@@ -83,22 +89,22 @@ class Options:
     def __post_init__(self) -> None:
         low, high = self.tokens
         if not 50 <= low <= high:
-            raise BadInput(f"--tokens {low} {high}: give two numbers, 50 <= LO <= HI")
+            raise InputError(f"--tokens {low} {high}: give two numbers, 50 <= LO <= HI")
         if not 0 <= self.facts_per_1000 <= 100:
-            raise BadInput(f"--facts-per-1000 {self.facts_per_1000}: give a number from 0 to 100")
+            raise InputError(f"--facts-per-1000 {self.facts_per_1000}: give a number from 0 to 100")
         if not 0 <= self.echo <= 1:
-            raise BadInput(f"--echo {self.echo}: give a probability from 0 to 1")
+            raise InputError(f"--echo {self.echo}: give a probability from 0 to 1")
         if self.kinds is not None and not 1 <= self.kinds[0] <= self.kinds[1] <= len(ATTRIBUTES):
             low, high = self.kinds
-            raise BadInput(f"--kinds {low} {high}: give 1 <= LO <= HI <= {len(ATTRIBUTES)}")
+            raise InputError(f"--kinds {low} {high}: give 1 <= LO <= HI <= {len(ATTRIBUTES)}")
         if self.depth is not None and not 0 <= self.depth <= 1:
-            raise BadInput(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
+            raise InputError(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
         if self.split not in ("train", "dev"):
-            raise BadInput(f"--split {self.split}: give train or dev")
+            raise InputError(f"--split {self.split}: give train or dev")
         if self.questions < 1 and not self.no_questions:
-            raise BadInput(f"--questions {self.questions}: give 1 or more, or --no-questions")
+            raise InputError(f"--questions {self.questions}: give 1 or more, or --no-questions")
         if not self.facts_per_1000 and not self.no_questions:
-            raise BadInput("--facts-per-1000 0: there is nothing to ask; add --no-questions")
+            raise InputError("--facts-per-1000 0: there is nothing to ask; add --no-questions")
 
 
 @dataclass
@@ -137,7 +143,7 @@ class FactMaker:
 
     def facts(self, rng: random.Random, count: int) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
-        kinds = ATTRIBUTES
+        kinds: Sequence[Attribute] = ATTRIBUTES
         if self.options.kinds is not None:
             kinds = rng.sample(ATTRIBUTES, rng.randint(*self.options.kinds))
         people = self._people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))))
@@ -171,7 +177,7 @@ class FactMaker:
             if fitting:
                 return fitting
         low, high = self.options.tokens
-        raise BadInput(f"--tokens {low} {high}: a fact alone is longer; give more tokens")
+        raise InputError(f"--tokens {low} {high}: a fact alone is longer; give more tokens")
 
     # -- the document --
 
@@ -190,7 +196,7 @@ class FactMaker:
         sentences = self._prose.passage(rng, low - used, aim - used, high - used)
         if not sentences:
             low, high = options.tokens
-            raise BadInput(
+            raise InputError(
                 f"--tokens {low} {high}: the books are too short for documents of this length; "
                 "give longer books or fewer tokens"
             )
@@ -243,7 +249,7 @@ def load_tokenizer(directory: str | Path | None) -> Any:
         return None
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
-        raise BadInput(f"--tokenizer {directory}: there is no tokenizer.json in this directory")
+        raise InputError(f"--tokenizer {directory}: there is no tokenizer.json in this directory")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer
 
@@ -277,150 +283,63 @@ def make_rows(maker: FactMaker, documents: int, workers: int = 1, chunk: int = 6
         yield from pool.imap(_make_lines, chunks)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "--books",
-        nargs="+",
-        required=True,
-        metavar="F",
-        help='books: .jsonl or .jsonl.xz, each line an object with a "text"',
-    )
-    add(
-        "--output",
-        required=True,
-        metavar="F.jsonl",
-        help="where the documents go, a JSON object a line",
-    )
-    add("--documents", type=int, required=True, metavar="N", help="how many documents")
-    add(
-        "--tokens",
-        type=int,
-        nargs=2,
-        default=(500, 1000),
-        metavar=("LO", "HI"),
-        help="length of a document with its facts, drawn evenly from LO..HI (default: 500 1000)",
-    )
-    add(
-        "--facts-per-1000",
-        type=float,
-        default=20.0,
-        metavar="R",
-        help="facts in every 1000 tokens, as far as they fit in 4/5 of the text (default: 20)",
-    )
-    add(
-        "--questions",
-        type=int,
-        default=8,
-        metavar="Q",
-        help="questions a document, each about another fact, if it has so many (default: 8)",
-    )
-    add(
-        "--no-questions",
-        action="store_true",
-        help="plain text to train on: the same documents as id and text, without questions",
-    )
-    add("--seed", type=int, default=0, help="another seed gives other documents (default: 0)")
-    add(
-        "--split",
-        choices=("train", "dev"),
-        default="train",
-        help="one full name in ten is kept for dev and never occurs in train (default: train)",
-    )
-    add(
-        "--echo",
-        type=float,
-        default=0.5,
-        metavar="P",
-        help="share of facts that the next sentence says once more (default: 0.5)",
-    )
-    add(
-        "--kinds",
-        type=int,
-        nargs=2,
-        metavar=("LO", "HI"),
-        help="kinds of facts (colours of coats, towns, pets ...) in a document, drawn from LO..HI; "
-        "with few kinds only the name tells the facts apart (default: all kinds)",
-    )
-    add(
-        "--depth",
-        type=float,
-        metavar="D",
-        help="put the asked facts at this fraction of the document, 0 to 1 (default: anywhere)",
-    )
-    add(
-        "--tokenizer",
-        metavar="DIR",
-        help="directory with tokenizer.json, to count real tokens (default: 4 characters a token)",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="W",
-        help="processes; the output does not depend on it (default: 1)",
-    )
-    add("--overwrite", action="store_true", help="replace the output if it exists")
-    return parser
+def build_planted(
+    books: Sequence[str | Path],
+    output: str | Path,
+    documents: int,
+    options: Options,
+    *,
+    tokenizer: str | Path | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes a file of JSON lines, beside its place at first.
 
+    Args:
+        books: files as `read_books` takes them.
+        tokenizer: directory with tokenizer.json, to count real tokens; None: 4 characters a token.
+        workers: processes; the file does not depend on it.
 
-def run(args: argparse.Namespace) -> None:
-    """Write the file that the command line asks for."""
-    output = Path(args.output)
-    if output.exists() and not args.overwrite:
-        raise BadInput(f"--output {output}: exists already; give another name or --overwrite")
-    if args.documents < 1:
-        raise BadInput(f"--documents {args.documents}: give 1 or more")
-    if args.workers < 1:
-        raise BadInput(f"--workers {args.workers}: give 1 or more")
-    options = Options(
-        tokens=tuple(args.tokens),
-        facts_per_1000=args.facts_per_1000,
-        kinds=None if args.kinds is None else tuple(args.kinds),
-        questions=args.questions,
-        seed=args.seed,
-        split=args.split,
-        echo=args.echo,
-        depth=args.depth,
-        no_questions=args.no_questions,
-    )
-    tokenizer = load_tokenizer(args.tokenizer)
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    say(f"reading {len(args.books)} files of books")
-    books = read_books(args.books)
-    say(f"{len(books)} books, {sum(map(len, books)):,} paragraphs")
-    maker = FactMaker(books, options, tokenizer)
+    Returns:
+        What was made: the file, documents, questions, characters of the shortest, median and
+        longest document, seconds.
+
+    Raises:
+        InputError: an option or a book cannot be used, or the output exists.
+    """
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise InputError(f"--output {output}: exists already; give another name or --overwrite")
+    for name, value in (("documents", documents), ("workers", workers)):
+        if value < 1:
+            raise InputError(f"--{name} {value}: give 1 or more")
+    counter = load_tokenizer(tokenizer)
+    say(f"reading {len(books)} files of books")
+    read = read_books(books)
+    say(f"{len(read)} books, {sum(map(len, read)):,} paragraphs")
+    maker = FactMaker(read, options, counter)
     start = last = time.monotonic()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    done = characters = 0
-    with open(partial, "w", encoding="utf-8") as file:
-        for lines in make_rows(maker, args.documents, args.workers):
+    questions, lengths = 0, []
+    with partial.open("w", encoding="utf-8") as file:
+        for lines in make_rows(maker, documents, workers):
             file.write(lines)
-            done += lines.count("\n")
-            characters += len(lines)
-            if time.monotonic() - last > 2:
+            for line in lines.split("\n")[:-1]:
+                row = json.loads(line)
+                questions += len(row.get("questions", ()))
+                lengths.append(len(row.get("document") or row["text"]))
+            if time.monotonic() - last > 5:
                 last = time.monotonic()
-                say(f"{done:,} of {args.documents:,} documents, {done / (last - start):,.0f}/s")
+                rate = len(lengths) / (last - start)
+                left = duration((documents - len(lengths)) / rate)
+                say(f"{len(lengths):,} of {documents:,} documents, {rate:,.0f}/s, {left} left")
     os.replace(partial, output)
-    seconds = max(time.monotonic() - start, 1e-9)
-    say(f"{output}: {done:,} documents, {characters / 1e6:.1f} MB, {done / seconds:,.0f}/s")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except BadInput as error:
-        print(f"make_facts.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    lengths.sort()
+    return {
+        "output": str(output),
+        "documents": len(lengths),
+        "questions": questions,
+        "characters": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
+        "seconds": round(time.monotonic() - start, 3),
+    }
