@@ -20,9 +20,10 @@ Weight = Annotated[float, arg(metavar="WEIGHT")]
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """Train a ReMamba (or, for comparison, a plain Mamba) on JSON lines.
+    """Train a ReMamba (or, for comparison, a plain Mamba) on JSON lines or Parquet.
 
-    A row is one of {"prompt", "response"}, {"document", "question", "response"},
+    A row is one of {"prompt", "response"}, {"messages": [{"role", "content"}, ...]} (the last one
+    is learnt), {"document", "question", "response"},
     {"document", "questions": [{"question", "response"}, ...]} and {"text"}. Questions may carry
     "evidence" (what holds the answer: quoted from the document, or two character positions, from
     and up to) and "answer" (the words to look for, where the response says more). Texts are joined
@@ -35,7 +36,7 @@ class TrainArgs:
     base: Annotated[str, arg(metavar="NAME|DIR")]
     """Model to start from: a directory, the embedded model's name, or a hub name."""
     data: Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")]
-    """Files of JSON lines, also .gz or .xz; see above for the rows."""
+    """Files of JSON lines (also .gz or .xz) or Parquet, or folders made by `remamba data build`."""
     output: Annotated[str, arg(metavar="DIR")]
     """Directory of the run: checkpoints, log.jsonl, train.json, and in the end the model itself."""
     method: Literal["remamba", "mamba"] = "remamba"
@@ -55,6 +56,8 @@ class TrainArgs:
     """Tokens of a document, or of a prompt with its response. Texts are cut into such pieces."""
     long_rows: Literal["refuse", "cut", "skip"] = "refuse"
     """A longer document or prompt: refuse, cut (a prompt in its middle), or skip."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used and count them, in place of stopping at the first."""
     group_by_length: Annotated[bool, arg(help_behavior_hint="(default: similar ones together)")] = (
         True
     )

@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remamba.errors import InputError
+from remamba.train.chat import Chat
 from remamba.train.encode import Encoder
 from remamba.train.progress import amount, say
 from remamba.train.ragged import Ragged, RaggedBuilder
-from remamba.train.rows import Row, RowFile
+from remamba.train.rows import Row, RowFile, data_files
 from remamba.train.targets import AnswerFinder, answer_forms
 
 DOCUMENT, PROMPT, TEXT = 0, 1, 2
 KIND_NAMES = ("document", "prompt", "text")
 NOWHERE = (-1, -1)
+SHOWN_BAD = 5
 CHUNK_TEXTS, CHUNK_CHARACTERS = 4000, 8_000_000
 
 
@@ -76,9 +78,13 @@ class TokenData:
             f"{amount(tokens)} tokens; lengths {lengths[0]:,} to {lengths[-1]:,}, "
             f"median {lengths[len(lengths) // 2]:,}"
         )
-        for name in ("cut", "skipped"):
+        for name, said in (
+            ("cut", "longer rows cut"),
+            ("skipped", "longer rows skipped"),
+            ("bad", "bad rows skipped"),
+        ):
             if self.counts.get(name):
-                text += f"; {self.counts[name]:,} longer rows {name}"
+                text += f"; {self.counts[name]:,} {said}"
         return text
 
 
@@ -90,19 +96,30 @@ def read_data(
     max_length: int,
     long_rows: str = "refuse",
     score_target: str | None = None,
+    skip_bad_rows: bool = False,
 ) -> TokenData:
     """Reads and tokenizes training files.
 
     Args:
-        files: of JSON lines; see `rows.py`.
+        files: of rows, see `rows.py`; or folders that `remamba data build` made.
         max_length: tokens of a document, or of a prompt with its response; texts are cut to pieces.
         long_rows: what to do with longer ones: refuse | cut | skip.
         score_target: "answer" or "evidence" prepares the search for it; None does not.
+        skip_bad_rows: leave out what cannot be used, and count it.
 
     Raises:
         InputError: a row cannot be used; the message begins with its file and line.
     """
-    reader = _Reader(files, Encoder(tokenizer, vocab_size), max_length, long_rows, score_target)
+    reader = _Reader(
+        [
+            RowFile(path, number, Chat(tokenizer), skip_bad_rows)
+            for number, path in enumerate(data_files(files))
+        ],
+        Encoder(tokenizer, vocab_size),
+        max_length,
+        long_rows,
+        score_target,
+    )
     started = said = time.monotonic()
     chunk: list[Row] = []
     texts = characters = 0
@@ -119,6 +136,12 @@ def read_data(
                     say(f"reading data: {len(reader.kinds):,} items, {said - started:.0f} s")
     reader.add(chunk)
     data = reader.build()
+    for line in reader.bad[:SHOWN_BAD]:
+        say(f"skipped: {line}")
+    if len(reader.bad) > SHOWN_BAD:
+        say(f"skipped: {len(reader.bad) - SHOWN_BAD:,} more bad rows")
+    if not data.num_items and reader.bad:
+        raise InputError(f"no row of {', '.join(files)} is left: the first is bad: {reader.bad[0]}")
     if not data.num_items:
         raise InputError(
             f"no row of {', '.join(files)} is left: all are longer than --max-length {max_length}"
@@ -131,13 +154,13 @@ class _Reader:
 
     def __init__(
         self,
-        files: Sequence[str],
+        files: Sequence[RowFile],
         encoder: Encoder,
         max_length: int,
         long_rows: str,
         score_target: str | None,
     ):
-        self.files = [RowFile(path, number) for number, path in enumerate(files)]
+        self.files = files
         self.encoder, self.max_length = encoder, max_length
         self.long_rows, self.score_target = long_rows, score_target
         self.kinds: list[int] = []
@@ -150,6 +173,7 @@ class _Reader:
         self.responses = RaggedBuilder(encoder.dtype)
         self.answer_numbers: dict[tuple[str, ...], int] = {}
         self.counts = {"cut": 0, "skipped": 0}
+        self.too_long: list[str] = []
 
     def add(self, rows: list[Row]) -> None:
         """Tokenizes rows and appends them."""
@@ -257,10 +281,19 @@ class _Reader:
             self.counts["cut"] += 1
             return False
         mend = "--long-rows cut or skip" if can_cut else "--long-rows skip"
-        raise InputError(
+        message = (
             f"{self._where(row)}: the {what} has {length:,} tokens, more than --max-length "
             f"{self.max_length}; raise that, or choose {mend}"
         )
+        if not self.files[row.file].skip_bad:
+            raise InputError(message)
+        self.too_long.append(message)
+        return True
+
+    @property
+    def bad(self) -> list[str]:
+        """What was wrong with the rows that were left out."""
+        return [line for file in self.files for line in file.bad] + self.too_long
 
     def _evidence(
         self, row: Row, number: int, ends: NDArray | None, length: int
@@ -293,7 +326,7 @@ class _Reader:
             evidence=np.array(self.evidence, dtype=np.int64).reshape(-1, 2),
             finder=self._finder() if self.score_target is not None else None,
             hashes={file.path: file.sha256 for file in self.files},
-            counts=self.counts,
+            counts={**self.counts, "bad": len(self.bad)},
         )
 
     def _finder(self) -> AnswerFinder:

@@ -1,18 +1,24 @@
-"""Rows of JSON lines: what a training file may hold, read one at a time and checked."""
+"""Rows: what a training file may hold, read one at a time and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from remamba.errors import InputError
-from remamba.json_lines import Lines, check_encodable, kind, parse
+from remamba.json_lines import check_encodable, kind
+from remamba.train.chat import Chat
+from remamba.train.records import RecordFile
 
 SHAPES = (
-    '{"prompt", "response"}, {"document", "question", "response"}, '
+    '{"prompt", "response"}, {"messages"}, {"document", "question", "response"}, '
     '{"document", "questions": [{"question", "response"}, ...]} or {"text"}'
 )
+KINDS = ("prompt", "messages", "document", "text")
+MANIFEST_FILE = "manifest.json"
+"""What a folder holds that `remamba data build` made: the names of its shards, in order."""
 
 
 class Question(NamedTuple):
@@ -39,42 +45,78 @@ class RowFile:
     """One file of rows. Iterating it reads, checks, and counts; `sha256` is known afterwards.
 
     Args:
-        path: of JSON lines; .gz and .xz are unpacked on the way.
+        path: of JSON lines (.gz and .xz are unpacked), a JSON array, or Parquet.
         number: which of the given files it is.
+        chat: turns messages into texts; None refuses them.
+        skip_bad: leave bad rows out, and note what was wrong in `bad`.
     """
 
-    def __init__(self, path: str, number: int):
+    def __init__(self, path: str, number: int, chat: Chat | None = None, skip_bad: bool = False):
         self.path, self.number = path, number
-        self.rows = 0
+        self.chat, self.skip_bad = chat, skip_bad
+        self.bad: list[str] = []
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[Row]:
-        path = Path(self.path)
-        if not path.is_file():
+        if not Path(self.path).is_file():
             raise InputError(f"--data {self.path} is no file; check the path")
-        lines = Lines(path)
-        for line, text in lines:
-            if text.strip():
-                self.rows += 1
-                where = f"{self.path}:{line}"
-                context, questions = _parse(parse(text, where, SHAPES), where)
-                yield Row(context, questions, self.number, line)
-        self.sha256 = lines.sha256
-        if not self.rows:
-            raise InputError(f"{self.path} holds no row; a line is one of {SHAPES}")
+        records = RecordFile(self.path, SHAPES)
+        for number, record in records:
+            try:
+                if isinstance(record, InputError):
+                    raise record
+                context, questions = _parse(record, record.where, self.chat)
+            except InputError as error:
+                if not self.skip_bad:
+                    raise
+                self.bad.append(str(error))
+                continue
+            yield Row(context, questions, self.number, number)
+        self.sha256 = records.sha256
 
 
-def _parse(row: dict[str, Any], where: str) -> tuple[str | None, tuple[Question, ...]]:
-    kinds = [name for name in ("prompt", "document", "text") if name in row]
+def data_files(paths: Sequence[str]) -> list[str]:
+    """The files behind --data: a folder that `remamba data build` made stands for its shards.
+
+    Raises:
+        InputError: a folder is none of these.
+    """
+    files: list[str] = []
+    for path in paths:
+        folder = Path(path)
+        if not folder.is_dir():
+            files.append(path)
+            continue
+        try:
+            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+            files += [str(folder / shard["name"]) for shard in manifest["shards"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"--data {path} is a folder without the {MANIFEST_FILE} of remamba data build; "
+                "give files"
+            ) from error
+    return files
+
+
+def _parse(
+    row: dict[str, Any], where: str, chat: Chat | None
+) -> tuple[str | None, tuple[Question, ...]]:
+    # a table has a column for every kind of row, empty where the row is of another
+    kinds = [name for name in KINDS if row.get(name) is not None]
     if len(kinds) != 1:
-        found = ", ".join(map(repr, row)) or "nothing"
+        found = ", ".join(repr(name) for name in row if row[name] is not None) or "nothing"
         raise InputError(f"{where}: the row has {found}; a row is {SHAPES}")
     if kinds == ["text"]:
         return _text(row, "text", where), ()
     if kinds == ["prompt"]:
         return None, (_question(row, "prompt", where),)
+    if kinds == ["messages"]:
+        if chat is None:
+            raise InputError(f"{where}: 'messages' need a tokenizer")
+        prompt, response = chat.texts(row["messages"], where)
+        return None, (_question({**row, "prompt": prompt, "response": response}, "prompt", where),)
     document = _text(row, "document", where)
-    if "questions" not in row:
+    if row.get("questions") is None:
         return document, (_question(row, "question", where, document),)
     asked = row["questions"]
     if not isinstance(asked, list) or not asked:
@@ -89,7 +131,9 @@ def _parse(row: dict[str, Any], where: str) -> tuple[str | None, tuple[Question,
 
 def _question(row: dict[str, Any], name: str, where: str, document: str | None = None) -> Question:
     response = _text(row, "response", where)
-    answers = row.get("answer", response)
+    answers = row.get("answer")
+    if answers is None:
+        answers = response
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):

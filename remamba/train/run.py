@@ -116,6 +116,7 @@ def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) 
         max_length=args.max_length,
         long_rows=args.long_rows,
         score_target=_score_target(args),
+        skip_bad_rows=args.skip_bad_rows,
     )
 
 

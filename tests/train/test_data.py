@@ -314,3 +314,133 @@ def test_json_lines_may_lack_a_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "w1 w2"}) + "\n" + json.dumps({"text": "w3 w4"}))
     assert read(str(path)).num_items == 2
+
+
+def test_bad_rows_are_skipped_when_asked_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        b'{"prompt": " key1", "response": " val1"}',
+        b"{broken",
+        b'{"prompt": "", "response": " val1"}',
+        b'{"prompt": " key1"}',
+        b'{"text": "\xff"}',
+        b'{"prompt": " key2", "response": "' + b" val2" * 120 + b'"}',
+        b'{"document": "' + b" w1" * 120 + b'", "question": " key3", "response": " val3"}',
+        b'{"prompt": " key4", "response": " val4"}',
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: no JSON object"):
+        read(str(path))
+    data = read(str(path), skip_bad_rows=True)
+    assert [data.where(item) for item in range(data.num_items)] == [f"{path}:1", f"{path}:8"]
+    assert data.counts["bad"] == 6
+    assert "; 6 bad rows skipped" in data.summary()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in said[:5]] == [f"{path}:{n}" for n in (2, 3, 4, 5, 6)]
+    assert said[5] == "skipped: 1 more bad rows"
+    assert read(str(path), skip_bad_rows=True, long_rows="skip").counts == {
+        "cut": 0, "skipped": 2, "bad": 4,
+    }  # fmt: skip
+    path.write_bytes(b"{broken\n")
+    with pytest.raises(InputError, match=r"no row of .* is left: the first is bad: .*rows.jsonl:1"):
+        read(str(path), skip_bad_rows=True)
+
+
+def test_arrays_and_tables_are_read_as_lines_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = [
+        {"prompt": f" key{i} {'[w1]' * i}", "response": f" val{i}"} for i in range(9)
+    ]
+    rows.append({"text": ' w1 "w2" \\ é'})
+    array, table = tmp_path / "rows.json", tmp_path / "rows.parquet"
+    array.write_text(" \n" + json.dumps(rows, indent=1), encoding="utf-8")
+    columns = pyarrow.schema([(name, "string") for name in ("prompt", "response", "text")])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, columns), table)
+    monkeypatch.setattr("remamba.train.records.BLOCK", 16)  # elements reach over many blocks
+    expected = read(write_rows(tmp_path / "rows.jsonl", rows))
+    for path in (array, table):
+        data = read(str(path))
+        assert (data.questions.flat == expected.questions.flat).all()
+        assert (data.contexts.flat == expected.contexts.flat).all()
+        assert data.where(9) == f"{path}:10"
+        assert len(data.hashes[str(path)]) == 64
+    table.write_bytes(table.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"rows\.parquet:1: not readable as Parquet"):
+        read(str(table))
+    array.write_text(json.dumps([{"text": " w1"}, 3, {"text": " w2"}]))
+    with pytest.raises(InputError, match=r"rows\.json:2: a number in place of a row"):
+        read(str(array))
+    assert read(str(array), skip_bad_rows=True).num_items == 2
+    array.write_text('[{"text": " w1"}, {"text": " w')
+    with pytest.raises(InputError, match=r"rows\.json:2: no JSON"):
+        read(str(array))
+    write_rows(array, rows)  # lines with the ending of an array
+    assert read(str(array)).num_items == 10
+
+
+def test_a_folder_stands_for_the_shards_of_its_manifest(tmp_path: Path) -> None:
+    write_rows(tmp_path / "b.jsonl", [{"text": " w1"}])
+    write_rows(tmp_path / "a.jsonl", [{"text": " w2"}])
+    with pytest.raises(InputError, match=r"a folder without the manifest\.json"):
+        read(str(tmp_path))
+    manifest = {"shards": [{"name": "b.jsonl"}, {"name": "a.jsonl"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert read(str(tmp_path)).where(1) == f"{tmp_path / 'a.jsonl'}:1"
+
+
+def messages(*contents: str, system: str | None = None) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    said = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+    return {"messages": [*([{"role": "system", "content": system}] if system else []), *said]}
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_messages_are_a_prompt_and_a_response(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [messages(" key1", " val1"), messages(" key2", " val2", system="w1 w2")]
+    path = write_rows(tmp_path / "chat.jsonl", rows)
+    data = read(path)
+    assert data.kinds.tolist() == [PROMPT, PROMPT]
+    assert TOKENIZER.decode(data.questions.row(0)) == " key1"
+    assert TOKENIZER.decode(data.questions.row(1)) == "w1 w2\n\n key2"
+    assert TOKENIZER.decode(data.responses.row(1)) == " val2<|end|>"
+
+    long = messages(" key1", " val1", " key2", " val2")
+    several = write_rows(tmp_path / "several.jsonl", [long])
+    with pytest.raises(InputError, match=r"several\.jsonl:1: 4 messages .* need a chat template"):
+        read(several)
+    monkeypatch.setattr(TOKENIZER, "chat_template", TEMPLATE)
+    data = read(several)
+    assert TOKENIZER.decode(data.questions.row(0)) == (
+        "<user> key1<assistant> val1<|end|>\n<user> key2<assistant>"
+    )
+    assert TOKENIZER.decode(data.responses.row(0)) == " val2<|end|>"
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"messages": []}, "a list of a question and its answer"),
+        ({"messages": [{"role": "user", "content": "a"}] * 2}, "must be the assistant's"),
+        (messages("a", ""), "message 2 has no text"),
+        ({"messages": [{"role": "human", "content": "a"}] * 2}, "message 1 needs a 'role'"),
+    ],
+)
+def test_messages_that_cannot_be_learnt_are_refused(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=f"chat.jsonl:1: .*{said}"):
+        read(write_rows(tmp_path / "chat.jsonl", [row]))
