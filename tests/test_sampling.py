@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from remamba import InputError
-from remamba.sampling import Sampler, SamplingOptions, choose
+from remamba.sampling import Sampler, SamplingOptions, _highest, choose
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -56,3 +56,15 @@ def test_rows_of_unlike_options_share_a_step() -> None:
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         SamplingOptions(**options)
+
+
+@pytest.mark.parametrize("vocab", [1, 97, 128, 240, 1000])
+def test_the_largest_is_found_in_two_steps(vocab: int) -> None:
+    logits = torch.randn(3, vocab)
+    values, places = _highest(logits)
+    assert torch.equal(values, logits.max(1).values)
+    assert torch.equal(places, logits.argmax(1))
+    logits[1, vocab // 2] = float("nan")
+    values, places = _highest(logits)
+    assert values.isnan().tolist() == [False, True, False]
+    assert places[1] == vocab // 2

@@ -261,7 +261,8 @@ def _backward_op(
         "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
     }  # fmt: skip
     _launch("scan_backward", tensors)
-    return dx, ddt, dA.sum(0), dBC.sum(1), dD.sum(0), dz, dbias.sum(0), dfirst
+    dA, dD, dbias = (t.sum(0) if b > 1 else t[0] for t in (dA, dD, dbias))
+    return dx, ddt, dA, dBC.sum(1), dD, dz, dbias, dfirst
 
 
 @_backward_op.register_fake
@@ -297,7 +298,8 @@ def _differentiate(ctx, dy, dlast, _):
     )
     b, l, n = B.shape
     # the kernel's order has the groups of states last
-    dB, dC = dBC.view(b, l, 2, n // 8, 8).to(x.dtype).transpose(3, 4).reshape(b, l, 2, n).unbind(2)
+    both = x.new_empty((b, l, 2, 8, n // 8))
+    dB, dC = both.copy_(dBC.view(b, l, 2, n // 8, 8).mT).flatten(3).unbind(2)
     wants = ctx.needs_input_grad
     return (
         dx, ddt, dA, dB, dC,
