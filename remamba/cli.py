@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.convert",
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
+    "data build openorca-longalpaca": (
+        "remamba.commands.data_mixture",
+        "the paper's training mixture, from the hub or from files",
+    ),
     "data build planted": (
         "remamba.commands.data_planted",
         "long documents with facts to ask for, from your books",

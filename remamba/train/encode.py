@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from remamba.errors import InputError
 from remamba.text import opening_tokens
+
+AT_ONCE = 4_000_000
+"""Characters that are encoded together: what the tokenizer says of a token takes 100 bytes."""
 
 
 class Encoder:
@@ -39,10 +43,11 @@ class Encoder:
 
     def encode(self, texts: list[str]) -> list[NDArray]:
         """The ids of each text."""
-        if not texts:
-            return []
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._array(e.ids) for e in found]
+        arrays: list[NDArray] = []
+        for low, high in _pieces(texts):
+            found = self.backend.encode_batch_fast(texts[low:high], add_special_tokens=False)
+            arrays += [self._array(e.ids) for e in found]
+        return arrays
 
     def encode_with_ends(self, texts: list[str]) -> list[tuple[NDArray, NDArray]]:
         """The ids of each text, and the character after each token."""
@@ -81,3 +86,15 @@ class Encoder:
             begins[i] = text[0].isalnum() and not name.startswith((" ", "Ġ", "▁"))
             ends[i] = text[-1].isalnum()
         return begins, ends
+
+
+def _pieces(texts: list[str]) -> Iterator[tuple[int, int]]:
+    """Runs of texts of about AT_ONCE characters together: from and up to."""
+    low = size = 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= AT_ONCE:
+            yield low, i + 1
+            low, size = i + 1, 0
+    if low < len(texts):
+        yield low, len(texts)
