@@ -429,7 +429,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
     for (int i = 0; i < 8; i++) is[i] = i == s ? 1.0f : 0.0f;
     const float skip = HAS_D && inside ? get(a.D[channel]) : 0.0f;
     const float bias = HAS_BIAS && inside ? get(a.bias[channel]) : 0.0f;
-    float dskip = 0.0f, dbias = 0.0f, dinputs[BLOCK] = {}, dsteps[BLOCK] = {};
+    float dskip = 0.0f, dbias = 0.0f;
     StepBack(&steps)[4][TILE + 1] = shared.steps[warp];
     if (threadIdx.x == 0)
         for (int i = 0; i < 2; i++) {
@@ -545,27 +545,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
             }
         }
 
-        // of each block the last sums are taken beside the next block's states
-        auto finish = [&](int t0, bool is_there) {
-            const int own = (t0 + s) * CHANNELS + local;
-            const StepBack mine = steps[c][t0 + s];
-            const float x = get(tile.x[own]);
-            const float dinput = sum_over_states(dinputs, s), dstep = sum_over_states(dsteps, s);
-            const float draw = (x * dinput + dstep) * mine.slope;
-            if (is_there) {
-                put(&tile.x[own], mine.dt * dinput + skip * mine.g);
-                put(&tile.dt[own], draw);
-            }
-            dskip += is_there ? mine.g * x : 0.0f;
-            dbias += is_there ? draw : 0.0f;
-        };
-
 #pragma unroll 1
         for (int t0 = TILE - BLOCK; t0 >= 0; t0 -= BLOCK) {
-            if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
-            __syncwarp();
-            const bool is_there = t0 + BLOCK < TILE;
-            finish(is_there ? t0 + BLOCK : t0, is_there);
             float before[SPT], states[BLOCK][SPT], decays[BLOCK][SPT], sums[BLOCK];
 #pragma unroll
             for (int k = 0; k < SPT; k++) before[k] = h[k] = shared.starts[warp][t0 / BLOCK][k][lane];
@@ -583,12 +564,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
                 }
                 sums[j] = sum;
             }
+            const int own = (t0 + s) * CHANNELS + local;
+            const StepBack mine = steps[c][t0 + s];
+            const float x = get(tile.x[own]);
             if (HAS_Z) {
-                const int own = (t0 + s) * CHANNELS + local;
-                const float ungated = sum_over_states(sums, s) + skip * get(tile.x[own]);
+                const float ungated = sum_over_states(sums, s) + skip * x;
                 put(&tile.z[own], shared.slopes[warp][t0 / BLOCK][lane] * ungated);
             }
 
+            float dinputs[BLOCK], dsteps[BLOCK];
+            if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
 #pragma unroll
             for (int j0 = BLOCK - GROUP; j0 >= 0; j0 -= GROUP) {
                 float total[2][4] = {};  // of values 0 to 7 and 8 to 15; rows 8 to 15 stay empty
@@ -622,12 +607,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
                 *(float2*)to = {total[0][0], total[0][1]};
                 *(float2*)(to + 64) = {total[1][0], total[1][1]};
             }
+            const float dinput = sum_over_states(dinputs, s), dstep = sum_over_states(dsteps, s);
+            const float draw = (x * dinput + dstep) * mine.slope;
+            put(&tile.x[own], mine.dt * dinput + skip * mine.g);
+            put(&tile.dt[own], draw);
+            dskip += mine.g * x;
+            dbias += draw;
+
             __syncwarp();
             if (lane == 0) barrier_arrive(&shared.full[block % 2]);
             if (block > 0) add_up(block - 1);
             block++;
         }
-        finish(0, true);
     }
     add_up(block - 1);
     __syncthreads();
