@@ -75,7 +75,7 @@ def convert(
     """
     folder = fetch(source)
     target = Path(destination)
-    _check_destination(target, folder, overwrite)
+    check_destination(target, folder, overwrite)
     config, layout = read_config(folder)
     weights = Weights(folder)
     shapes = expected_shapes(config)
@@ -101,7 +101,7 @@ def convert(
         return (new[name] if name in new else weights[name]).to(kind(name))
 
     sizes = {name: shape.numel() * kind(name).itemsize for name, shape in shapes.items()}
-    with _new_directory(target, overwrite) as partial:
+    with new_directory(target, overwrite) as partial:
         config.save_pretrained(partial)
         for file in tokenizer_files:
             shutil.copyfile(file, partial / file.name)
@@ -287,7 +287,7 @@ def write_shards(
     return len(shards)
 
 
-def _check_destination(target: Path, source: Path, overwrite: bool) -> None:
+def check_destination(target: Path, source: Path, overwrite: bool) -> None:
     """Raise InputError unless `target` is free, or a ReMamba directory that may be replaced."""
     if not target.exists():
         return
@@ -309,7 +309,7 @@ def _check_destination(target: Path, source: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
+def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     """A directory beside `target` that takes its name when the block ends well, or vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "long documents with facts to ask for, from your books",
     ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
+    "merge": ("remamba.commands.merge", "write a trained adapter and its base as a plain model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
     "eval short": ("remamba.commands.eval_short", "the six short tasks, by lm-evaluation-harness"),

@@ -53,6 +53,11 @@ def check_model(name: str, **hub_options: object) -> None:
         raise InputError(
             f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or {EMBEDDED}"
         )
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{name} holds an adapter, not a whole model; merge it first: "
+            f"remamba merge {name} DIRECTORY"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{name} holds no config.json, so it is no model directory")
     try:

@@ -16,6 +16,8 @@ UNSET = arg(help_behavior_hint="")
 Count = Annotated[int, arg(metavar="N")]
 Number = Annotated[float, arg(metavar="X")]
 Weight = Annotated[float, arg(metavar="WEIGHT")]
+LoraTarget = Literal["in_proj", "x_proj", "out_proj", "embeddings", "lm_head"]
+InFull = Literal["dt", "theta", "compressor"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,23 @@ class TrainArgs:
     """Directory of the run: checkpoints, log.jsonl, train.json, and in the end the model itself."""
     method: Literal["remamba", "mamba"] = "remamba"
     """remamba: both stages; mamba: the plain model on the same data, order and steps."""
+    recipe: Literal["none", "paper", "released"] = "none"
+    """Other defaults: as the paper says, or as its authors' code does (docs/PAPER.md has both)."""
+
+    parameters: Literal["full", "lora"] = "full"
+    """full: everything; lora: low-rank adapters, and what --train-in-full names."""
+    lora_rank: Annotated[int, arg(metavar="R")] = 32
+    """Rank of the adapters."""
+    lora_alpha: Annotated[int, arg(metavar="N")] = 8
+    """An adapter counts alpha / rank times."""
+    lora_dropout: Annotated[float, arg(metavar="SHARE")] = 0.0
+    """Share of an adapter's inputs that is left out in training."""
+    lora_targets: tuple[LoraTarget, ...] = ("in_proj", "out_proj", "embeddings", "lm_head")
+    """What gets an adapter. Tied embeddings and head part first."""
+    train_in_full: tuple[InFull, ...] = ("dt", "theta", "compressor")
+    """Beside the adapters: dt_proj (Mamba-2: dt_bias), Theta, and Query, Key and Value."""
+    check_gradients: Annotated[bool, arg(help_behavior_hint="(default: checked)")] = True
+    """Before the first step, refuse to train what gets no gradient (see gradients.json)."""
 
     max_steps: Annotated[int | None, arg(metavar="N"), UNSET] = None
     """Optimizer steps; give this or --epochs."""
@@ -74,7 +93,9 @@ class TrainArgs:
     min_learning_rate_share: Annotated[float, arg(metavar="SHARE")] = 0.0
     """The learning rate at the last step, as a share of the peak."""
     weight_decay: Number = 0.01
-    """On matrices; never on norms, biases, A_log, D, dt_bias and Theta."""
+    """On matrices; not on norms, biases, A_log, D, dt_bias and Theta."""
+    decay_vectors: bool = False
+    """Weight decay on those too."""
     betas: Annotated[tuple[float, float], arg(metavar="B1 B2")] = (0.9, 0.95)
     """AdamW's averages."""
     max_grad_norm: Number = 1.0
@@ -82,18 +103,28 @@ class TrainArgs:
     seed: Count = 42
     """Of data order, sampled questions, drawn p and rho, and random selection."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16: autocast over float32 weights; auto: bfloat16 on a GPU, float32 elsewhere."""
+    """bfloat16: autocast over float32 weights (frozen matrices are held in bfloat16); auto:
+    bfloat16 on a GPU, float32 elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, a third more time."""
 
     length: Annotated[tuple[float, float] | None, arg(metavar="LO HI"), OWN] = None
-    """Range p is drawn from, once a step."""
+    """Range p is drawn from, for each row of a step."""
     keep_ratio: Annotated[tuple[float, float] | None, arg(metavar="LO HI"), OWN] = None
-    """Range rho is drawn from, once a step."""
-    keep_ratio_schedule: Literal["uniform", "anneal"] = "uniform"
-    """uniform in the range, or anneal: geometrically from HI to LO, times U(0.8, 1.2), up to 1."""
+    """Range rho is drawn from, for each row of a step."""
+    keep_ratio_schedule: Literal["uniform", "anneal", "stages"] = "uniform"
+    """uniform in the range; anneal: geometrically from HI to LO, times U(0.8, 1.2), up to 1;
+    stages: HI, then half of it, down to LO, each left when --stage-accuracy is reached."""
+    stage_accuracy: Annotated[float, arg(metavar="SHARE")] = 0.9
+    """Share of answers of the last --stop-window steps that must be right to leave a stage."""
+    keep_ratio_length: Annotated[int | None, arg(metavar="N"), UNSET] = None
+    """Longer rows keep as many tokens as one of N tokens would, but no share below LO."""
+    short_prompt: Annotated[tuple[int, float] | None, arg(metavar="N SHARE"), UNSET] = None
+    """Rows of up to N tokens have this p, in place of a drawn one."""
+    keep_last: Count = 0
+    """Tokens at the end of a longer row that the span never reaches into."""
     start: Annotated[float | None, arg(metavar="SHARE"), OWN] = None
     """Where the span starts [s]."""
     placement: Annotated[
@@ -167,7 +198,8 @@ class TrainArgs:
 
     def _check_numbers(self) -> None:
         for name in ("max_steps", "batch_size", "accumulate", "questions_per_document",
-                     "stop_window", "save_total_limit", "logging_steps"):  # fmt: skip
+                     "stop_window", "save_total_limit", "logging_steps", "lora_rank",
+                     "lora_alpha"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{_flag(name)} = {value} must be at least 1")
@@ -191,6 +223,10 @@ class TrainArgs:
             raise InputError(f"--betas = {self.betas} must both be in [0, 1)")
         if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
             raise InputError(f"--stop-accuracy = {self.stop_accuracy} is outside (0, 1]")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"--lora-dropout = {self.lora_dropout} is outside [0, 1)")
+        if self.parameters == "lora" and not self.lora_targets:
+            raise InputError("--lora-targets names nothing; choose at least one of them")
         for name in ("data", "output", "base"):
             if not all([getattr(self, name)] if name != "data" else self.data):
                 raise InputError(f"{_flag(name)} is empty; give a path")
@@ -209,8 +245,23 @@ class TrainArgs:
                 raise InputError(f"{_flag(name)} = {value} is outside (0, 1]")
         if self.start is not None and not 0 <= self.start < 1:
             raise InputError(f"--start = {self.start} is outside [0, 1)")
-        if self.keep_ratio_schedule == "anneal" and self.keep_ratio is None:
-            raise InputError("--keep-ratio-schedule anneal needs --keep-ratio LO HI")
+        if self.keep_ratio_schedule != "uniform" and self.keep_ratio is None:
+            raise InputError(
+                f"--keep-ratio-schedule {self.keep_ratio_schedule} needs --keep-ratio LO HI"
+            )
+        if not 0 < self.stage_accuracy <= 1:
+            raise InputError(f"--stage-accuracy = {self.stage_accuracy} is outside (0, 1]")
+        if self.keep_last < 0:
+            raise InputError(f"--keep-last = {self.keep_last} must be 0 or more")
+        if self.keep_ratio_length is not None and self.keep_ratio_length < 1:
+            raise InputError(f"--keep-ratio-length = {self.keep_ratio_length} must be at least 1")
+        if self.short_prompt is not None and not (
+            self.short_prompt[0] >= 1 and 0 < self.short_prompt[1] <= 1
+        ):
+            raise InputError(
+                f"--short-prompt {self.short_prompt[0]} {self.short_prompt[1]} must be a number of "
+                "tokens and a share in (0, 1]"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON can hold them."""
@@ -223,6 +274,7 @@ RESUMABLE = frozenset(
         *("base", "output", "max_steps", "epochs", "stop_accuracy", "stop_window", "save_steps"),
         *("save_total_limit", "logging_steps", "resume", "overwrite", "workers", "audit", "json"),
         *("accumulate", "device", "eval_length", "eval_keep_ratio", "gradient_checkpointing"),
+        *("recipe", "check_gradients"),
     }
 )
 """Options that may differ when a run is resumed; any other would make it another run."""

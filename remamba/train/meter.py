@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remamba.modeling_remamba import ReMambaOutput
+
 PARTS = ("loss", "answer_loss", "stage1_loss", "score_loss", "document_loss", "grad_norm")
 """Averaged over the steps that have them."""
 SHARES = ("accuracy", "stage1_accuracy", "found")
@@ -106,3 +108,20 @@ class Meter:
             self._recent.copy_(recent)
             self._recent_steps = state["recent_steps"]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
+
+
+def row_share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Rows that are right, and rows; None where nothing was asked."""
+    if right is None:
+        return None
+    return right.sum(), torch.full((), float(len(right)), device=right.device)
+
+
+def best_on_target(out: ReMambaOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose best-scored kept position is a target, and rows that have a target."""
+    assert out.kept is not None
+    index, scores, lengths = out.kept.index, out.kept.scores, out.kept.lengths
+    pad = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
+    best = scores.masked_fill(pad, -torch.inf).argmax(dim=1, keepdim=True)
+    found = targets.gather(1, index.gather(1, best))[:, 0]
+    return found.sum(), targets.any(dim=1).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 
 def is_main_process() -> bool:
@@ -33,3 +34,28 @@ def amount(count: float) -> str:
             scaled = count / size
             return f"{scaled:.1f}{letter}" if scaled < 10 else f"{scaled:.0f}{letter}"
     return f"{count:.0f}"
+
+
+def describe(report: dict[str, Any], steps: int, seconds_left: float) -> str:
+    """A report as one line."""
+    words = [f"step {report['step']}/{steps}", f"loss {report.get('loss', float('nan')):.4f}"]
+    for name, short in (
+        ("answer_loss", "answer"),
+        ("stage1_loss", "stage1"),
+        ("score_loss", "score"),
+        ("document_loss", "document"),
+    ):
+        if name in report:
+            words.append(f"{short} {report[name]:.3f}")
+    for name, short in (("accuracy", "right"), ("stage1_accuracy", "stage1"), ("found", "found")):
+        if name in report:
+            words.append(f"{short} {100 * report[name]:.1f}%")
+    if "keep_ratio" in report:
+        words.append(f"rho {report['keep_ratio']:.3g} K {report.get('num_kept', 0)}")
+    words.append(f"lr {report['learning_rate']:.2e}")
+    if "grad_norm" in report:
+        words.append(f"norm {report['grad_norm']:.2f}")
+    words.append(f"{amount(report['tokens_per_second'])} tok/s")
+    if "memory_gib" in report:
+        words.append(f"{report['memory_gib']:.1f} GiB")
+    return "  ".join([*words, f"{duration(seconds_left)} left"])

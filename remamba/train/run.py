@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from remamba.checkpoint import is_new
 from remamba.environment import commit, quiet_transformers, versions
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
@@ -20,10 +19,20 @@ from remamba.train.audit import share_with_target, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
+from remamba.train.lora import (
+    adapter_config,
+    add_adapters,
+    freeze_idle,
+    hold_frozen_in_bfloat16,
+    load_adapter,
+)
 from remamba.train.progress import amount, say
 from remamba.train.run_folder import METER_FILE, RunFolder
 from remamba.train.schedule import CompressionSchedule
 from remamba.train.trainer import ReMambaTrainer, training_arguments, uses_bfloat16
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def train(args: TrainArgs) -> dict[str, Any]:
@@ -44,7 +53,9 @@ def train(args: TrainArgs) -> dict[str, Any]:
 def _train(args: TrainArgs) -> dict[str, Any]:
     _check_device(args)
     folder = RunFolder(args)
-    source = locate(args.base) if folder.checkpoint is None else str(folder.checkpoint)
+    # an adapter's checkpoint is read over the base
+    from_base = folder.checkpoint is None or args.parameters == "lora"
+    source = locate(args.base) if from_base else str(folder.checkpoint)
     check_model(source)
     set_seed(args.seed)
     model = ReMambaForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -58,20 +69,19 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     steps = _count_steps(args, data)
     schedule = CompressionSchedule.from_args(args, model.config.compression_config, steps)
     _check_losses(args, schedule, data)
-    model.config.compression = _saved_compression(args, schedule)
-    _choose_parameters(model, args)
-
     arguments = training_arguments(args, steps)
+    trained = _choose_parameters(model, args, schedule, folder, arguments.device)
+    model.config.compression = _saved_compression(args, schedule)
     batches = _batches(args, data, steps, schedule, arguments.process_index, arguments.world_size)
     trainer = ReMambaTrainer(
-        model,
+        trained,
         args,
         batches,
         schedule if args.method == "remamba" else None,
         arguments,
         save_extra=tokenizer.save_pretrained,
     )
-    _introduce(args, trainer, model, schedule, steps)
+    _introduce(args, trainer, trained, schedule, steps)
     if args.audit:
         show_examples(batches, tokenizer, args.audit)
     record = {
@@ -87,6 +97,8 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     }
     folder.prepare()
     folder.write_record(record)
+    if folder.checkpoint is None and args.check_gradients:
+        folder.write_gradients(_audit(trainer))
     if folder.checkpoint is not None:
         trainer.meter.load_state_dict(json.loads((folder.checkpoint / METER_FILE).read_text()))
         say(f"resuming after step {folder.step}")
@@ -189,22 +201,45 @@ def _saved_compression(args: TrainArgs, schedule: CompressionSchedule) -> dict[s
     return settings.to_dict()
 
 
-def _choose_parameters(model: ReMambaForCausalLM, args: TrainArgs) -> None:
-    """Plain Mamba leaves Query, Key, Value and Theta as they are."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (is_new(name) and args.method == "mamba"))
+def _choose_parameters(
+    model: ReMambaForCausalLM,
+    args: TrainArgs,
+    schedule: CompressionSchedule,
+    folder: RunFolder,
+    device: torch.device,
+) -> ReMambaForCausalLM | PeftModel:
+    """The model to train: itself, or with adapters in it; what has no use is frozen."""
     if args.gradient_checkpointing:
         # the newer name, and the one it replaced
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained: ReMambaForCausalLM | PeftModel = model
+    if args.parameters == "lora":
+        if folder.checkpoint is None:
+            backbone_type = model.config.backbone_type
+            trained = add_adapters(
+                model,
+                adapter_config(args, backbone_type),
+                with_dt_bias="dt" in args.train_in_full and backbone_type == "mamba2",
+            )
+        else:
+            trained = load_adapter(model, folder.checkpoint, is_trainable=True)
+        if uses_bfloat16(args, device):
+            hold_frozen_in_bfloat16(trained)
+    frozen = freeze_idle(trained, args, schedule.settings)
+    if frozen and args.method == "remamba":
+        kinds = sorted({name.split(".")[-1] if name.endswith("theta") else name.split(".")[1]
+                        for name in frozen})  # fmt: skip
+        say(f"not trained, since nothing here depends on them: {', '.join(kinds)}")
+    return trained
 
 
 def _introduce(
     args: TrainArgs,
     trainer: ReMambaTrainer,
-    model: ReMambaForCausalLM,
+    model: torch.nn.Module,
     schedule: CompressionSchedule,
     steps: int,
 ) -> None:
@@ -226,6 +261,20 @@ def _introduce(
     share = share_with_target(trainer.batches)
     if share is not None:
         say(f"score loss: {100 * share:.0f} % of the questions of the first steps have a target")
+
+
+def _audit(trainer: ReMambaTrainer) -> dict[str, float]:
+    """Gradient norms by tensor; none where the weights do not lie on this device as a whole."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        say("gradients are not checked before the first step, since the weights are in shards")
+        return {}
+    norms = trainer.audit()
+    least = min(norms, key=lambda name: norms[name])
+    say(
+        f"gradients checked: all {len(norms)} trained tensors have one, the least "
+        f"{norms[least]:.1e} ({least}); gradients.json lists them"
+    )
+    return norms
 
 
 def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from remamba.train.config import TrainArgs, check_resumable
 from remamba.train.progress import is_main_process, say
 
 RECORD_FILE, LOG_FILE, METER_FILE = "train.json", "log.jsonl", "meter.json"
+GRADIENTS_FILE = "gradients.json"
 WRITTEN = (
     "checkpoint-*", "*.safetensors", "*.safetensors.index.json", "config.json", RECORD_FILE,
     LOG_FILE, "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "chat_template.jinja",
+    GRADIENTS_FILE, "adapter_config.json", "compression.json",
 )  # fmt: skip
 """What a run puts into its directory, and so what --overwrite takes away."""
 
@@ -146,6 +148,11 @@ class RunFolder:
         if is_main_process():
             self.record = record
             _write(self.path / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+    def write_gradients(self, norms: dict[str, float]) -> None:
+        """Writes gradients.json: the norm before the first step of each trained tensor."""
+        if norms and is_main_process():
+            _write(self.path / GRADIENTS_FILE, json.dumps(norms, indent=2) + "\n")
 
 
 def last_checkpoint(folder: Path) -> Path | None:

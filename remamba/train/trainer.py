@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,22 @@ from remamba.checkpoint import is_new
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
+from remamba.train.audit import gradient_norms, refuse_untrained
 from remamba.train.batches import StepBatches, make_loader
 from remamba.train.config import TrainArgs
 from remamba.train.data import TEXT
-from remamba.train.meter import Meter
-from remamba.train.progress import amount, duration, is_main_process, say
+from remamba.train.lora import plain_name, save_adapter
+from remamba.train.meter import Meter, best_on_target, row_share
+from remamba.train.progress import describe, is_main_process, say
 from remamba.train.run_folder import LOG_FILE, METER_FILE
 from remamba.train.schedule import CompressionSchedule, learning_rate_factor
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 NO_DECAY = ("A_log", ".D", "dt_bias", "theta", "norm.weight", "norm_f.weight")
+AUDITED = 8
+"""Steps that the audit of the gradients may look at; one is enough in most runs."""
 
 
 class NotFiniteError(InputError):
@@ -99,7 +106,9 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.dim() > 1 and not name.endswith(NO_DECAY)
+            name = plain_name(name)
+            is_matrix = parameter.dim() > 1 and not name.endswith(NO_DECAY)
+            decays = is_matrix or args.decay_vectors
             groups.setdefault((is_new(name), decays), []).append(parameter)
     return [
         {
@@ -130,7 +139,7 @@ class ReMambaTrainer(Trainer):
     """Trains on StepBatches.
 
     Args:
-        model: to train, in float32.
+        model: to train, in float32; or its PeftModel.
         args: of the run.
         batches: its steps.
         schedule: of the compression; None trains plain Mamba.
@@ -140,16 +149,17 @@ class ReMambaTrainer(Trainer):
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: ReMambaForCausalLM | PeftModel,
         args: TrainArgs,
         batches: StepBatches,
         schedule: CompressionSchedule | None,
         arguments: TrainingArguments,
         save_extra: Callable[[str], Any] | None = None,
     ):
-        use_cache = model.config.use_cache
+        config: Any = model.config
+        use_cache = config.use_cache
         super().__init__(model=model, args=arguments, train_dataset=batches)
-        model.config.use_cache = use_cache  # the saved model is for generation
+        config.use_cache = use_cache  # the saved model is for generation
         self.remove_callback(PrinterCallback)
         self.add_callback(_Rhythm)
         self.model_accepts_loss_kwargs = False  # a step's loss is the mean over its passes
@@ -215,9 +225,20 @@ class ReMambaTrainer(Trainer):
     ) -> Any:
         """The loss of one forward pass; the model is called exactly once."""
         kind, tokens = inputs.pop("kind"), inputs.pop("num_tokens")
-        compression: CompressionConfig | None = None
-        if self.schedule is not None and kind != TEXT:
-            compression = self.schedule.at(self.state.global_step)
+        compression = self._compression_of(kind, self.state.global_step)
+        out, loss = self._losses_of(model, inputs, compression)
+        self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
+        if compression is not None:
+            self._latest["keep_ratio"] = compression.keep_ratio
+            self._latest["length"] = compression.length
+        return (loss, out) if return_outputs else loss
+
+    def _compression_of(self, kind: int, step: int) -> CompressionConfig | None:
+        return None if self.schedule is None or kind == TEXT else self.schedule.at(step)
+
+    def _losses_of(
+        self, model: nn.Module, inputs: dict[str, Any], compression: CompressionConfig | None
+    ) -> tuple[ReMambaOutput, Tensor]:
         with self.precision():
             out = model(
                 **inputs,
@@ -227,12 +248,32 @@ class ReMambaTrainer(Trainer):
                 return_logits=False,
                 use_cache=False,
             )
-            loss = self.losses.total(out)
-        self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
-        if compression is not None:
-            self._latest["keep_ratio"] = compression.keep_ratio
-            self._latest["length"] = compression.length
-        return (loss, out) if return_outputs else loss
+            return out, self.losses.total(out)
+
+    def audit(self) -> dict[str, float]:
+        """The gradient norm of every trained tensor, before the first step; by plain names.
+
+        Raises:
+            InputError: one has none, so that it would not be trained.
+        """
+        steps = range(min(AUDITED, self.batches.steps))
+        kinds = [int(self.batches.data.kinds[self.batches.items(step)[0]]) for step in steps]
+        passes = [step * self.batches.accumulate for step in steps]
+        # texts do not pass through the compressor
+        if self.schedule is not None:
+            passes = [p for p, kind in zip(passes, kinds, strict=True) if kind != TEXT] or passes
+
+        def loss_of(number: int) -> Tensor:
+            inputs = self._prepare_inputs(self.batches[number])
+            kind, _ = inputs.pop("kind"), inputs.pop("num_tokens")
+            compression = self._compression_of(kind, number // self.batches.accumulate)
+            return self._losses_of(self.trained, inputs, compression)[1]
+
+        self.trained.train()
+        norms = gradient_norms(self.trained, loss_of, passes, self.sum_over_processes)
+        norms = {plain_name(name): norm for name, norm in norms.items()}
+        refuse_untrained(norms, len(passes))
+        return norms
 
     def precision(self) -> AbstractContextManager:
         """bfloat16 over float32 weights, or nothing."""
@@ -254,14 +295,14 @@ class ReMambaTrainer(Trainer):
         shares: dict[str, tuple[Tensor, Tensor] | None] = {}
         if not is_text:
             shares = {
-                "accuracy": _share(out.correct),
-                "stage1_accuracy": _share(out.stage1_correct),
+                "accuracy": row_share(out.correct),
+                "stage1_accuracy": row_share(out.stage1_correct),
                 "found": None,
             }
         if out.kept is not None and out.kept.index.shape[1]:
             self._latest["num_kept"] = out.kept.index.shape[1]
             if targets is not None:
-                shares["found"] = _best_on_target(out, targets)
+                shares["found"] = best_on_target(out, targets)
         self.meter.add(parts, shares, tokens)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -366,12 +407,15 @@ class ReMambaTrainer(Trainer):
             (folder / METER_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The model in safetensors, and its tokenizer; nothing pickled."""
+        """The model (or its adapter) in safetensors, and its tokenizer; nothing pickled."""
         if not self.args.should_save:
             return
         folder = output_dir or self.run_args.output
         unwrapped = self.accelerator.unwrap_model(self.model)
-        unwrapped.save_pretrained(folder, state_dict=state_dict)
+        if self.run_args.parameters == "lora":
+            save_adapter(unwrapped, folder, state_dict)
+        else:
+            unwrapped.save_pretrained(folder, state_dict=state_dict)
         if self.save_extra is not None:
             self.save_extra(folder)
 
@@ -381,44 +425,3 @@ def uses_bfloat16(args: TrainArgs, device: torch.device) -> bool:
     if args.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return args.precision == "bfloat16"
-
-
-def describe(report: dict[str, Any], steps: int, seconds_left: float) -> str:
-    """A report as one line."""
-    words = [f"step {report['step']}/{steps}", f"loss {report.get('loss', float('nan')):.4f}"]
-    for name, short in (
-        ("answer_loss", "answer"),
-        ("stage1_loss", "stage1"),
-        ("score_loss", "score"),
-        ("document_loss", "document"),
-    ):
-        if name in report:
-            words.append(f"{short} {report[name]:.3f}")
-    for name, short in (("accuracy", "right"), ("stage1_accuracy", "stage1"), ("found", "found")):
-        if name in report:
-            words.append(f"{short} {100 * report[name]:.1f}%")
-    if "keep_ratio" in report:
-        words.append(f"rho {report['keep_ratio']:.3g} K {report.get('num_kept', 0)}")
-    words.append(f"lr {report['learning_rate']:.2e}")
-    if "grad_norm" in report:
-        words.append(f"norm {report['grad_norm']:.2f}")
-    words.append(f"{amount(report['tokens_per_second'])} tok/s")
-    if "memory_gib" in report:
-        words.append(f"{report['memory_gib']:.1f} GiB")
-    return "  ".join([*words, f"{duration(seconds_left)} left"])
-
-
-def _share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    if right is None:
-        return None
-    return right.sum(), torch.full((), float(len(right)), device=right.device)
-
-
-def _best_on_target(out: ReMambaOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows whose best-scored kept position is a target, and rows that have a target."""
-    assert out.kept is not None
-    index, scores, lengths = out.kept.index, out.kept.scores, out.kept.lengths
-    pad = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
-    best = scores.masked_fill(pad, -torch.inf).argmax(dim=1, keepdim=True)
-    found = targets.gather(1, index.gather(1, best))[:, 0]
-    return found.sum(), targets.any(dim=1).sum()
