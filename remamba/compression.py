@@ -38,7 +38,7 @@ def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) 
     """
     exact = lengths.double()
     start = torch.floor(compression.start * exact + ROUNDING).long()
-    length = torch.ceil(compression.length * exact - ROUNDING).long().clamp(min=1)
+    length = torch.ceil(_by_row(compression.lengths) * exact - ROUNDING).long().clamp(min=1)
     stop = torch.minimum(start + length, limit)
     stop = torch.where(lengths < compression.min_prompt_length, start, stop)
     return Span(start, torch.maximum(start, stop))
@@ -50,10 +50,16 @@ def num_kept(span: Span, compression: CompressionConfig) -> Tensor:
     if compression.selector == "drop":
         return torch.zeros_like(length)
     if compression.num_kept is None:
-        kept = torch.ceil(compression.keep_ratio * length.double() - ROUNDING).long().clamp(min=1)
+        exact = _by_row(compression.keep_ratios) * length.double()
+        kept = torch.ceil(exact - ROUNDING).long().clamp(min=1)
     else:
         kept = torch.full_like(length, compression.num_kept)
     return torch.minimum(kept, length)
+
+
+def _by_row(share: float | tuple[float, ...]) -> Tensor:
+    """A share for all rows, (), or one for each, (b,); float64."""
+    return torch.tensor(share, dtype=torch.float64)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -84,6 +84,16 @@ class CompressionConfig:
         whole = self.start == 0.0 and self.length == 1.0 and self.placement == "replace"
         return whole or self.placement == "before_question"
 
+    @property
+    def lengths(self) -> float | tuple[float, ...]:
+        """p of all rows, or of each."""
+        return self.length
+
+    @property
+    def keep_ratios(self) -> float | tuple[float, ...]:
+        """rho of all rows, or of each."""
+        return self.keep_ratio
+
     def replace(self, **changes: Any) -> CompressionConfig:
         return dataclasses.replace(self, **changes)
 
@@ -98,6 +108,33 @@ class CompressionConfig:
                 f"unknown compression setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
             )
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class RowCompression(CompressionConfig):
+    """Compression with p and rho of its own for each row of a batch, as training draws them.
+
+    Where documents stand apart, a row is a document. `length` and `keep_ratio` are the means. No
+    model is saved with it.
+    """
+
+    drawn_lengths: tuple[float, ...] = ()
+    """p of each row."""
+    drawn_keep_ratios: tuple[float, ...] = ()
+    """rho of each row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for length, keep_ratio in zip(self.drawn_lengths, self.drawn_keep_ratios, strict=True):
+            CompressionConfig(start=self.start, length=length, keep_ratio=keep_ratio)
+
+    @property
+    def lengths(self) -> float | tuple[float, ...]:
+        return self.drawn_lengths
+
+    @property
+    def keep_ratios(self) -> float | tuple[float, ...]:
+        return self.drawn_keep_ratios
 
 
 class ReMambaConfig(PretrainedConfig):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,20 @@ from remamba.train.data import DOCUMENT, TEXT, TokenData
 
 SORTED_TOGETHER = 50
 """Batches whose items are sorted by length among one another."""
+
+
+class BatchFacts(NamedTuple):
+    """Where a pass stands in its step."""
+
+    rows: NDArray
+    """(b,) number in the step's whole batch of each row, or of each document that stands apart."""
+    lengths: NDArray
+    """(b,) tokens of these rows' documents or prompts."""
+    answer_weight: float
+    """By what a mean over this pass's answer tokens counts in the mean over the step's: the share
+    of them that is here, times the parts of the step. 1 if all parts have as many."""
+    document_weight: float
+    """The same for the tokens of documents."""
 
 
 class StepBatches(Dataset):
@@ -125,6 +139,7 @@ class StepBatches(Dataset):
 
         Returns:
             kind, num_tokens: of the items; how many real tokens they have.
+            about: BatchFacts, which are no input of the model.
             input_ids, attention_mask, labels: (rows, l), rows of one document together.
             prompt_lengths: (rows,); question_lengths: (rows,) where a document stands before it.
             document_ids, document_attention_mask: (items, document l), when shared.
@@ -133,7 +148,7 @@ class StepBatches(Dataset):
         items = self.items(step)[low:high]
         kind = int(self.data.kinds[items[0]])
         if kind == TEXT:
-            return self._texts(items)
+            return {**self._texts(items), "about": self._about(step, low, high, 0)}
         asked = self.sample_questions(step)[low:high]
         numbers = asked.reshape(-1).tolist()
         data = self.data
@@ -153,6 +168,7 @@ class StepBatches(Dataset):
         batch: dict[str, Any] = {
             "kind": kind,
             "num_tokens": int(lengths.sum()),
+            "about": self._about(step, low, high, asked.shape[1]),
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy((position < lengths[:, None]).astype(np.int64)),
             "labels": torch.from_numpy(np.where(answer, ids, IGNORE)),
@@ -172,6 +188,28 @@ class StepBatches(Dataset):
             searched = contexts if is_document else prompts
             batch["score_targets"] = torch.from_numpy(self._targets(asked, searched, width))
         return batch
+
+    def _about(self, step: int, low: int, high: int, questions: int) -> BatchFacts:
+        """What a pass must know of its step; `questions` a document, 0 for texts."""
+        items = self.items(step)
+        kind = int(self.data.kinds[items[0]])
+        contexts = self.data.contexts.lengths[items]
+        if kind == TEXT:
+            learnt, lengths = contexts - 1, contexts
+        else:
+            asked = self.sample_questions(step)
+            learnt = self.data.responses.lengths[asked].sum(axis=1)
+            lengths = contexts if kind == DOCUMENT else self.data.questions.lengths[asked[:, 0]]
+        rows = np.arange(low, high)
+        if kind == DOCUMENT and not self.shared:
+            rows = rows.repeat(questions)
+        parts = len(items) / (high - low)
+        return BatchFacts(
+            rows=rows,
+            lengths=lengths[rows],
+            answer_weight=_share_of(learnt, low, high) * parts,
+            document_weight=_share_of(np.maximum(contexts - 1, 0), low, high) * parts,
+        )
 
     def _targets(self, asked: NDArray, contexts: list[NDArray], width: int) -> NDArray:
         """(rows, width) bool: where each row's score should be high."""
@@ -224,6 +262,12 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def _share_of(counts: NDArray, low: int, high: int) -> float:
+    """The share of counts that lies in low to high; that of the rows where nothing is counted."""
+    total = int(counts.sum())
+    return int(counts[low:high].sum()) / total if total else (high - low) / len(counts)
 
 
 def _pad(arrays: list[NDArray]) -> tuple[NDArray, NDArray]:

@@ -34,6 +34,7 @@ class Meter:
         self._counts = dict.fromkeys(PARTS, 0)
         self._recent = torch.zeros(window, 2, device=device)
         self._recent_steps = 0
+        self.stage = 0
         self.tokens = 0
         self.seconds = 0.0
 
@@ -70,6 +71,12 @@ class Meter:
         right, rows = reduce(self._recent.sum(dim=0)).tolist()
         return right / max(rows, 1), self._recent_steps >= len(self._recent)
 
+    def next_stage(self) -> None:
+        """A stage is left; the accuracy of the next one counts from here on."""
+        self.stage += 1
+        self._recent_steps = 0
+        self._recent.zero_()
+
     def report(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Averages since the last report, which are then forgotten.
 
@@ -95,6 +102,7 @@ class Meter:
             "counts": self._counts,
             "recent": self._recent.tolist(),
             "recent_steps": self._recent_steps,
+            "stage": self.stage,
             "tokens": self.tokens,
             "seconds": self.seconds,
         }
@@ -107,6 +115,7 @@ class Meter:
         if recent.shape == self._recent.shape:
             self._recent.copy_(recent)
             self._recent_steps = state["recent_steps"]
+        self.stage = state["stage"]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
 
 

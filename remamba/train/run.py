@@ -253,9 +253,10 @@ def _introduce(
         settings = schedule.settings
         how = "sharing stage 1" if schedule.is_shared else "one copy of the document a question"
         (p_low, p_high), (low, high) = schedule.length, schedule.keep_ratio
+        down = "" if schedule.kind == "uniform" else " (from high to low)"
         say(
             f"compression: start {settings.start:g}, p {p_low:g} to {p_high:g}, rho {low:g} to "
-            f"{high:g}{' (from high to low)' if schedule.anneal else ''}, {settings.selector}, "
+            f"{high:g}{down}, {settings.selector}, "
             f"{settings.placement}, {settings.adaption}; {how}"
         )
     share = share_with_target(trainer.batches)

@@ -1,4 +1,4 @@
-"""What changes from step to step: the drawn p and rho, and the learning rate."""
+"""What changes from step to step and from row to row: p, rho, and the learning rate."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.configuration_remamba import CompressionConfig, RowCompression
 from remamba.errors import InputError
 from remamba.train.config import TrainArgs
 
 
 @dataclass(frozen=True)
 class CompressionSchedule:
-    """The compression of each step, drawn from the seed and the step alone."""
+    """The compression of each row of a step, drawn from the seed, the step and the row's number.
+
+    Nothing else enters, so that a resumed run, or one on other processes, draws the same.
+    """
 
     settings: CompressionConfig
     """What does not change."""
@@ -23,11 +27,18 @@ class CompressionSchedule:
     """Range of p."""
     keep_ratio: tuple[float, float]
     """Range of rho."""
-    anneal: bool
+    kind: str
+    """How rho goes from step to step: uniform, anneal or stages."""
     steps: int
     seed: int
     eval_length: float | None = None
     eval_keep_ratio: float | None = None
+    short_prompt: tuple[int, float] | None = None
+    """Rows of up to so many tokens have this p."""
+    keep_last: int = 0
+    """Tokens at the end of a longer row that no span reaches into."""
+    keep_ratio_length: int | None = None
+    """Rows of more tokens than this keep no more than one of this length would."""
 
     @classmethod
     def from_args(cls, args: TrainArgs, base: CompressionConfig, steps: int) -> CompressionSchedule:
@@ -47,7 +58,8 @@ class CompressionSchedule:
         if args.keep_ratio is not None or args.eval_keep_ratio is not None:
             changes["num_kept"] = None
         start = changes.get("start", base.start)
-        longest = max(length[1], args.eval_length or 0.0)
+        short = args.short_prompt[1] if args.short_prompt else 0.0
+        longest = max(length[1], args.eval_length or 0.0, short)
         if start + longest > 1 + 1e-9:
             raise InputError(
                 f"--start {start} and --length up to {longest} reach past the end of the document; "
@@ -57,29 +69,84 @@ class CompressionSchedule:
             settings=base.replace(**changes, length=length[1]),
             length=length,
             keep_ratio=keep_ratio,
-            anneal=args.keep_ratio_schedule == "anneal",
+            kind=args.keep_ratio_schedule,
             steps=steps,
             seed=args.seed,
             eval_length=args.eval_length,
             eval_keep_ratio=args.eval_keep_ratio,
+            short_prompt=args.short_prompt,
+            keep_last=args.keep_last,
+            keep_ratio_length=args.keep_ratio_length,
         )
 
-    def at(self, step: int) -> CompressionConfig:
-        """The settings of a step, counted from 0."""
-        generator = np.random.default_rng([self.seed, 2, step])
-        length = generator.uniform(*self.length)
+    def at(
+        self,
+        step: int,
+        rows: NDArray | None = None,
+        lengths: NDArray | None = None,
+        stage: int = 0,
+    ) -> CompressionConfig:
+        """The settings of some rows of a step.
+
+        Args:
+            step: counted from 0.
+            rows: (b,) numbers of the rows in the step's whole batch, whatever process reads them;
+                None: of the first alone, as settings for all.
+            lengths: (b,) their tokens: of the prompt, or of the document where it stands apart.
+            stage: how many stages of rho have been left.
+        """
+        numbers = np.zeros(1, dtype=np.int64) if rows is None else rows
+        drawn = np.random.default_rng([self.seed, 2, step]).random((int(numbers.max()) + 1, 2))
+        share, other = drawn[numbers].T
+        low, high = self.length
+        length = low + (high - low) * share
         low, high = self.keep_ratio
-        if self.anneal:
+        if self.kind == "anneal":
             done = min(step / max(self.steps - 1, 1), 1.0)
-            keep_ratio = min(high * (low / high) ** done * generator.uniform(0.8, 1.2), 1.0)
+            keep_ratio = np.minimum(high * (low / high) ** done * (0.8 + 0.4 * other), 1.0)
+        elif self.kind == "stages":
+            keep_ratio = np.full_like(other, self.stage_ratio(stage))
         else:
-            keep_ratio = generator.uniform(low, high)
-        return self.settings.replace(length=float(length), keep_ratio=float(keep_ratio))
+            keep_ratio = low + (high - low) * other
+        if lengths is not None:
+            length, keep_ratio = self._by_length(length, keep_ratio, lengths)
+        settings = self.settings.replace(length=_mean(length), keep_ratio=_mean(keep_ratio))
+        if rows is None or (np.ptp(length) == 0 and np.ptp(keep_ratio) == 0):
+            return settings
+        return RowCompression(
+            **settings.to_dict(),
+            drawn_lengths=tuple(length.tolist()),
+            drawn_keep_ratios=tuple(keep_ratio.tolist()),
+        )
+
+    def _by_length(
+        self, length: NDArray, keep_ratio: NDArray, tokens: NDArray
+    ) -> tuple[NDArray, NDArray]:
+        """p and rho as the rows' own lengths change them."""
+        tokens = np.maximum(tokens, 1)
+        if self.keep_last:
+            length = np.minimum(length, np.maximum(tokens - self.keep_last, 1) / tokens)
+        if self.short_prompt is not None:
+            most, share = self.short_prompt
+            length = np.where(tokens <= most, share, length)
+        if self.keep_ratio_length is not None:
+            fewer = keep_ratio * self.keep_ratio_length / tokens
+            keep_ratio = np.minimum(keep_ratio, np.maximum(fewer, self.keep_ratio[0]))
+        return length, keep_ratio
+
+    def stage_ratio(self, stage: int) -> float:
+        """rho of a stage: the highest at first, then half of it, and so on down to the lowest."""
+        low, high = self.keep_ratio
+        return max(high * 0.5**stage, low)
+
+    def is_last_stage(self, stage: int) -> bool:
+        """True when rho goes no further down."""
+        return self.kind != "stages" or self.stage_ratio(stage) == self.keep_ratio[0]
 
     def for_evaluation(self) -> CompressionConfig:
         """The settings that the trained model is saved with."""
         low, high = self.keep_ratio
-        keep_ratio = low if self.anneal else (low + high) / 2
+        keep_ratio = (low + high) / 2 if self.kind == "uniform" else low
         return self.settings.replace(
             length=self.eval_length or sum(self.length) / 2,
             keep_ratio=self.eval_keep_ratio or keep_ratio,
@@ -88,12 +155,24 @@ class CompressionSchedule:
     @property
     def is_shared(self) -> bool:
         """True when no step needs the document in stage 2, so that questions can share stage 1."""
+        if self._follows_length and self.settings.placement != "before_question":
+            return False
         return self.settings.replace(length=self.length[0]).covers_document
 
     @property
     def covers_all_tokens(self) -> bool:
         """True when the whole document is the span in every step."""
-        return self.settings.start == 0 and self.length[0] == 1.0
+        return self.settings.start == 0 and self.length[0] == 1.0 and not self._follows_length
+
+    @property
+    def _follows_length(self) -> bool:
+        """True when p is not as drawn in every row."""
+        return self.short_prompt is not None or self.keep_last > 0
+
+
+def _mean(values: NDArray) -> float:
+    """The mean; of equal values that value itself, to the last bit."""
+    return float(values[0] if np.ptp(values) == 0 else values.mean())
 
 
 def learning_rate_factor(args: TrainArgs, steps: int) -> Callable[[int], float]:

@@ -28,7 +28,7 @@ from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.train.audit import gradient_norms, refuse_untrained
-from remamba.train.batches import StepBatches, make_loader
+from remamba.train.batches import BatchFacts, StepBatches, make_loader
 from remamba.train.config import TrainArgs
 from remamba.train.data import TEXT
 from remamba.train.lora import plain_name, save_adapter
@@ -224,21 +224,28 @@ class ReMambaTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one forward pass; the model is called exactly once."""
-        kind, tokens = inputs.pop("kind"), inputs.pop("num_tokens")
-        compression = self._compression_of(kind, self.state.global_step)
-        out, loss = self._losses_of(model, inputs, compression)
+        kind, tokens, about = inputs.pop("kind"), inputs.pop("num_tokens"), inputs.pop("about")
+        compression = self._compression_of(kind, self.state.global_step, about)
+        out, loss = self._losses_of(model, inputs, compression, about)
         self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
         if compression is not None:
             self._latest["keep_ratio"] = compression.keep_ratio
             self._latest["length"] = compression.length
         return (loss, out) if return_outputs else loss
 
-    def _compression_of(self, kind: int, step: int) -> CompressionConfig | None:
-        return None if self.schedule is None or kind == TEXT else self.schedule.at(step)
+    def _compression_of(self, kind: int, step: int, about: BatchFacts) -> CompressionConfig | None:
+        if self.schedule is None or kind == TEXT:
+            return None
+        return self.schedule.at(step, about.rows, about.lengths, self.meter.stage)
 
     def _losses_of(
-        self, model: nn.Module, inputs: dict[str, Any], compression: CompressionConfig | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        compression: CompressionConfig | None,
+        about: BatchFacts,
     ) -> tuple[ReMambaOutput, Tensor]:
+        """The model's output, its losses weighted so that passes average to the step's loss."""
         with self.precision():
             out = model(
                 **inputs,
@@ -248,6 +255,12 @@ class ReMambaTrainer(Trainer):
                 return_logits=False,
                 use_cache=False,
             )
+            if about.answer_weight != 1.0:
+                out.loss = out.loss * about.answer_weight
+                if out.stage1_loss is not None:
+                    out.stage1_loss = out.stage1_loss * about.answer_weight
+            if out.document_loss is not None and about.document_weight != 1.0:
+                out.document_loss = out.document_loss * about.document_weight
             return out, self.losses.total(out)
 
     def audit(self) -> dict[str, float]:
@@ -265,9 +278,9 @@ class ReMambaTrainer(Trainer):
 
         def loss_of(number: int) -> Tensor:
             inputs = self._prepare_inputs(self.batches[number])
-            kind, _ = inputs.pop("kind"), inputs.pop("num_tokens")
-            compression = self._compression_of(kind, number // self.batches.accumulate)
-            return self._losses_of(self.trained, inputs, compression)[1]
+            kind, _, about = inputs.pop("kind"), inputs.pop("num_tokens"), inputs.pop("about")
+            compression = self._compression_of(kind, number // self.batches.accumulate, about)
+            return self._losses_of(self.trained, inputs, compression, about)[1]
 
         self.trained.train()
         norms = gradient_norms(self.trained, loss_of, passes, self.sum_over_processes)
@@ -380,7 +393,20 @@ class ReMambaTrainer(Trainer):
             with (Path(self.run_args.output) / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(report) + "\n")
         say(describe(report, self.state.max_steps, left))
+        self._maybe_leave_stage()
         self._maybe_stop()
+
+    def _maybe_leave_stage(self) -> None:
+        """Goes on to a lower rho once the present one is read out well enough."""
+        if self.schedule is None or self.schedule.is_last_stage(self.meter.stage):
+            return
+        accuracy, full = self.meter.recent_accuracy(self.sum_over_processes)
+        if full and accuracy is not None and accuracy >= self.run_args.stage_accuracy:
+            self.meter.next_stage()
+            say(
+                f"rho {self.schedule.stage_ratio(self.meter.stage):.3g} from here on: accuracy "
+                f"{accuracy:.4f} over {self.run_args.stop_window} steps"
+            )
 
     def _maybe_stop(self) -> None:
         if self.run_args.stop_accuracy is None:

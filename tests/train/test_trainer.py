@@ -114,7 +114,7 @@ def test_a_shared_document_gives_the_loss_of_separate_rows(
     found = []
     for shared in (True, False):
         batch = StepBatches(data, shared=shared, score_target="answer", **given)[0]
-        del batch["kind"], batch["num_tokens"]
+        del batch["kind"], batch["num_tokens"], batch["about"]
         model.zero_grad()
         out = model(**batch, compression=compression, with_stage1_loss=True, return_logits=False)
         (out.loss + out.stage1_loss + out.score_loss).backward()
