@@ -96,7 +96,9 @@ def _dispatch(argv: list[str]) -> int:
     if name is None:
         raise InputError(_unknown(argv[0]))
     module = importlib.import_module(COMMANDS[name][0])
-    args = _parse(module.Args, name, argv[len(name.split()) :])
+    argv = argv[len(name.split()) :]
+    args_type = module.args_type(argv) if hasattr(module, "args_type") else module.Args
+    args = _parse(args_type, name, argv)
     code = module.run(args)
     sys.stdout.flush()
     return 0 if code is None else code

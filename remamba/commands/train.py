@@ -6,8 +6,9 @@ import json
 import sys
 
 from remamba.train.config import TrainArgs as Args
+from remamba.train.recipes import args_type
 
-__all__ = ["Args", "run"]
+__all__ = ["Args", "args_type", "run"]
 
 
 def run(args: Args) -> int:

@@ -185,6 +185,11 @@ class TrainArgs:
     """Print the summary as one JSON object on stdout."""
 
     def __post_init__(self) -> None:
+        if self.recipe != "none" and type(self) is TrainArgs:
+            raise InputError(
+                f"recipe={self.recipe!r} alone changes no default; make the arguments with "
+                f"remamba.train.recipes.recipe_type({self.recipe!r}, {self.method!r})(...)"
+            )
         if isinstance(self.data, str):
             object.__setattr__(self, "data", (self.data,))
         if not self.data:

@@ -248,7 +248,9 @@ def load_adapter(
 def merged(adapted: PeftModel) -> ReMambaForCausalLM:
     """The plain model that computes the same; the adapted one is used up."""
     tuner: Any = adapted
-    return tuner.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on tied weights: see `untie` and `sum_tied`
+        return tuner.merge_and_unload()
 
 
 @dataclass(frozen=True)
