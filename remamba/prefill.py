@@ -7,7 +7,7 @@ and their real lengths go in as an input, so that a pad changes no state.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +24,12 @@ from remamba.mixer2 import Mamba2Mixer
 from remamba.ops.backend import requested, resolve
 from remamba.watch import Watch
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 8192
 """Positions, of all rows together, up to which a pass is captured: above, the GPU is the slower."""
 MOST_BYTES = 2**30
-"""What the inputs and outputs of a model's graphs may hold; the least recently used go first."""
+"""What the inputs and outputs of a model's graphs may hold."""
+STEPS = ((512, 64), (2048, 32), (4096, 128), (MOST_TOKENS, 256))
+"""Up to so many tokens buckets are multiples of so many."""
 KNOWN = PLAIN | {Tensor}
 """Modules and weights of which a replay does what they would do; others may do something else."""
 
@@ -35,10 +37,10 @@ KNOWN = PLAIN | {Tensor}
 def bucket(length: int) -> int:
     """The length that rows of up to `length` tokens are padded to.
 
-    Multiples of 64, above 512 of 32: short passes cost what reading the weights costs, padded or
-    not, and long ones are padded by 6 % at most, by 1.5 % near MOST_TOKENS.
+    Short passes cost what reading the weights costs, padded or not; above 512 tokens rows are
+    padded by 6 % at most. The multiples of 128 and 256 above 2,048 are tiles of the products.
     """
-    step = 64 if length <= 512 else 32
+    step = next((step for most, step in STEPS if length <= most), STEPS[-1][1])
     return -(-length // step) * step
 
 
@@ -108,11 +110,15 @@ class Captured:
 
 
 class PrefillGraphs:
-    """The graphs of one backbone, captured when a shape is asked for the second time."""
+    """The graphs of one backbone, captured when a shape is asked for the second time.
+
+    Once they hold MOST_BYTES, one makes room only for a shape asked for more often: texts of ever
+    other lengths would otherwise capture at every pass.
+    """
 
     def __init__(self) -> None:
         self._watch: Watch | None = None
-        self._seen: set[Shape] = set()
+        self._asked: Counter[Shape] = Counter()
         self.captured: OrderedDict[Shape, Captured] = OrderedDict()
 
     def run(
@@ -125,7 +131,7 @@ class PrefillGraphs:
     ) -> Tensor | None:
         """As `read`, by a graph; None where there is none to be had."""
         if self._watch is None or not self._watch.is_current():
-            self._watch, self._seen, self.captured = Watch(backbone), set(), OrderedDict()
+            self._watch, self._asked, self.captured = Watch(backbone), Counter(), OrderedDict()
         watch = self._watch
         if watch.is_observed() or watch.devices != {embeds.device} or not watch.types <= KNOWN:
             return None
@@ -141,8 +147,8 @@ class PrefillGraphs:
             cache is not None,
             requested(),
         )
-        if shape not in self.captured and shape not in self._seen:
-            self._seen.add(shape)
+        self._asked[shape] += 1
+        if shape not in self.captured and not self._is_welcome(shape):
             return None
         # padded by zeros, not by what an earlier text left there: its NaN would enter the states
         pad = length - width
@@ -156,15 +162,20 @@ class PrefillGraphs:
             if shape not in self.captured:
                 beside = next(iter(self.captured.values()), None)
                 self.captured[shape] = Captured(backbone, shape, inputs, cache, beside)
-                self._let_go()
             self.captured.move_to_end(shape)
             hidden = self.captured[shape](inputs, cache)
         return hidden[:, :width].clone()
 
-    def _let_go(self) -> None:
-        """Drop the graphs used longest ago until what is held fits, but for the newest."""
-        while len(self.captured) > 1 and self.bytes > MOST_BYTES:
-            self.captured.popitem(last=False)
+    def _is_welcome(self, shape: Shape) -> bool:
+        """Whether a shape is to be captured; the graphs used longest ago may have to go for it."""
+        if self._asked[shape] < 2:
+            return False
+        while self.bytes > MOST_BYTES:
+            oldest = next(iter(self.captured))
+            if self._asked[oldest] >= self._asked[shape]:
+                return False
+            del self.captured[oldest]
+        return True
 
     @property
     def bytes(self) -> int:

@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 # most rows of x -> tile of a wide W (in_proj, lm_head), of a narrow one (out_proj), of x_proj: for
 # one row the sum is split, for more it is not
 TILES: dict[int, tuple[Tile, Tile, Tile]] = {
-    1: (Tile(8, 512, 4, 3), Tile(8, 512, 4, 3), Tile(8, 128, 2, 4, splits=8)),
+    1: (Tile(8, 512, 4, 3), Tile(4, 512, 4, 3), Tile(8, 128, 2, 4, splits=8)),
     16: (Tile(32, 128, 2, 4), Tile(16, 256, 2, 4), Tile(16, 512, 4, 3)),
     32: (Tile(64, 128, 4, 3), Tile(16, 128, 2, 4), Tile(16, 256, 4, 3)),
     64: (Tile(32, 64, 4, 4), Tile(16, 128, 4, 3), Tile(16, 128, 4, 3)),
