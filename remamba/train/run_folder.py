@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from remamba.errors import InputError
 from remamba.pretrained import locate
+from remamba.train.checkpoints import WRITING, last_checkpoint, step_of
 from remamba.train.config import TrainArgs, check_resumable
 from remamba.train.progress import is_main_process, say
 
 RECORD_FILE, LOG_FILE, METER_FILE = "train.json", "log.jsonl", "meter.json"
 GRADIENTS_FILE = "gradients.json"
 WRITTEN = (
-    "checkpoint-*", "*.safetensors", "*.safetensors.index.json", "config.json", RECORD_FILE,
-    LOG_FILE, "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json",
-    "merges.txt", "added_tokens.json", "chat_template.jinja",
-    GRADIENTS_FILE, "adapter_config.json", "compression.json",
+    "checkpoint-*", WRITING, "*.safetensors", "*.safetensors.index.json", "config.json",
+    RECORD_FILE, LOG_FILE, GRADIENTS_FILE, "adapter_config.json", "compression.json",
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "chat_template.jinja", "curves.png",
 )  # fmt: skip
 """What a run puts into its directory, and so what --overwrite takes away."""
 
@@ -46,13 +46,14 @@ class RunFolder:
             return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; choose a directory")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # a run that was killed at once may have left a file that it had not finished
+        if self.path.is_dir() and any(p.suffix != ".part" for p in self.path.iterdir()):
             self._judge(args)
 
     @property
     def step(self) -> int:
         """Steps done by the checkpoint that is continued; 0 in a new run."""
-        return 0 if self.checkpoint is None else int(self.checkpoint.name.rsplit("-", 1)[1])
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
     def _judge(self, args: TrainArgs) -> None:
         is_run = (self.path / RECORD_FILE).is_file()
@@ -103,6 +104,7 @@ class RunFolder:
             for path in self._written():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.path / WRITING, ignore_errors=True)
         if self.record:
             self._cut_log(self.step)
 
@@ -153,17 +155,6 @@ class RunFolder:
         """Writes gradients.json: the norm before the first step of each trained tensor."""
         if norms and is_main_process():
             _write(self.path / GRADIENTS_FILE, json.dumps(norms, indent=2) + "\n")
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest complete checkpoint in a run's directory."""
-    found = [
-        path
-        for path in folder.glob("checkpoint-*")
-        # the meter is written last
-        if re.fullmatch(r"checkpoint-\d+", path.name) and (path / METER_FILE).is_file()
-    ]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.train.audit import gradient_norms, refuse_untrained
 from remamba.train.batches import BatchFacts, StepBatches, make_loader
+from remamba.train.checkpoints import WRITING, keep_last, seal
 from remamba.train.config import TrainArgs
 from remamba.train.data import TEXT
 from remamba.train.lora import plain_name, save_adapter
@@ -86,7 +87,7 @@ def training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_strategy="steps" if args.save_steps else "no",
         save_steps=args.save_steps or 500,
-        save_total_limit=args.save_total_limit,
+        save_total_limit=None,  # `keep_last` deletes the older ones
         seed=args.seed,
         use_cpu=args.device == "cpu",
         ddp_find_unused_parameters=args.method == "remamba",
@@ -172,6 +173,7 @@ class ReMambaTrainer(Trainer):
         self.meter = Meter(device, args.stop_window)
         self.autocast = uses_bfloat16(args, device)
         self.stopped = "all steps done"
+        self._writing: str | None = None
         self._broken = torch.zeros((), device=device)
         self._sound_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._first_step = 0
@@ -423,14 +425,28 @@ class ReMambaTrainer(Trainer):
 
     # -- files ----------------------------------------------------------------------------------
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._writing or super()._get_output_dir(trial)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint aside, and renames it once every process has written its part."""
         self._raise_if_broken()
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.run_args.output) / f"checkpoint-{self.state.global_step}"
+        output = Path(self.run_args.output)
+        name = f"checkpoint-{self.state.global_step}"
+        self._writing = str(output / WRITING)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing = None
+        folder = output / WRITING / name
+        self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
             state = self.meter.state_dict()
             state["seconds"] += time.perf_counter() - self._last[0]
             (folder / METER_FILE).write_text(json.dumps(state), encoding="utf-8")
+            seal(folder, output / name)
+            keep_last(output, self.run_args.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model (or its adapter) in safetensors, and its tokenizer; nothing pickled."""
