@@ -41,7 +41,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed, residual = self.norm(x, residual)
         if self.residual_in_fp32:
-            residual = residual.float()
+            residual = residual.to(accumulation_dtype(residual))
         mixed, conv_state, ssm_state = self.mixer(
             normed, lengths, dt_scale, adaption, conv_state, ssm_state
         )

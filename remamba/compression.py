@@ -12,6 +12,7 @@ from remamba.adaption import Adaption
 from remamba.batch import past_end, take_positions, to_device
 from remamba.cache import Kept, Span
 from remamba.configuration_remamba import CompressionConfig
+from remamba.ops.precision import accumulation_dtype
 
 ROUNDING = 1e-9
 """Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
@@ -102,7 +103,7 @@ class Compressor(nn.Module):
         self.query_proj.load_state_dict(self.key_proj.state_dict())
 
     def scores(self, hidden: Tensor, last_hidden: Tensor) -> Tensor:
-        """Importance scores (Eq. 3): cosine of Key(h_i) and Query(h_L), float32.
+        """Importance scores (Eq. 3): cosine of Key(h_i) and Query(h_L), float32 at least.
 
         Args:
             hidden: (b, m, d) last-layer states of the span [h_i].
@@ -111,10 +112,13 @@ class Compressor(nn.Module):
         Returns:
             (b * n, m).
         """
-        query = self.query_proj(last_hidden).float()
+        query = self.query_proj(last_hidden)
+        query = query.to(accumulation_dtype(query))
         query = query.view(hidden.shape[0], -1, query.shape[-1])
         size = max(hidden.shape[1], 1) if torch.is_grad_enabled() else SCORED_AT_ONCE
-        pieces = [_cosines(self.key_proj(h).float(), query) for h in hidden.split(size, dim=1)]
+        pieces = [
+            _cosines(self.key_proj(h).to(query.dtype), query) for h in hidden.split(size, dim=1)
+        ]
         return torch.cat(pieces, dim=2).flatten(0, 1)
 
     def keep(

@@ -20,6 +20,7 @@ from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.decode import decode_step_of, decodes_in_place
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
+from remamba.ops.precision import accumulation_dtype
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 from remamba.projection import Projection
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
@@ -416,7 +417,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         hidden, labels = hidden[:, : labels.shape[1] - 1], labels[:, 1:]
         labelled = labels != IGNORE
         target = labels[labelled]
-        logits = self.lm_head(hidden[labelled]).float()
+        logits = self.lm_head(hidden[labelled])
+        logits = logits.to(accumulation_dtype(logits))
         loss = F.cross_entropy(logits, target) if target.numel() else hidden.sum() * 0
         right = labelled.new_zeros(labels.shape)
         right[labelled] = logits.detach().argmax(dim=-1) == target

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from remamba.ops.backend import implementation
+from remamba.ops.precision import accumulation_dtype
 
 
 def rms_norm(
@@ -31,8 +32,8 @@ def gated_rms_norm(
 ) -> torch.Tensor:
     """v / rms(v) * weight with v = y * silu(z), each group of channels by its own mean square.
 
-    y, z (..., e); weight (e,). v is float32; the quotient is rounded to y's dtype, and the product
-    has the wider dtype of y and weight.
+    y, z (..., e); weight (e,). v is float32 (float64 for float64); the quotient is
+    rounded to y's dtype, and the product has the wider dtype of y and weight.
     """
     run = implementation("gated_rms_norm", y.device, y.dtype) if y.numel() else gated_rms_norm_torch
     return run(y, z, weight, groups=groups, eps=eps)
@@ -49,7 +50,8 @@ def gated_rms_norm_torch(y, z, weight, *, groups, eps) -> torch.Tensor:
     """gated_rms_norm by torch's own, in place where nothing is differentiated."""
     if not torch.is_grad_enabled() and y.dtype == weight.dtype == torch.float32:
         return _gated_in_place(y, z, weight, groups, eps)
-    gated = y.float() * F.silu(z.float())
+    wide = accumulation_dtype(y)
+    gated = y.to(wide) * F.silu(z.to(wide))
     grouped = gated.unflatten(-1, (groups, -1))
     normed = F.rms_norm(grouped, (grouped.shape[-1],), None, eps).flatten(-2)
     return weight * normed.to(y.dtype)
