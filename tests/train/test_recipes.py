@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,29 @@ def test_recipes_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> 
     err = capsys.readouterr().err
     assert "ours" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("accelerate_*.yaml")), ids=str)
+def test_accelerate_reads_our_files(file: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    from remamba.backbone import Block
+
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 8
+    assert config.mixed_precision == "no"
+    if "fsdp" in file.name:
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == Block.__name__
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe(tmp_path: Path) -> None:
+    """From a random Mamba to scores, with a kill in the middle."""
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", ROOT / "recipes" / "smoke_cpu.sh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("remamba", "mamba"):
+        assert (tmp_path / "out" / f"{name}-needle" / "scores.json").is_file()
