@@ -95,28 +95,38 @@ class Meter:
         self._counts = dict.fromkeys(PARTS, 0)
         return report
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
+    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Everything, summed over all processes, as JSON can hold it."""
+        counts = torch.tensor([float(n) for n in self._counts.values()], device=self.device)
+        tokens = torch.tensor([self.tokens], device=self.device)
         return {
-            "sums": self._sums.tolist(),
-            "counts": self._counts,
-            "recent": self._recent.tolist(),
+            "sums": reduce(self._sums.clone()).tolist(),
+            "counts": dict(zip(self._counts, reduce(counts).tolist(), strict=True)),
+            "recent": reduce(self._recent.clone()).tolist(),
             "recent_steps": self._recent_steps,
             "stage": self.stage,
-            "tokens": self.tokens,
+            "tokens": int(reduce(tokens)),
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken; another window starts empty."""
-        self._sums.copy_(torch.tensor(state["sums"]))
-        self._counts.update(state["counts"])
+    def load_state_dict(self, state: dict[str, Any], *, is_first: bool) -> None:
+        """Continues where `state_dict` was taken; another window starts empty.
+
+        Args:
+            is_first: of the processes: it takes the sums, the others begin with nothing.
+        """
+        self.stage, self.seconds = state["stage"], state["seconds"]
         recent = torch.tensor(state["recent"])
         if recent.shape == self._recent.shape:
-            self._recent.copy_(recent)
             self._recent_steps = state["recent_steps"]
-        self.stage = state["stage"]
-        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        if not is_first:
+            return
+        self._sums.copy_(torch.tensor(state["sums"]))
+        self._counts.update(state["counts"])
+        if recent.shape == self._recent.shape:
+            self._recent.copy_(recent)
+        self.tokens = state["tokens"]
+
 
 
 def row_share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:

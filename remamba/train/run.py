@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
 from remamba.text import load_tokenizer
-from remamba.train.audit import share_with_target, show_examples
+from remamba.train.audit import share_with_target, shared_saving, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
@@ -51,7 +52,7 @@ def train(args: TrainArgs) -> dict[str, Any]:
 
 
 def _train(args: TrainArgs) -> dict[str, Any]:
-    _check_device(args)
+    _check_machine(args)
     folder = RunFolder(args)
     # an adapter's checkpoint is read over the base
     from_base = folder.checkpoint is None or args.parameters == "lora"
@@ -100,7 +101,8 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     if folder.checkpoint is None and args.check_gradients:
         folder.write_gradients(_audit(trainer))
     if folder.checkpoint is not None:
-        trainer.meter.load_state_dict(json.loads((folder.checkpoint / METER_FILE).read_text()))
+        state = json.loads((folder.checkpoint / METER_FILE).read_text())
+        trainer.meter.load_state_dict(state, is_first=arguments.process_index == 0)
         say(f"resuming after step {folder.step}")
     if folder.step < steps:
         trainer.start_clock(folder.step)
@@ -115,9 +117,13 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     return summary
 
 
-def _check_device(args: TrainArgs) -> None:
+def _check_machine(args: TrainArgs) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is available here; choose --device cpu or auto")
+    if args.report_to != "none" and not find_spec(args.report_to):
+        raise InputError(f"--report-to {args.report_to} needs it installed: pip install it first")
+    if args.parameters == "lora" and not find_spec("peft"):
+        raise InputError("--parameters lora needs PEFT: pip install 'remamba[train]' from a checkout")
 
 
 def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenData:
@@ -251,7 +257,10 @@ def _introduce(
     )
     if args.method == "remamba":
         settings = schedule.settings
-        how = "sharing stage 1" if schedule.is_shared else "one copy of the document a question"
+        saving = shared_saving(trainer.batches)
+        how = "one copy of the document a question"
+        if saving is not None:
+            how = f"questions share stage 1, which spares it {100 * saving:.0f} % of its tokens"
         (p_low, p_high), (low, high) = schedule.length, schedule.keep_ratio
         down = "" if schedule.kind == "uniform" else " (from high to low)"
         say(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
@@ -91,7 +92,7 @@ def training_arguments(args: TrainArgs, steps: int) -> TrainingArguments:
         seed=args.seed,
         use_cpu=args.device == "cpu",
         ddp_find_unused_parameters=args.method == "remamba",
-        report_to="none",
+        report_to=args.report_to,
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -327,6 +328,8 @@ class ReMambaTrainer(Trainer):
         until the next report raises.
         """
         norm = super()._clip_grad_norm(model)
+        if isinstance(norm, DTensor):  # of weights in shards
+            norm = norm.full_tensor()
         self.meter.add_norm(norm)
         self._broken = torch.maximum(self._broken, 1.0 - torch.isfinite(norm).float())
         self._sound_steps += self._broken == 0
@@ -439,9 +442,9 @@ class ReMambaTrainer(Trainer):
         finally:
             self._writing = None
         folder = output / WRITING / name
+        state = self.meter.state_dict(self.sum_over_processes)
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
-            state = self.meter.state_dict()
             state["seconds"] += time.perf_counter() - self._last[0]
             (folder / METER_FILE).write_text(json.dumps(state), encoding="utf-8")
             seal(folder, output / name)
@@ -457,6 +460,9 @@ class ReMambaTrainer(Trainer):
         if self.run_args.parameters == "lora":
             save_adapter(unwrapped, folder, state_dict)
         else:
+            # gathered from shards, the tied head is a copy of the embeddings
+            if state_dict is not None and unwrapped.config.tie_word_embeddings:
+                state_dict.pop("lm_head.weight", None)
             unwrapped.save_pretrained(folder, state_dict=state_dict)
         if self.save_extra is not None:
             self.save_extra(folder)
