@@ -173,6 +173,8 @@ class TrainArgs:
     """Checkpoints kept."""
     logging_steps: Count = 20
     """A line on stderr and in log.jsonl every so many steps."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where those lines also go."""
     resume: bool = False
     """Continue the run in --output from its last checkpoint."""
     overwrite: bool = False
@@ -279,7 +281,7 @@ RESUMABLE = frozenset(
         *("base", "output", "max_steps", "epochs", "stop_accuracy", "stop_window", "save_steps"),
         *("save_total_limit", "logging_steps", "resume", "overwrite", "workers", "audit", "json"),
         *("accumulate", "device", "eval_length", "eval_keep_ratio", "gradient_checkpointing"),
-        *("recipe", "check_gradients"),
+        *("recipe", "check_gradients", "report_to"),
     }
 )
 """Options that may differ when a run is resumed; any other would make it another run."""
@@ -287,8 +289,10 @@ RESUMABLE = frozenset(
 
 def check_resumable(args: TrainArgs, recorded: dict[str, Any]) -> None:
     """Raise InputError when `args` would continue another run than the recorded one."""
+    # an adapter is read over its base again
+    fixed = {"base"} if args.parameters == "lora" else set()
     for name, value in args.to_dict().items():
-        if name not in RESUMABLE and name in recorded and recorded[name] != value:
+        if name not in RESUMABLE - fixed and name in recorded and recorded[name] != value:
             raise InputError(
                 f"{args.output} was trained with {_flag(name)} {_spell(recorded[name])}, not "
                 f"{_spell(value)}; resume with the same, or choose another --output"

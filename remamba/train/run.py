@@ -123,7 +123,7 @@ def _check_machine(args: TrainArgs) -> None:
     if args.report_to != "none" and not find_spec(args.report_to):
         raise InputError(f"--report-to {args.report_to} needs it installed: pip install it first")
     if args.parameters == "lora" and not find_spec("peft"):
-        raise InputError("--parameters lora needs PEFT: pip install 'remamba[train]' from a checkout")
+        raise InputError("--parameters lora needs PEFT: pip install '.[train]' in the checkout")
 
 
 def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenData:

@@ -127,6 +127,20 @@ def test_a_shared_document_gives_the_loss_of_separate_rows(
         assert_close(one, other)
 
 
+def test_the_saving_of_a_shared_document_is_told(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = options(check_gradients=False, max_steps=1)
+    train(args)
+    data = read_data(args.data, make_tokenizer(), vocab_size=512, max_length=100)
+    batch = StepBatches(data, steps=1, batch_size=4, questions=2, seed=args.seed)[0]
+    documents = int(batch["document_attention_mask"].sum())
+    questions = int(batch["prompt_lengths"].sum())
+    # two questions a document: one reading of it is spared
+    share = documents / (2 * documents + questions)
+    assert f"which spares it {100 * share:.0f} % of its tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("selector", ["topk", "random"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selector: str
