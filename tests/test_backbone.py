@@ -100,3 +100,25 @@ def test_residual_is_as_wide_as_configured(in_fp32: bool) -> None:
     assert x.dtype == torch.bfloat16
     assert total.dtype == (torch.float32 if in_fp32 else torch.bfloat16)
     assert torch.equal(total, residual + x)
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_a_compiler_sees_all_of_it(kind, name, assert_close) -> None:
+    """No break in the graph, with pads and an adaption; outputs and gradients are the same."""
+    backbone, embeds = make(kind, num_hidden_layers=1), torch.randn(2, 3, 12, device=DEVICE)
+    lengths = torch.tensor([3, 2], device=DEVICE)
+    selected = torch.arange(3, device=DEVICE).expand(2, 3) < 1
+    adaption = Adaption(torch.rand(2, 3, device=DEVICE), selected, False)
+    torch.compiler.reset()
+    with use_backend(name):
+        compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            assert_close(compiled(embeds, lengths, adaption), backbone(embeds, lengths, adaption))
+        parameters = list(backbone.layers.parameters())
+        found, wanted = (
+            torch.autograd.grad(run(embeds, lengths, adaption).square().mean(), parameters)
+            for run in (compiled, backbone)
+        )
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other)

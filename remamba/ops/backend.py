@@ -101,11 +101,11 @@ def resolve(op: str, device: torch.device | str) -> str:
 
 
 def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
-    """The function that op runs on device; for float64, which no kernel takes, torch's."""
-    choice = _choose(op, device.type, *_request())[0]
-    if choice in KERNELS and dtype == torch.float64:
-        choice = "torch"
-    return _load(op, choice)
+    """The function that op runs on device; for float64, which no kernel takes, torch's.
+
+    What torch.compile makes of a call keeps the choice of the time when it was traced.
+    """
+    return _functions[op][_chosen(op, device.type, dtype == torch.float64)]
 
 
 def explain(device: torch.device | str | None = None) -> list[tuple[str, str | None, str]]:
@@ -181,7 +181,21 @@ def _obstacle(kernels: str, device_type: str) -> str:
     return ""
 
 
-@functools.cache
+# op -> backend -> function, as far as imported
+_functions: dict[str, dict[str, Callable]] = {op: {} for op in IMPLEMENTATIONS}
+
+
+# a compiler cannot trace how a form is chosen: it runs this, and takes the name for a constant
+@torch.compiler.assume_constant_result
+def _chosen(op: str, device_type: str, is_float64: bool) -> str:
+    """The form to run; its function is in _functions from then on."""
+    choice = _choose(op, device_type, *_request())[0]
+    if choice not in _functions[op]:
+        # both at once: within a trace a compiler looks into the table of an op only once
+        _functions[op].update({name: _load(op, name) for name in (choice, "torch")})
+    return "torch" if is_float64 and choice in KERNELS else choice
+
+
 def _load(op: str, backend: str) -> Callable:
     module, function = IMPLEMENTATIONS[op][backend].split(":")
     return getattr(importlib.import_module(module), function)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from remamba.ops.backend import implementation
 from remamba.ops.precision import accumulation_dtype, without_autocast
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 
 def causal_conv(
     x: torch.Tensor,
@@ -64,9 +66,7 @@ def causal_conv_torch(
 
 
 def _runs_in_onednn(x: torch.Tensor) -> bool:
-    return (
-        x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )
+    return HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _window_at_end(padded: torch.Tensor, lengths: torch.Tensor | None, width: int) -> torch.Tensor:

@@ -71,6 +71,7 @@ def chunk_length(b: int, l: int, e: int, device: torch.device) -> int:
     return max(SHORTEST, -(-length // SPAN) * SPAN)
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def processors(device: torch.device) -> int:
     """The GPU's multiprocessors; 1 where there is none."""

@@ -20,7 +20,9 @@ def ssd_torch(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """ssd with lengths already folded into dt_scale, and l > 0. Shapes as there."""
     inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    # a compiler cannot trace a backward that computes gradients itself, and plans its own memory
+    if is_trained and not torch.compiler.is_compiling():
         return _SSD.apply(dt_limit, chunk_size, *inputs)
     return _forward(dt_limit, chunk_size, *inputs)[:2]
 

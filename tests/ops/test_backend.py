@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -56,18 +58,24 @@ def test_environment(monkeypatch) -> None:
 
 
 def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
-    loaded, load = [], backend._load
-
-    def spy(op: str, name: str):
-        loaded.append((op, name))
-        return load(op, name)
-
-    monkeypatch.setattr(backend, "_load", spy)
+    ran = []
+    spies = {name: lambda *_, name=name, **__: ran.append(name) for name in ("torch", "ref")}
+    monkeypatch.setattr(backend, "_load", lambda op, name: spies[name])
+    monkeypatch.setitem(backend._functions, "selective_scan", {})
     x = torch.randn(1, 3, 2)
     selective_scan(x, x, -torch.ones(2, 2), x, x)
     with use_backend("ref"):
         selective_scan(x, x, -torch.ones(2, 2), x, x)
-    assert loaded == [("selective_scan", "torch"), ("selective_scan", "ref")]
+    assert ran == ["torch", "ref"]
+
+
+def test_float64_runs_torch_where_kernels_are_asked_for(monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with use_backend("triton"):
+        chosen = [backend._chosen("ssd", "cpu", is_float64) for is_float64 in (False, True)]
+        run = backend.implementation("ssd", torch.device("cpu"), torch.float64)
+    assert chosen == ["triton", "torch"]
+    assert run is sys.modules["remamba.ops.ssd_torch"].ssd_torch
 
 
 def test_unknown_name_is_refused(monkeypatch) -> None:
