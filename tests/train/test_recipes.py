@@ -92,20 +92,6 @@ def test_recipes_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("accelerate_*.yaml")), ids=str)
-def test_accelerate_reads_our_files(file: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    from remamba.backbone import Block
-
-    config = load_config_from_file(str(file))
-    assert config.num_processes == 8
-    assert config.mixed_precision == "no"
-    if "fsdp" in file.name:
-        assert config.fsdp_config["fsdp_version"] == 2
-        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == Block.__name__
-
-
 @pytest.mark.slow
 def test_the_smoke_recipe(tmp_path: Path) -> None:
     """From a random Mamba to scores, with a kill in the middle."""
