@@ -25,7 +25,8 @@ def run(args: Args) -> int:
         accuracy = summary["accuracy"]
         said = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
         print(
-            f"{summary['steps']} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s"
+            f"{summary['steps']} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
+            f"({summary['tokens_per_second']:,} a second), at most {summary['memory_gib']:.1f} GiB"
             f"{said} ({summary['stopped']}); the model is in {args.output}",
             file=sys.stderr,
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from typing import Any
+
+import torch
 
 
 def is_main_process() -> bool:
@@ -36,6 +39,15 @@ def amount(count: float) -> str:
     return f"{count:.0f}"
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far, GiB: of this GPU, or of this process where it trains on the CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    # bytes on macOS, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
 def describe(report: dict[str, Any], steps: int, seconds_left: float) -> str:
     """A report as one line."""
     words = [f"step {report['step']}/{steps}", f"loss {report.get('loss', float('nan')):.4f}"]
@@ -56,6 +68,5 @@ def describe(report: dict[str, Any], steps: int, seconds_left: float) -> str:
     if "grad_norm" in report:
         words.append(f"norm {report['grad_norm']:.2f}")
     words.append(f"{amount(report['tokens_per_second'])} tok/s")
-    if "memory_gib" in report:
-        words.append(f"{report['memory_gib']:.1f} GiB")
+    words.append(f"{report['memory_gib']:.1f} GiB")
     return "  ".join([*words, f"{duration(seconds_left)} left"])

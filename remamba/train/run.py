@@ -27,7 +27,7 @@ from remamba.train.lora import (
     hold_frozen_in_bfloat16,
     load_adapter,
 )
-from remamba.train.progress import amount, say
+from remamba.train.progress import amount, peak_memory, say
 from remamba.train.run_folder import METER_FILE, RunFolder
 from remamba.train.schedule import CompressionSchedule
 from remamba.train.trainer import ReMambaTrainer, training_arguments, uses_bfloat16
@@ -114,6 +114,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     trainer.save_model(args.output)
     summary = _summary(args, trainer)
     folder.write_record({**record, "status": "finished", **summary})
+    folder.draw_curves()
     return summary
 
 
@@ -293,6 +294,8 @@ def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "tokens": trainer.total_tokens(),
         "seconds": round(trainer.meter.seconds, 3),
+        "tokens_per_second": round(trainer.total_tokens() / max(trainer.meter.seconds, 1e-9)),
+        "memory_gib": peak_memory(trainer.args.device),
         "accuracy": accuracy,
         "stopped": trainer.stopped,
         "output": args.output,

@@ -12,6 +12,7 @@ from remamba.errors import InputError
 from remamba.pretrained import locate
 from remamba.train.checkpoints import WRITING, last_checkpoint, step_of
 from remamba.train.config import TrainArgs, check_resumable
+from remamba.train.curves import CURVES_FILE, draw_curves
 from remamba.train.progress import is_main_process, say
 
 RECORD_FILE, LOG_FILE, METER_FILE = "train.json", "log.jsonl", "meter.json"
@@ -20,7 +21,7 @@ WRITTEN = (
     "checkpoint-*", WRITING, "*.safetensors", "*.safetensors.index.json", "config.json",
     RECORD_FILE, LOG_FILE, GRADIENTS_FILE, "adapter_config.json", "compression.json",
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "chat_template.jinja", "curves.png",
+    "added_tokens.json", "chat_template.jinja", CURVES_FILE,
 )  # fmt: skip
 """What a run puts into its directory, and so what --overwrite takes away."""
 
@@ -150,6 +151,16 @@ class RunFolder:
         if is_main_process():
             self.record = record
             _write(self.path / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+    def draw_curves(self) -> None:
+        """Draws curves.png from the log, where matplotlib is installed."""
+        log = self.path / LOG_FILE
+        if not is_main_process() or not log.is_file():
+            return
+        try:
+            draw_curves(log, self.path / CURVES_FILE, self.path.resolve().name)
+        except ImportError:
+            say(f"no {CURVES_FILE}: matplotlib is not installed (pip install matplotlib)")
 
     def write_gradients(self, norms: dict[str, float]) -> None:
         """Writes gradients.json: the norm before the first step of each trained tensor."""

@@ -35,7 +35,7 @@ from remamba.train.config import TrainArgs
 from remamba.train.data import TEXT
 from remamba.train.lora import plain_name, save_adapter
 from remamba.train.meter import Meter, best_on_target, row_share
-from remamba.train.progress import describe, is_main_process, say
+from remamba.train.progress import describe, is_main_process, peak_memory, say
 from remamba.train.run_folder import LOG_FILE, METER_FILE
 from remamba.train.schedule import CompressionSchedule, learning_rate_factor
 
@@ -389,8 +389,7 @@ class ReMambaTrainer(Trainer):
         report["seconds"] = round(self.meter.seconds + seconds, 3)
         report["tokens_per_second"] = round((tokens - self._last[2]) / max(seconds, 1e-9))
         left = (self.state.max_steps - step) * seconds / max(steps, 1)
-        if self.args.device.type == "cuda":
-            report["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        report["memory_gib"] = peak_memory(self.args.device)
         self.meter.seconds += seconds
         self._last = (now, step, tokens)
         super().log(dict(report), start_time)
