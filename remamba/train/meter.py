@@ -128,7 +128,6 @@ class Meter:
         self.tokens = state["tokens"]
 
 
-
 def row_share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """Rows that are right, and rows; None where nothing was asked."""
     if right is None:
