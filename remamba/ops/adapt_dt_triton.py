@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.device import on_device
 from remamba.ops.recording import is_recorded
 
 BLOCK = 1024
@@ -97,11 +98,12 @@ def _strides(alpha: torch.Tensor | None) -> tuple[int, int]:
 
 def _launch(dt, selected, theta, alpha, bias, out) -> None:
     b, l, c = dt.shape
-    _forward_kernel[(b * l,)](
-        dt, selected, theta, alpha, bias, out,
-        l, c, dt.stride(0), dt.stride(1), *selected.stride(), *_strides(alpha),
-        BLOCK=min(BLOCK, triton.next_power_of_2(c)), num_warps=4,
-    )  # fmt: skip
+    with on_device(dt):
+        _forward_kernel[(b * l,)](
+            dt, selected, theta, alpha, bias, out,
+            l, c, dt.stride(0), dt.stride(1), *selected.stride(), *_strides(alpha),
+            BLOCK=min(BLOCK, triton.next_power_of_2(c)), num_warps=4,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("remamba::adapt_dt", mutates_args=())
@@ -142,11 +144,12 @@ def _adapt_dt_backward(
     dtheta = torch.empty((tiles, c), **sums)
     dalpha = torch.empty((b, 0 if alpha is None else l, blocks), **sums)
     dbias = torch.empty((tiles, c if has_bias else 0), **sums)
-    _backward_kernel[(tiles, blocks)](
-        dt, selected, alpha, bias if has_bias else None, dout, ddt, dalpha, dtheta, dbias,
-        b * l, l, c, dt.stride(0), dt.stride(1), *selected.stride(), *_strides(alpha),
-        ROWS=rows, BLOCK=block, num_warps=8,
-    )  # fmt: skip
+    with on_device(dt):
+        _backward_kernel[(tiles, blocks)](
+            dt, selected, alpha, bias if has_bias else None, dout, ddt, dalpha, dtheta, dbias,
+            b * l, l, c, dt.stride(0), dt.stride(1), *selected.stride(), *_strides(alpha),
+            ROWS=rows, BLOCK=block, num_warps=8,
+        )  # fmt: skip
     return ddt, dtheta.sum(0), dalpha.sum(2), dbias.sum(0)
 
 

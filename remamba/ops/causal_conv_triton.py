@@ -5,12 +5,14 @@ inputs in registers, so that each input is read once, and loads the next rows wh
 The chunk at the top also writes the new window.
 """
 
+import functools
 import math
 
 import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.device import on_device
 from remamba.ops.recording import is_recorded
 
 UNROLL = 4
@@ -209,45 +211,49 @@ def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=
     return _forward(x, weight, bias, lengths, window, silu)
 
 
-def _shape(x: torch.Tensor) -> tuple[int, int, int, int]:
-    """(programs, chunks of a row, rows of a chunk, channels of a block)."""
-    block = BYTES // x.element_size()
-    lanes = x.shape[0] * triton.cdiv(x.shape[2], block)
+@functools.lru_cache(maxsize=1024)
+def _shape(b: int, l: int, e: int, size: int) -> tuple[int, int, int, int]:
+    """(programs, chunks of a row, rows of a chunk, channels of a block); size: bytes a value."""
+    block = BYTES // size
+    lanes = b * triton.cdiv(e, block)
     for chunk in CHUNKS:
-        chunks = triton.cdiv(x.shape[1], chunk)
+        chunks = triton.cdiv(l, chunk)
         if lanes * chunks >= PROGRAMS:
             break
     return lanes * chunks, chunks, chunk, block
 
 
-def _prepared(x, lengths, window):
+def _prepared(x, bias, lengths, window):
     """The arguments as the kernels read them: channels side by side, lengths on the device."""
+    if bias is not None:
+        bias = bias.contiguous()
     if x.stride(2) != 1:
         x = x.contiguous()
     if window is not None and (window.stride(2) != 1 or window.dtype != x.dtype):
         window = window.to(x.dtype).contiguous()
     if lengths is not None and (lengths.device != x.device or not lengths.is_contiguous()):
         lengths = lengths.to(x.device).contiguous()
-    return x, lengths, window
+    return x, bias, lengths, window
 
 
 def _forward(x, weight, bias, lengths, window, silu):
-    x, lengths, window = _prepared(x, lengths, window)
+    x, bias, lengths, window = _prepared(x, bias, lengths, window)
     b, l, e = x.shape
     width = weight.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     new_window = torch.empty((b, width - 1, e), dtype=x.dtype, device=x.device)
-    programs, chunks, chunk, block = _shape(x)
+    programs, chunks, chunk, block = _shape(b, l, e, x.element_size())
     aligned = math.gcd(x.stride(0), x.stride(1), 16)
     window_b, window_l = (0, 0) if window is None else (window.stride(0), window.stride(1))
-    _forward_kernel[(programs,)](
-        x, weight, bias, window, lengths, y, new_window,
-        l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
-        weight.stride(1), window_b, window_l,
-        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
-        ALIGNED=aligned,
-        num_warps=1, enable_fp_fusion=True,
-    )  # fmt: skip
+    with on_device(x):
+        _forward_kernel[(programs,)](
+            x, weight, bias, window, lengths, y, new_window,
+            l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+            weight.stride(1), window_b, window_l,
+            WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+            ALIGNED=aligned,
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
     return y, new_window
 
 
@@ -281,28 +287,29 @@ def _causal_conv_backward(
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx (b, l, e); (w+1, e) float32, dweight by taps and dbias; dwindow, no rows without one."""
-    x, lengths, narrow = _prepared(x, lengths, window)
+    x, bias, lengths, narrow = _prepared(x, bias, lengths, window)
     if dy.stride(2) != 1:
         dy = dy.contiguous()
     if dnew is not None:
         dnew = dnew.contiguous()
     b, l, e = x.shape
     width = weight.shape[1]
-    programs, chunks, chunk, block = _shape(x)
+    programs, chunks, chunk, block = _shape(b, l, e, x.element_size())
     aligned = math.gcd(x.stride(0), x.stride(1), 16)
     dx = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     slots, dtype = (0, x.dtype) if window is None else (width - 1, window.dtype)
     dwindow = torch.empty((b, slots, e), dtype=dtype, device=x.device)
     partial = torch.empty((b * chunks, width + 1, e), dtype=torch.float32, device=x.device)
     window_b, window_l = (0, 0) if narrow is None else (narrow.stride(0), narrow.stride(1))
-    _backward_kernel[(programs,)](
-        x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
-        l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
-        weight.stride(1), window_b, window_l, dy.stride(0), dy.stride(1),
-        WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
-        ALIGNED=aligned,
-        num_warps=1, enable_fp_fusion=True,
-    )  # fmt: skip
+    with on_device(x):
+        _backward_kernel[(programs,)](
+            x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
+            l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+            weight.stride(1), window_b, window_l, dy.stride(0), dy.stride(1),
+            WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+            ALIGNED=aligned,
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
     return dx, partial.sum(0), dwindow
 
 

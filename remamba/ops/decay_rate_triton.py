@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.decay_rate import decay_rate_torch
+from remamba.ops.device import on_device
 from remamba.ops.recording import is_recorded
 
 BLOCK = 1024
@@ -24,5 +25,6 @@ def decay_rate_triton(A_log: torch.Tensor) -> torch.Tensor:
     A_log = A_log.contiguous()
     A = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device)
     entries = A_log.numel()
-    _kernel[(triton.cdiv(entries, BLOCK),)](A_log, A, entries, BLOCK=BLOCK, num_warps=4)
+    with on_device(A_log):
+        _kernel[(-(-entries // BLOCK),)](A_log, A, entries, BLOCK=BLOCK, num_warps=4)
     return A

@@ -5,12 +5,14 @@ In the backward pass a program takes every so-manieth tile of rows and keeps its
 weight's gradient; the sums are added afterwards, in one order.
 """
 
+import functools
 import math
 
 import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.device import on_device
 from remamba.ops.recording import is_recorded
 
 PROGRAMS = 528
@@ -142,16 +144,20 @@ def gated_rms_norm_triton(y, z, weight, *, groups, eps):
 
 def _as_rows(t: torch.Tensor) -> torch.Tensor:
     """(rows, width), a view where there is one; the entries of a row lie side by side."""
+    if t.is_contiguous():
+        return t.view(-1, t.shape[-1])
     t = t.reshape(-1, t.shape[-1])
     return t if t.stride(1) == 1 else t.contiguous()
 
 
-def _shape(rows: int, width: int) -> dict[str, int]:
-    """The kernels' constants for rows of this width: about 2,048 entries or a row a program."""
+@functools.lru_cache(maxsize=1024)
+def _shape(rows: int, width: int) -> tuple[int, dict[str, int]]:
+    """Tiles of rows, and the kernels' constants: about 2,048 entries or a row of them a program."""
     block = triton.next_power_of_2(width)
     rows_of_tile = max(min(2048 // block, triton.next_power_of_2(rows)), 1)
     warps = min(max(rows_of_tile * block // 512, 1), 16)
-    return {"ROWS": rows_of_tile, "BLOCK": block, "num_warps": warps}
+    constants = {"ROWS": rows_of_tile, "BLOCK": block, "num_warps": warps}
+    return triton.cdiv(rows, rows_of_tile), constants
 
 
 def _total_dtype(x, residual) -> torch.dtype:
@@ -167,11 +173,15 @@ def _forward(x, weight, residual, eps):
         residual = _as_rows(residual)
         total = torch.empty(x.shape, dtype=dtype, device=x.device)
     normed = torch.empty(x.shape, dtype=dtype if weight is None else weight.dtype, device=x.device)
-    shape = _shape(len(flat), width)
-    _forward_kernel[(triton.cdiv(len(flat), shape["ROWS"]),)](
-        flat, residual, weight, normed, total, len(flat), width,
-        flat.stride(0), 0 if residual is None else residual.stride(0), eps, **shape,
-    )  # fmt: skip
+    if weight is not None:
+        weight = weight.contiguous()
+    rows = flat.shape[0]
+    tiles, shape = _shape(rows, width)
+    with on_device(x):
+        _forward_kernel[(tiles,)](
+            flat, residual, weight, normed, total, rows, width,
+            flat.stride(0), 0 if residual is None else residual.stride(0), eps, **shape,
+        )  # fmt: skip
     return normed, total
 
 
@@ -209,16 +219,17 @@ def _rms_norm_backward(
     dresidual = None
     if residual_dtype not in (None, x_dtype):
         dresidual = torch.empty(total.shape, dtype=residual_dtype, device=total.device)
-    shape = _shape(len(flat), width)
-    tiles = triton.cdiv(len(flat), shape["ROWS"])
+    tiles, shape = _shape(len(flat), width)
     programs = min(tiles, PROGRAMS)
     partial = None
     if weight is not None:
+        weight = weight.contiguous()
         partial = torch.empty((programs, width), dtype=torch.float32, device=total.device)
-    _backward_kernel[(programs,)](
-        flat, weight, dnormed, dtotal, dx, dresidual, partial,
-        len(flat), width, tiles, flat.stride(0), eps, **shape,
-    )  # fmt: skip
+    with on_device(total):
+        _backward_kernel[(programs,)](
+            flat, weight, dnormed, dtotal, dx, dresidual, partial,
+            len(flat), width, tiles, flat.stride(0), eps, **shape,
+        )  # fmt: skip
     dweight = dx.new_empty(0, dtype=torch.float32) if partial is None else partial.sum(0)
     return dx, dx.new_empty(0) if dresidual is None else dresidual, dweight
 
@@ -266,13 +277,14 @@ def _gated_forward(y, z, weight, groups, eps):
     width = channels // groups
     dtype = torch.promote_types(y.dtype, weight.dtype)
     out = torch.empty(y.shape, dtype=dtype, device=y.device)
-    y, z = _as_rows(y), _as_rows(z)
-    shape = _shape(len(y), width)
+    y, z, weight = _as_rows(y), _as_rows(z), weight.contiguous()
+    tiles, shape = _shape(len(y), width)
     aligned = math.gcd(y.stride(0), z.stride(0), 16)
-    _gated_forward_kernel[(triton.cdiv(len(y), shape["ROWS"]), groups)](
-        y, z, weight, out, len(y), width, channels,
-        y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
-    )  # fmt: skip
+    with on_device(y):
+        _gated_forward_kernel[(tiles, groups)](
+            y, z, weight, out, len(y), width, channels,
+            y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
+        )  # fmt: skip
     return out
 
 
@@ -302,17 +314,17 @@ def _gated_rms_norm_backward(
     width = channels // groups
     dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dz = torch.empty(z.shape, dtype=z.dtype, device=y.device)
-    y, z, dout = _as_rows(y), _as_rows(z), dout.contiguous()
-    shape = _shape(len(y), width)
+    y, z, weight, dout = _as_rows(y), _as_rows(z), weight.contiguous(), dout.contiguous()
+    tiles, shape = _shape(len(y), width)
     aligned = math.gcd(y.stride(0), z.stride(0), 16)
-    tiles = triton.cdiv(len(y), shape["ROWS"])
     programs = min(tiles, PROGRAMS)
     partial = torch.empty((programs, channels), dtype=torch.float32, device=y.device)
-    _gated_backward_kernel[(programs, groups)](
-        y, z, weight, dout, dy, dz, partial,
-        len(y), width, channels, tiles,
-        y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
-    )  # fmt: skip
+    with on_device(y):
+        _gated_backward_kernel[(programs, groups)](
+            y, z, weight, dout, dy, dz, partial,
+            len(y), width, channels, tiles,
+            y.stride(0) // aligned, z.stride(0) // aligned, eps, **shape, ALIGNED=aligned,
+        )  # fmt: skip
     return dy, dz, partial.sum(0)
 
 

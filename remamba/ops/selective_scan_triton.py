@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from remamba.ops.device import on_device, processors
 from remamba.ops.scan_elements_triton import SPAN
 from remamba.ops.selective_scan_backward_triton import given, scan_backward
 from remamba.ops.selective_scan_forward_triton import scan_forward
@@ -71,15 +70,6 @@ def chunk_length(b: int, l: int, e: int, device: torch.device) -> int:
     return max(SHORTEST, -(-length // SPAN) * SPAN)
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def processors(device: torch.device) -> int:
-    """The GPU's multiprocessors; 1 where there is none."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -94,7 +84,7 @@ def _forward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and the states before each chunk, for backward."""
-    with torch.cuda.device_of(x):
+    with on_device(x):
         return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
 
 
@@ -133,7 +123,7 @@ def selective_scan_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """The gradients of the ten inputs; empty ones where none is `given`."""
-    with torch.cuda.device_of(x):
+    with on_device(x):
         return scan_backward(
             rows(dy), dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state,
             states, chunk, needed,

@@ -9,15 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.device import on_device, processors
 from remamba.ops.ssd_triton import (
     TRITON_DTYPES,
     Plan,
     dense,
     forward,
-    on_device,
     operand,
     plan,
-    processors,
     rows_contiguous,
     softplus,
     ssd_walk_kernel,
@@ -156,7 +155,7 @@ def backward(
 def head_blocks(cut: Plan, x: torch.Tensor, g: int) -> tuple[int, int]:
     """In how many programs a group's heads are done at one chunk, and how many heads each has."""
     heads_per_group = x.shape[2] // g
-    wanted = triton.cdiv(processors(x.device) * 4, x.shape[0] * cut.chunks * g)
+    wanted = triton.cdiv(processors(x.device, 16) * 4, x.shape[0] * cut.chunks * g)
     heads = triton.cdiv(heads_per_group, min(wanted, heads_per_group))
     return triton.cdiv(heads_per_group, heads), heads
 

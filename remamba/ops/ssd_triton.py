@@ -6,13 +6,13 @@ first, so that segments run beside each other. The gradients are in ssd_backward
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.device import on_device, processors
 from remamba.ops.recording import is_recorded
 from remamba.ops.ssd_torch import ssd_torch
 from remamba.ops.time_step import LOG2_E
@@ -63,6 +63,9 @@ def fits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
 
 def product_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """The dtype in which x, B and C are multiplied."""
+    first = tensors[0].dtype
+    if all(t.dtype == first for t in tensors):
+        return first
     return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
 
 
@@ -82,15 +85,21 @@ class Plan(NamedTuple):
 
 def plan(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> Plan:
     """The cuts for these shapes, the same in forward and backward."""
-    b, l, h, p = x.shape
-    dot = product_dtype(x, B, C)
-    block_n = max(triton.next_power_of_2(B.shape[3]), 16)
+    # under the interpreter as for a small GPU
+    places = processors(x.device, 16) * PROGRAMS_A_PROCESSOR
+    sizes = (*x.shape, B.shape[3])
+    # a compiler's symbols are no keys
+    cut = _known_cut if all(type(size) is int for size in sizes) else _cut
+    return cut(*sizes, product_dtype(x, B, C), places)
+
+
+def _cut(b: int, l: int, h: int, p: int, n: int, dot: torch.dtype, places: int) -> Plan:
+    block_n = max(triton.next_power_of_2(n), 16)
     # exact float32 products hold their operands in registers: smaller blocks
     chunk, widest = (16, 16) if dot == torch.float32 else (64, 64)
     block_p = min(max(triton.next_power_of_2(p), 16), widest)
     chunks, blocks_p = triton.cdiv(l, chunk), triton.cdiv(p, block_p)
-    places = processors(x.device) * PROGRAMS_A_PROCESSOR // (b * h * blocks_p)
-    segments = max(min(places, chunks // MIN_CHUNKS, MAX_SEGMENTS), 1)
+    segments = max(min(places // (b * h * blocks_p), chunks // MIN_CHUNKS, MAX_SEGMENTS), 1)
     segment = triton.cdiv(chunks, segments)
     num_warps = 8 if block_n > 128 or dot == torch.float32 else 4
     return Plan(
@@ -99,17 +108,7 @@ def plan(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> Plan:
     )  # fmt: skip
 
 
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; under the interpreter a small GPU's."""
-    if device.type != "cuda":
-        return 16
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def on_device(x: torch.Tensor) -> AbstractContextManager:
-    """A context in which kernels are launched on x's GPU."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+_known_cut = functools.lru_cache(maxsize=1024)(_cut)
 
 
 def forward(

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.decode_layer import MOST_STATE
+from remamba.ops.device import on_device
 from remamba.ops.few_rows_triton import silu
 from remamba.ops.recording import is_recorded
 from remamba.ops.state_update import selective_state_update_torch, ssd_state_update_torch
@@ -29,12 +30,13 @@ def selective_state_update_triton(
     z = z if z is None or z.stride(-1) == 1 else z.contiguous()
     D, dt_bias, dt_scale = map(_contiguous, (D, dt_bias, dt_scale))
     y, new = _like(x), _like(state)
-    _selective_update[(triton.cdiv(e, BLOCK_E), b)](
-        x, dt, A, B, C, D, z, dt_bias, dt_scale, state.contiguous(), new, y, e, n,
-        x.stride(0), dt.stride(0), A.stride(0), B.stride(0), C.stride(0),
-        0 if z is None else z.stride(0),
-        IS_LOG=False, BLOCK_E=BLOCK_E, BLOCK_N=triton.next_power_of_2(n), num_warps=2,
-    )  # fmt: skip
+    with on_device(x):
+        _selective_update[(triton.cdiv(e, BLOCK_E), b)](
+            x, dt, A, B, C, D, z, dt_bias, dt_scale, state.contiguous(), new, y, e, n,
+            x.stride(0), dt.stride(0), A.stride(0), B.stride(0), C.stride(0),
+            0 if z is None else z.stride(0),
+            IS_LOG=False, BLOCK_E=BLOCK_E, BLOCK_N=triton.next_power_of_2(n), num_warps=2,
+        )  # fmt: skip
     return y, new
 
 
@@ -50,7 +52,8 @@ def ssd_state_update_triton(
     dt = dt if dt.stride(1) == 1 else dt.contiguous()
     A, D, dt_bias, dt_scale = map(_contiguous, (A, D, dt_bias, dt_scale))
     y, new = _like(x), _like(state)
-    _ssd(x, dt, None, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y)
+    with on_device(x):
+        _ssd(x, dt, None, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y)
     return y, new
 
 

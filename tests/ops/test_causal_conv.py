@@ -176,6 +176,7 @@ def test_kernel_takes_strange_strides(same) -> None:
     strided = inputs | {
         "x": inputs["x"].mT.contiguous().mT,
         "weight": inputs["weight"].t().contiguous().t(),
+        "bias": inputs["bias"].repeat_interleave(2)[::2],
         "window": inputs["window"].double().mT.contiguous().mT,
     }
     with use_backend("triton"):

@@ -101,6 +101,16 @@ def test_gated_norm_equals_torch(groups: int, dtype, weight_dtype, same) -> None
         same(got, expected, dtype)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_weights_may_be_strided(backend, same) -> None:
+    x, z, weight = (torch.randn(*s, device=DEVICE) for s in ((3, 6), (3, 6), (6,)))
+    spread = weight.repeat_interleave(2)[::2]
+    with use_backend(backend):
+        same(rms_norm(x, spread, eps=EPS)[0], rms_norm(x, weight, eps=EPS)[0])
+        found = gated_rms_norm(x, z, spread, groups=2, eps=EPS)
+        same(found, gated_rms_norm(x, z, weight, groups=2, eps=EPS))
+
+
 def test_many_rows_a_program(same, monkeypatch) -> None:
     """More tiles of rows than programs: each adds up the weight's gradient of several."""
     pytest.importorskip("triton")
@@ -108,7 +118,9 @@ def test_many_rows_a_program(same, monkeypatch) -> None:
 
     monkeypatch.setattr(rms_norm_triton, "PROGRAMS", 2)
     monkeypatch.setattr(
-        rms_norm_triton, "_shape", lambda rows, width: {"ROWS": 2, "BLOCK": 8, "num_warps": 1}
+        rms_norm_triton,
+        "_shape",
+        lambda rows, width: (-(-rows // 2), {"ROWS": 2, "BLOCK": 8, "num_warps": 1}),
     )
     x, z = (torch.randn(11, 6, device=DEVICE, requires_grad=True) for _ in range(2))
     weight = torch.randn(6, device=DEVICE, requires_grad=True)

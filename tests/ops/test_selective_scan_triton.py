@@ -170,7 +170,7 @@ def test_inputs_that_the_kernels_cannot_take_go_to_torch(same) -> None:
 
 
 def test_chunks_fill_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(form, "processors", lambda device: 132)
+    monkeypatch.setattr(form, "processors", lambda _: 132)
     device = torch.device("cuda")
     slots = 132 * form.PROGRAMS
     for b, l, e in ((1, 6144, 5120), (8, 2048, 1536), (1, 65536, 5120), (1, 1_000_000, 64)):
