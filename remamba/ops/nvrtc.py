@@ -13,6 +13,10 @@ FUNCTION_MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES of the driver's interface."""
 
 
+_Parameters = ctypes.c_char_p * 1
+"""A kernel's parameters: where each begins in memory."""
+
+
 class Kernel:
     """One kernel of a compiled source, on one device.
 
@@ -25,13 +29,16 @@ class Kernel:
         self._launch = _driver().cuLaunchKernel
         self._function, self._threads, self._shared = function, threads, shared
 
-    def __call__(self, grid: tuple[int, int], arguments: ctypes.Structure, device: int) -> None:
-        """Launch on the device's current stream; `arguments` is the kernel's one parameter."""
+    def __call__(self, grid: tuple[int, int], arguments: bytes, device: int) -> None:
+        """Launch on the device's current stream; `arguments` is the kernel's one parameter.
+
+        The driver has read it when the launch returns.
+        """
         if device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self(grid, arguments, device)
         _enter_context(device)
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        pointers = _Parameters(arguments)
         stream = torch._C._cuda_getCurrentRawStream(device)
         code = self._launch(
             self._function, grid[0], grid[1], 1, self._threads, 1, 1, self._shared,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
+import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from remamba.ops import nvrtc
+from remamba.ops.device import processors
 
 SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -24,21 +25,16 @@ INSTRUCTIONS = {8: 26, 16: 15}
 """Of a warp's step, about."""
 
 ROWS = ("x", "dt", "z", "B", "C", "dy")
-_POINTERS_IN = ("x", "dt", "z", "B", "C", "dy", "A", "D", "bias", "scale", "first")
-_POINTERS_OUT = (
-    "y", "last", "starts", "dlast", "dx", "ddt", "dz", "dA", "dD", "dbias", "dfirst", "dBC"
+MOST_ROWS = 65_535
+"""Of a batch: a row is a grid's second axis."""
+
+OPTIONAL = ("z", "D", "bias", "scale")
+POINTERS = (
+    *ROWS, "A", "D", "bias", "scale", "first", "y", "last", "starts", "dlast",
+    "dx", "ddt", "dz", "dA", "dD", "dbias", "dfirst", "dBC",
 )  # fmt: skip
-
-
-class _Arguments(ctypes.Structure):
-    """`struct Arguments` of the source."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in (*_POINTERS_IN, *_POINTERS_OUT)),
-        *((f"{name}_{kind}", ctypes.c_int64) for name in ROWS for kind in ("row", "step")),
-        ("length", ctypes.c_int),
-        ("channels", ctypes.c_int),
-    ]
+ARGUMENTS = struct.Struct(f"{len(POINTERS)}Q{2 * len(ROWS)}q2i")
+"""`struct Arguments` of the source: POINTERS, the strides of ROWS, length and channels."""
 
 
 def selective_scan_cuda(
@@ -63,6 +59,8 @@ def selective_scan_cuda(
         initial_state = initial_state.float().contiguous()
     if dt_scale is not None:
         dt_scale = dt_scale.float().contiguous()
+    D = None if D is None else D.contiguous()
+    dt_bias = None if dt_bias is None else dt_bias.contiguous()
     arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
     if needs_grad or torch.compiler.is_compiling():
         y, last, _ = _forward_op(*arguments)
@@ -76,25 +74,29 @@ def fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad: bool) -> bool:
 
     They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
     """
-    rows = [t for t in (x, dt, z, B, C) if t is not None]
-    values = 16 // x.element_size()
-    parameters = {t.dtype for t in (D, dt_bias) if t is not None}
-    return (
-        x.dtype in TYPES
-        and all(t.dtype == x.dtype for t in rows)
-        and (not parameters or parameters in ({torch.float32}, {x.dtype}))
-        and A.shape[1] in STATES
-        and x.shape[1] < 2**31
-        and x.shape[2] % values == 0
-        and all(
-            t.stride(2) == 1
-            and t.stride(1) % values == 0
-            and (t.shape[0] == 1 or t.stride(0) % values == 0)
-            and t.data_ptr() % 16 == 0
-            for t in rows
-        )
-        and not (needs_grad and dt_scale is not None and dt_scale.requires_grad)
-    )
+    dtype = x.dtype
+    if (
+        dtype not in TYPES
+        or A.shape[1] not in STATES
+        or x.shape[0] > MOST_ROWS
+        or not {t.dtype for t in (D, dt_bias) if t is not None} <= {torch.float32, dtype}
+        or (D is not None and dt_bias is not None and D.dtype != dt_bias.dtype)
+        or (needs_grad and dt_scale is not None and dt_scale.requires_grad)
+    ):
+        return False
+    values = 16 // dtype.itemsize
+    is_compiling = torch.compiler.is_compiling()
+    for t in (x, dt, B, C, z):
+        if t is None:
+            continue
+        row, step, value = t.stride()
+        is_apart = step % values or (row % values and t.shape[0] > 1)
+        if t.dtype != dtype or value != 1 or is_apart:
+            return False
+        # a compiler's tensors have no address: the ops look again
+        if not is_compiling and t.data_ptr() % 16:
+            return False
+    return x.shape[2] % values == 0
 
 
 @functools.cache
@@ -126,36 +128,31 @@ def plan_backward(rows: int, channels: int, processors: int) -> int:
     return min(allowed, key=lambda warps: (-(-busiest(warps) // 4), busiest(warps), -warps))
 
 
-def _way(name: str, x: Tensor, n: int) -> tuple[int, int, int]:
+def way(name: str, b: int, e: int, n: int, device: torch.device) -> tuple[int, int, int]:
     """Warps a block, lanes a channel, and blocks for the channels of one row."""
-    processors = 1
-    if x.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    rows, _, channels = x.shape
     if name == "scan_forward":
-        warps, lanes = plan(rows, channels, n, processors)
+        warps, lanes = plan(b, e, n, processors(device))
     else:
-        warps, lanes = plan_backward(rows, channels, processors), 8
-    return warps, lanes, -(-channels // (32 // lanes * warps))
+        warps, lanes = plan_backward(b, e, processors(device)), 8
+    return warps, lanes, -(-e // (32 // lanes * warps))
 
 
-def defines_of(tensors: dict[str, Tensor | None], warps: int, lanes: int) -> dict[str, int]:
+def defines_of(
+    n: int, dtype: torch.dtype, absent: frozenset[str], parameters: torch.dtype, warps: int,
+    lanes: int,
+) -> dict[str, int]:  # fmt: skip
     """What the source is compiled with for these inputs."""
-    x, A = tensors["x"], tensors["A"]
-    assert x is not None and A is not None
-    present = {name: int(tensors[name] is not None) for name in ("z", "D", "bias", "scale")}
-    parameters = [TYPES[t.dtype] for t in (tensors["D"], tensors["bias"]) if t is not None]
     return {
-        "TYPE": TYPES[x.dtype], "N": A.shape[1], "LANES": lanes, "WARPS": warps,
-        "TILE": kept_every(x) * lanes // 8, "KEEP": kept_every(x),
-        **{f"HAS_{name.upper()}": value for name, value in present.items()},
-        "PARAM": (parameters or [0])[0],
+        "TYPE": TYPES[dtype], "N": n, "LANES": lanes, "WARPS": warps,
+        "TILE": kept_every(dtype) * lanes // 8, "KEEP": kept_every(dtype),
+        **{f"HAS_{name.upper()}": int(name not in absent) for name in OPTIONAL},
+        "PARAM": TYPES[parameters],
     }  # fmt: skip
 
 
-def kept_every(x: Tensor) -> int:
+def kept_every(dtype: torch.dtype) -> int:
     """Steps between the states that training keeps: a tile of the backward kernel."""
-    return 32 if x.element_size() == 2 else 16
+    return 32 if dtype.itemsize == 2 else 16
 
 
 def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
@@ -173,40 +170,51 @@ def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
     return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums + 32  # and 4 barriers
 
 
-def arguments_of(tensors: dict[str, Tensor | None]) -> _Arguments:
+def arguments_of(tensors: dict[str, Tensor | None]) -> bytes:
     """The kernels' parameter."""
     x = tensors["x"]
     assert x is not None
-    arguments = _Arguments(length=x.shape[1], channels=x.shape[2])
-    for key, tensor in tensors.items():
-        if tensor is not None:
-            setattr(arguments, key, tensor.data_ptr())
-            if key in ROWS:
-                setattr(arguments, f"{key}_row", tensor.stride(0))
-                setattr(arguments, f"{key}_step", tensor.stride(1))
-    return arguments
+    values = [0 if t is None else t.data_ptr() for t in map(tensors.get, POINTERS)]
+    for t in map(tensors.get, ROWS):
+        values += (0, 0) if t is None else t.stride()[:2]
+    return ARGUMENTS.pack(*values, *x.shape[1:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernel(
+    name: str, b: int, e: int, n: int, dtype: torch.dtype, absent: frozenset[str],
+    parameters: torch.dtype, device: torch.device,
+) -> tuple[nvrtc.Kernel, tuple[int, int]]:  # fmt: skip
+    """A kernel for such inputs, compiled, and its grid."""
+    warps, lanes, blocks = way(name, b, e, n, device)
+    defines = defines_of(n, dtype, absent, parameters, warps, lanes)
+    shared = shared_bytes(name, defines, dtype.itemsize)
+    items = tuple(defines.items())
+    return nvrtc.load(SOURCE, name, items, 32 * warps, shared, device.index), (blocks, b)
+
+
+def kind_of(tensors: dict[str, Tensor | None]) -> tuple:
+    """What a kernel is chosen by, as `_kernel` takes it."""
+    x, A = tensors["x"], tensors["A"]
+    assert x is not None and A is not None
+    absent = frozenset(name for name in OPTIONAL if tensors[name] is None)
+    parameter = tensors["D"] if tensors["D"] is not None else tensors["bias"]
+    parameters = torch.float32 if parameter is None else parameter.dtype
+    return x.shape[0], x.shape[2], A.shape[1], x.dtype, absent, parameters, x.device
 
 
 def _launch(name: str, tensors: dict[str, Tensor | None]) -> None:
-    x = tensors["x"]
-    assert x is not None
-    A = tensors["A"]
-    assert A is not None
-    warps, lanes, blocks = _way(name, x, A.shape[1])
-    defines = defines_of(tensors, warps, lanes)
-    shared = shared_bytes(name, defines, x.element_size())
-    device = x.device.index
-    kernel = nvrtc.load(SOURCE, name, tuple(defines.items()), 32 * warps, shared, device)
-    kernel((blocks, x.shape[0]), arguments_of(tensors), device)
+    kind = kind_of(tensors)
+    kernel, grid = _kernel(name, *kind)
+    kernel(grid, arguments_of(tensors), kind[-1].index)
 
 
 def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     b, l, e = x.shape
     n = A.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
-    last = torch.empty((b, e, n), dtype=torch.float32, device=x.device)
-    tiles = -(-l // kept_every(x)) if save else 0
-    starts = torch.empty((b, tiles, e, n), dtype=torch.float32, device=x.device)
+    tiles = -(-l // kept_every(x.dtype)) if save else 0
+    last, starts = A.new_empty((b, e, n)), A.new_empty((b, tiles, e, n))
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
         "scale": dt_scale, "first": initial_state, "y": y, "last": last,
@@ -216,19 +224,27 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     return y, last, starts
 
 
+def _aligned(t):
+    """A copy of t where the kernels could not read it 16 bytes at a time from its start."""
+    return (
+        t if t is None or t.data_ptr() % 16 == 0 else t.clone(memory_format=torch.contiguous_format)
+    )
+
+
 @torch.library.custom_op("remamba::selective_scan_cuda", mutates_args=())
 def _forward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+    x, dt, B, C, z = map(_aligned, (x, dt, B, C, z))
     return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
 
 
 @_forward_op.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     (b, l, e), n = x.shape, A.shape[1]
-    tiles = -(-l // kept_every(x)) if save else 0
+    tiles = -(-l // kept_every(x.dtype)) if save else 0
     return (
         x.new_empty((b, l, e)),
         x.new_empty((b, e, n), dtype=torch.float32),
@@ -246,6 +262,7 @@ def _backward_op(
 
     All but those of x, dt and z are float32; that of an absent z is empty.
     """
+    x, dt, B, C, z, dy = map(_aligned, (x, dt, B, C, z, dy))
     b, l, e = x.shape
     n = A.shape[1]
     dx, ddt = (torch.empty((b, l, e), dtype=x.dtype, device=x.device) for _ in range(2))
@@ -253,7 +270,9 @@ def _backward_op(
     dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
     dD, dbias = (torch.empty((b, e), dtype=torch.float32, device=x.device) for _ in range(2))
     dBC = torch.empty(
-        (b, _way("scan_backward", x, n)[2], l, 2 * n), dtype=torch.float32, device=x.device
+        (b, way("scan_backward", b, e, n, x.device)[2], l, 2 * n),
+        dtype=torch.float32,
+        device=x.device,
     )
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,

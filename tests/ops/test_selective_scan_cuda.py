@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops import selective_scan, selective_scan_cuda, selective_scan_ref, use_backend
-from remamba.ops.selective_scan_cuda import SOURCE, plan, plan_backward, shared_bytes
+from remamba.ops.selective_scan_cuda import SOURCE, plan, plan_backward
 
 HERE = Path(__file__).parent
 
@@ -52,22 +52,23 @@ def device(monkeypatch: pytest.MonkeyPatch, lanes: int) -> str:
     """A GPU, or the CPU, on which the kernels' launches run the emulated source."""
     monkeypatch.setattr(selective_scan_cuda, "plan", lambda *_: (16 // (32 // lanes), lanes))
     monkeypatch.setattr(selective_scan_cuda, "plan_backward", lambda *_: 2)
+    kernels = functools.lru_cache(selective_scan_cuda._kernel.__wrapped__)
+    monkeypatch.setattr(selective_scan_cuda, "_kernel", kernels)
     if torch.cuda.is_available():
         return "cuda"
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
 
-    def launch(name: str, tensors: dict[str, Tensor | None]) -> None:
-        x, A = tensors["x"], tensors["A"]
-        assert x is not None and A is not None
-        warps, lanes, blocks = selective_scan_cuda._way(name, x, A.shape[1])
-        defines = selective_scan_cuda.defines_of(tensors, warps, lanes)
+    def load(source: Path, name: str, defines: tuple, threads: int, shared: int, device: None):
         struct = "ForwardShared" if name == "scan_forward" else "BackwardShared"
-        arguments = selective_scan_cuda.arguments_of(tensors)
-        shared = emulated(name, struct, **defines)(ctypes.byref(arguments), blocks, x.shape[0])
-        assert shared == shared_bytes(name, defines, x.element_size())
+        run = emulated(name, struct, **dict(defines))
 
-    monkeypatch.setattr(selective_scan_cuda, "_launch", launch)
+        def kernel(grid: tuple[int, int], arguments: bytes, device: None) -> None:
+            assert run(arguments, *grid) == shared
+
+        return kernel
+
+    monkeypatch.setattr(selective_scan_cuda.nvrtc, "load", load)
     return "cpu"
 
 
@@ -144,6 +145,26 @@ def test_time_steps_of_every_size(raw, device, same) -> None:
     same(selective_scan_cuda.selective_scan_cuda(**inputs)[0], selective_scan_ref(**inputs)[0])
 
 
+def test_parameters_may_be_strided(device, same) -> None:
+    inputs = make(device)
+    spread = {k: inputs[k].repeat_interleave(2)[::2] for k in ("D", "dt_bias")}
+    found = selective_scan_cuda.selective_scan_cuda(**inputs | spread)
+    same(found[0], selective_scan_ref(**inputs)[0])
+
+
+def test_inputs_of_one_shape_find_their_own_kernels(device, same) -> None:
+    rows = {"x", "dt", "B", "C", "z"}
+    for absent in ("", "z", "D", "dt_bias"):
+        for narrow in (False, True):
+            inputs = make(device, absent=absent)
+            if narrow:
+                inputs |= {k: inputs[k].bfloat16() for k in rows & inputs.keys()}
+            y, state = selective_scan_cuda.selective_scan_cuda(**inputs)
+            wanted, last = selective_scan_ref(**{k: t.float() for k, t in inputs.items()})
+            same(y.float(), wanted, y.dtype)
+            same(state, last)
+
+
 def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> None:
     def fits(**changes) -> bool:
         inputs = {**make(device), "dt_scale": None, "needs_grad": True, **changes}
@@ -156,8 +177,25 @@ def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> Non
     assert not fits(x=sound["x"].double())
     assert not fits(B=sound["B"].bfloat16())
     assert not fits(z=torch.ones(1, 19, 17)[..., 1:])
+    assert not fits(D=sound["D"].bfloat16()) and not fits(D=sound["D"].bfloat16(), dt_bias=None)
+    many = {k: sound[k].expand(65_536, 19, -1) for k in ("x", "dt", "B", "C", "z")}
+    assert not fits(**many)
     assert not fits(dt_scale=torch.ones(1, 19, requires_grad=True))
     assert fits(dt_scale=torch.ones(1, 19, requires_grad=True), needs_grad=False)
+
+
+def test_compilers_see_one_op(device, same) -> None:
+    inputs = make(device, wide=True, dtype=torch.bfloat16)
+    torch.compiler.reset()
+    run = torch.compile(selective_scan_cuda.selective_scan_cuda, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        y, state = run(**inputs)
+        wanted, last = selective_scan_cuda.selective_scan_cuda(**inputs)
+        assert torch.equal(y, wanted) and torch.equal(state, last)
+        # a compiler does not know where a tensor begins
+        inputs["x"] = torch.cat([inputs["x"].new_zeros(1), inputs["x"].flatten()])[1:].view_as(y)
+        y, state = run(**inputs)
+    assert torch.equal(y, wanted) and torch.equal(state, last)
 
 
 def test_plans_fill_a_gpu() -> None:
