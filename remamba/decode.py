@@ -18,6 +18,7 @@ from remamba.mixer2 import Mamba2Mixer
 from remamba.norm import GatedRMSNorm, RMSNorm
 from remamba.ops.backend import requested, resolve
 from remamba.ops.decode_layer import MOST_STATE, Mamba2Weights, MambaWeights
+from remamba.ops.device import on_device
 from remamba.projection import Projection
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -202,12 +203,13 @@ class DecodeStep:
         if not self._is_current():
             self.refresh()
         assert self._survey is not None
-        if not self.is_captured:
-            return step()
-        key = (bucket, name, requested())
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(step, bucket)
-        return self._graphs[key]()
+        with on_device(self.tokens):
+            if not self.is_captured:
+                return step()
+            key = (bucket, name, requested())
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(step, bucket)
+            return self._graphs[key]()
 
     @property
     def is_captured(self) -> bool:

@@ -393,6 +393,7 @@ class _StageClock:
     """
 
     def __init__(self, model: ReMambaForCausalLM):
+        self._device = model.device
         self._is_gpu = model.device.type == "cuda"
         self._keys = model.compressor.key_proj
         self._marks: list[Any] = []
@@ -409,7 +410,7 @@ class _StageClock:
     def _mark(self, *_: object) -> None:
         if self._is_gpu:
             self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record()
+            self._marks[-1].record(torch.cuda.current_stream(self._device))
         else:
             self._marks.append(time.perf_counter())
 

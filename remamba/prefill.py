@@ -22,6 +22,7 @@ from remamba.decode import PLAIN
 from remamba.graphs import Graph
 from remamba.mixer2 import Mamba2Mixer
 from remamba.ops.backend import requested, resolve
+from remamba.ops.device import on_device
 from remamba.watch import Watch
 
 MOST_TOKENS = 8192
@@ -158,7 +159,7 @@ class PrefillGraphs:
             *(F.pad(x, (0, pad)) for x in (adaption or ())[:2]),
         )
         # static tensors are no inference tensors: those could be written to in inference mode only
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(embeds):
+        with torch.inference_mode(False), torch.no_grad(), on_device(embeds):
             if shape not in self.captured:
                 beside = next(iter(self.captured.values()), None)
                 self.captured[shape] = Captured(backbone, shape, inputs, cache, beside)

@@ -155,7 +155,7 @@ class _Ticket:
         self._count = len(tokens)
         self._tokens[: self._count].copy_(tokens, non_blocking=True)
         if self._arrived is not None:
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(tokens.device))
 
     def tokens(self) -> list[int | None]:
         if self._arrived is not None:

@@ -388,3 +388,17 @@ def test_graph_equals_eager(name: str, dtype: torch.dtype, backend: str) -> None
             assert graph._graphs and not eager._graphs
             for state, wanted in zip(cache.ssm_states, twin.ssm_states, strict=True):
                 assert torch.equal(state, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["mamba", "mamba2-g2"])
+def test_a_model_on_another_gpu_than_the_current_one(name: str) -> None:
+    """Kernels, graphs and the engine's waits go to the model's GPU."""
+    requests = [Request(prompt=tokens_of(n).tolist()) for n in (9, 30)]
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        engine = Engine(model_of(name).to(device), slots=2)
+        for _ in range(3):  # eagerly, captured, replayed
+            found.append([done.token_ids for done in engine.run(requests)])
+    assert found == found[:1] * 6
