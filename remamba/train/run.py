@@ -16,6 +16,7 @@ from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
 from remamba.text import load_tokenizer
+from remamba.train.arguments import training_arguments, uses_bfloat16
 from remamba.train.audit import share_with_target, shared_saving, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
@@ -30,7 +31,7 @@ from remamba.train.lora import (
 from remamba.train.progress import amount, peak_memory, say
 from remamba.train.run_folder import METER_FILE, RunFolder
 from remamba.train.schedule import CompressionSchedule
-from remamba.train.trainer import ReMambaTrainer, training_arguments, uses_bfloat16
+from remamba.train.trainer import ReMambaTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel

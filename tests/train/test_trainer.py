@@ -18,12 +18,13 @@ from remamba.cli import main
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 from remamba.train import trainer as trainer_module
+from remamba.train.arguments import parameter_groups
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import read_data
 from remamba.train.run import train
 from remamba.train.schedule import CompressionSchedule, learning_rate_factor
-from remamba.train.trainer import NotFiniteError, parameter_groups
+from remamba.train.trainer import NotFiniteError
 from tests.train.toy import make_tokenizer, save_base, write_documents, write_rows
 
 Options = Callable[..., TrainArgs]
