@@ -120,7 +120,11 @@ class Engine:
             for request in requests:
                 jobs.append(self.submit(request))
             number = {id(job): i for i, job in enumerate(jobs)}
-            while not all(job.is_finished for job in jobs):
+            unfinished = deque(jobs)
+            while unfinished:
+                if unfinished[0].is_finished:
+                    unfinished.popleft()
+                    continue
                 moved = self.step()
                 assert moved, "unfinished jobs are neither waiting nor in a slot"
                 for job in moved:
