@@ -135,7 +135,7 @@ def parse(line: bytes, where: str, shape: str = "a JSON object") -> Row:
         InputError: it is no UTF-8, or no JSON object.
     """
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))  # bytes may be taken for UTF-16
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:

@@ -55,9 +55,13 @@ def read_items(folder: DataFolder, dataset: str, protocol: str) -> list[Item] | 
             if not question.strip() or not answer.strip():
                 raise InputError(f"{row.where}: question {at} or its answer is empty")
             try:
-                _gold(dataset, answer)
+                gold = _gold(dataset, answer)
             except InputError as error:
                 raise InputError(f"{row.where}: question {at}: {error}") from error
+            if not gold:  # a prediction without a number would be right
+                raise InputError(
+                    f"{row.where}: question {at}: nothing in {answer[:40]!r} can be compared"
+                )
             world = None
             if dataset == "sci_fi":
                 world = question.replace(BY_THE_STORY, BY_THE_WORLD) + "\nAnswer:"

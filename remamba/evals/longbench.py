@@ -74,6 +74,11 @@ def read_items(folder: DataFolder, dataset: str, _: str) -> list[Item] | None:
         answers = row.get_texts("answers")
         if not answers:
             raise InputError(f"{row.where}: 'answers' is empty; a question needs an answer")
+        if METRICS[dataset] is metrics.retrieval:
+            try:
+                list(map(metrics.paragraph, answers))
+            except InputError as error:
+                raise InputError(f"{row.where}: {error}") from error
         classes = None if row.get("all_classes") is None else row.get_texts("all_classes")
         if classes is None and dataset == "trec":
             raise InputError(f"{row.where}: 'all_classes' is null or missing; trec needs it")

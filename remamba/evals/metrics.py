@@ -61,15 +61,20 @@ def count(prediction: str, answer: str) -> float:
 
 
 def retrieval(prediction: str, answer: str) -> float:
-    """The share of the numbers in the prediction that are the paragraph's, "Paragraph 7".
+    """The share of the numbers in the prediction that are the paragraph's, "Paragraph 7"."""
+    return count(prediction, paragraph(answer))
+
+
+def paragraph(answer: str) -> str:
+    """The number of the paragraph that an answer names.
 
     Raises:
-        InputError: the answer names no paragraph.
+        InputError: it names none.
     """
     number = re.search(r"Paragraph (\d+)", answer)
     if number is None:
         raise InputError(f"the answer {answer[:40]!r} is no 'Paragraph N'")
-    return count(prediction, number[1])
+    return number[1]
 
 
 def code_similarity(prediction: str, answer: str) -> float:

@@ -69,7 +69,8 @@ def read_predictions(file: Path, *, with_length: bool = False) -> list[Predictio
         name = _identifier(row)
         if name is not None and ids.setdefault(name, number) != number:
             raise InputError(f"{row.where}: id {name!r} is also that of row {ids[name]}")
-        failed = row.get("error") is not None
+        if failed := row.get("error") is not None:
+            row.get_text("error")
         found.append(
             Prediction(
                 name,
@@ -98,7 +99,7 @@ def _prediction_field(row: Row) -> str:
 
 def _identifier(row: Row) -> str | None:
     name = row.get("id")
-    if name is not None and not isinstance(name, str | int):
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         raise InputError(f"{row.where}: 'id' is {name!r:.40}; it must be a text or a number")
     return None if name is None else str(name)
 

@@ -314,6 +314,7 @@ BROKEN_LEVAL: dict[str, tuple[str, list[Any], str]] = {
     "null answer": ("tpo", [leval_row(1, outputs=[None])], ":1: 'outputs' must be a list of texts"),
     "no fact": ("sci_fi", [leval_row(1, outputs=["True"])], ":1: question 1: 'True' lacks '[fact"),
     "no input": ("tpo", [leval_row(1, input=None)], ":1: 'input' is null"),
+    "no number": ("gsm100", [leval_row(1, outputs=["four"])], ":1: question 1: nothing in 'four'"),
 }
 
 
@@ -343,6 +344,12 @@ def test_leval_rows_that_cannot_be_asked(
     dataset, broken, expected = BROKEN_LEVAL[case]
     file = write_rows(tmp_path / "data" / f"{dataset}.jsonl", *broken)
     check_refused(refused, folder, tmp_path, file, expected)
+
+
+def test_answers_that_name_no_paragraph(folder: Path, refused: Run, tmp_path: Path) -> None:
+    row = longbench_row(1, "passage_retrieval_en", answers=["Paragraph 7", "7"])
+    file = write_rows(tmp_path / "data" / "passage_retrieval_en_e.jsonl", row)
+    check_refused(refused, folder, tmp_path, file, ":1: the answer '7' is no 'Paragraph N'")
 
 
 def test_truncated_gz(folder: Path, refused: Run, tmp_path: Path) -> None:
