@@ -179,13 +179,20 @@ def best_constant(
     """The answer that scores best when it is given to every question, and its score times 100."""
     best, worth = "", -1.0
     for constant in _constants(dataset, answers, scoring):
-        found = [
-            max(score_answer(dataset, constant, answer, scoring) for answer in wanted)
-            for wanted in answers
-        ]
+        found = constant_scores(dataset, constant, answers, scoring)
         if (mean := 100 * float(np.mean(found))) > worth:
             best, worth = constant, mean
     return best, worth
+
+
+def constant_scores(
+    dataset: str, constant: str, answers: Sequence[Sequence[str]], scoring: str
+) -> list[float]:
+    """What one answer earns when it is given to every question, from 0 to 1 each."""
+    return [
+        max(score_answer(dataset, constant, answer, scoring) for answer in wanted)
+        for wanted in answers
+    ]
 
 
 def _constants(dataset: str, answers: Sequence[Sequence[str]], scoring: str) -> list[str]:

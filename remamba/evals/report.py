@@ -15,7 +15,7 @@ from remamba.evals.longbench import BUCKETS
 from remamba.evals.predictions import write_whole
 from remamba.evals.run_folder import RECORD_FILE, read_record
 from remamba.evals.scoring import ScoredDataset, ScoredRun
-from remamba.evals.statistics import RESAMPLES, Interval, interval, resampled
+from remamba.evals.statistics import RESAMPLES, Interval, interval, resampled, sign_test
 from remamba.evals.tables import needle_table, table
 
 NAMES = {
@@ -32,9 +32,14 @@ NAMES = {
 """Settings of run.json that the report tells as they are."""
 
 
+UNFINISHED = "This run was not finished: scored is what it had answered (go on with --resume)."
+
+
 def write_report(run: ScoredRun, folder: Path) -> None:
     """Writes report.md and report.json, and report.png where matplotlib is installed."""
     record = read_record(folder) if (folder / RECORD_FILE).is_file() else None
+    if record is not None and record.get("status") != "finished":
+        sys.stderr.write(f"{UNFINISHED}\n")
     details = describe(run)
     write_whole(folder / "report.json", json.dumps(details, indent=2) + "\n")
     write_whole(folder / "report.md", markdown(run, details, record))
@@ -59,6 +64,10 @@ def describe(run: ScoredRun) -> dict[str, Any]:
         entry |= {key: value for key, value in _means(found).items() if value is not None}
         if run.task.name == "leval":
             entry["answered"] = leval.shares(name, found.predictions, run.scoring)
+            answers = [prediction.answers for prediction in found.predictions]
+            constant = entry["constant"]["answer"]
+            worth = leval.constant_scores(name, constant, answers, run.scoring)
+            entry["constant_p"] = sign_test(found.scores, worth)
         datasets[name] = entry
     return {
         **run.to_dict(),
@@ -107,6 +116,8 @@ def _settings(run: ScoredRun, record: dict[str, Any] | None) -> str:
     if record is None:
         return lines[0] + " Predictions without a run.json: how they were made is not known."
     settings = record["settings"]
+    if record.get("status") != "finished":
+        lines.append(UNFINISHED)
     lines.append(f"Prompts: {record.get('protocol', 'unknown')}; greedy decoding.")
     lines.append(compression_in_words(settings.get("compression")))
     rows = [(NAMES[key], value) for key, value in settings.items() if key in NAMES]
@@ -152,6 +163,9 @@ def _scores(run: ScoredRun, details: dict[str, Any]) -> str:
         f"Intervals: bootstrap over questions, {RESAMPLES:,} resamples"
         + (f", inside each {group}." if group else "; questions of one document count apart.")
     ]
+    intervals = [entry["interval"] for entry in details["datasets"].values()]
+    if any(found.low == found.high for found in intervals):
+        notes.append("An interval without width: the questions scored alike, and may be too few.")
     if has_buckets:
         notes.append("A dataset's score is the unweighted mean of its buckets.")
     notes.append("The average is the unweighted mean over the datasets.")
@@ -168,18 +182,17 @@ def _constants(details: dict[str, Any]) -> str:
     rows = []
     for name, entry in details["datasets"].items():
         constant, low, high = entry["constant"], entry["interval"].low, entry["interval"].high
-        if low > constant["score"]:
-            verdict = "above"
-        elif high < constant["score"]:
-            verdict = "below"
-        else:
-            verdict = "no difference"
+        verdict = "no difference"
+        if entry["constant_p"] < 0.05 and not low <= constant["score"] <= high:
+            verdict = "above" if low > constant["score"] else "below"
         answer = constant["answer"] or "(empty)"
-        rows.append((name, entry["score"], answer, constant["score"], verdict))
-    header = ("dataset", "score", "best constant answer", "its score", "the model's score is")
+        p = f"{entry['constant_p']:.3f}"
+        rows.append((name, entry["score"], answer, constant["score"], p, verdict))
+    header = ("dataset", "score", "best constant answer", "its score", "p", "the model's score is")
     return (
-        table(header, rows) + "\n\nThe best constant answer is chosen with the answers at hand; "
-        '"no difference" when it lies in the model\'s 95 % interval.'
+        table(header, rows) + "\n\nThe best constant answer is chosen with the answers at hand. "
+        '"No difference": it lies in the model\'s 95 % interval, or a sign test over the questions '
+        "has p of 0.05 or more."
     )
 
 

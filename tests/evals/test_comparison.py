@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remamba import cli
 from remamba.evals.statistics import RESAMPLES, interval, resampled, sign_test
 from tests.tiny import Run
 
@@ -104,7 +105,34 @@ def test_report_shows_what_is_chance(write: Write, remamba: Run, tmp_path: Path)
     assert "how they were made is not known" in report
     assert "- tpo: A 100.0 %" in report
     line = next(line for line in report.splitlines() if "no difference" in line)
-    assert line.split()[1:10:2] == ["tpo", "20.00", "D", "40.00", "no"]
+    assert line.split()[1:12:2] == ["tpo", "20.00", "D", "40.00", "0.688", "no"]
+
+
+@pytest.mark.parametrize(("questions", "verdict"), [(2, "no"), (5, "no"), (6, "below")])
+def test_few_questions_prove_nothing(
+    questions: int, verdict: str, write: Write, remamba: Run, tmp_path: Path
+) -> None:
+    rows = [{"pred": "A", "answers": ["B"]}] * questions
+    write(tmp_path / "predictions" / "quality.jsonl", *rows)
+    remamba("eval", "score", "--task", "leval", "--output", tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    # all wrong: the bootstrap alone would be sure of two questions
+    assert "| quality |   2 |".replace("2", str(questions)) in report and "without width" in report
+    (line,) = (line for line in report.splitlines() if "100.00" in line)
+    assert line.split()[11] == verdict
+
+
+def test_report_of_an_unfinished_run_says_so(
+    write: Write, remamba: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "predictions" / "quality.jsonl", {"pred": "A", "answers": ["A"]})
+    for status, count in (("running", 1), ("finished", 0)):
+        write(tmp_path / "run.json", {"status": status, "settings": {"data": {}}})
+        words = ("eval", "score", "--task", "leval", "--output", str(tmp_path))
+        assert cli.main(list(words)) == 0
+        said = "This run was not finished"
+        assert capsys.readouterr().err.count(said) == count
+        assert (tmp_path / "report.md").read_text().count(said) == count
 
 
 def test_overwritten_report_is_whole_or_old(
