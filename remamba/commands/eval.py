@@ -34,8 +34,11 @@ class Args(RunOptions):
     """longbench-e or leval."""
     data: Annotated[Path, arg(metavar="DIR")]
     """The folder of the data files; the word hub downloads them."""
-    datasets: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
-    """Only these datasets (default: all whose files are there)."""
+    datasets: Annotated[
+        tuple[str, ...],
+        arg(metavar="NAME ...", help_behavior_hint="(default: all whose files are there)"),
+    ] = ()
+    """Only these datasets."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Only the first N questions of each."""
     max_length: Annotated[int, arg(metavar="N")] = 6000

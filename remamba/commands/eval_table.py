@@ -27,7 +27,9 @@ class Args:
     Example: remamba eval table runs/mamba-* runs/remamba-* --figure lengths --file fig3.png
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
+    runs: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")
+    ]
     """Output directories of remamba eval."""
     figure: Literal["none", "lengths", "ratios"] = "none"
     """lengths: a line for each model over the maximum length; ratios: a heat map of p and rho."""

@@ -69,17 +69,17 @@ def load_runs(folders: Sequence[Path]) -> list[ScoredSettings]:
     Raises:
         InputError: a folder is no finished run's, or the benchmarks differ.
     """
-    found = []
+    found, tasks = [], set()
     for folder in folders:
         settings = read_record(folder)["settings"]
         try:
             scores = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            tasks.add(scores["task"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{folder} has no scores ({error}); finish the run with --resume"
             ) from error
         found.append(ScoredSettings(folder, settings, scores))
-    tasks = {run.scores["task"] for run in found}
     if len(tasks) > 1:
         raise InputError(f"the runs are of {' and '.join(sorted(tasks))}; give runs of one kind")
     return found
@@ -87,7 +87,9 @@ def load_runs(folders: Sequence[Path]) -> list[ScoredSettings]:
 
 def runs_table(runs: Sequence[ScoredSettings]) -> str:
     """The paper's table: a row for each run, a column for each dataset that a run has."""
-    known = COLUMNS[runs[0].scores["task"]]
+    known = COLUMNS.get(runs[0].scores["task"])
+    if known is None:  # short tasks, of which the user may choose others
+        known = {name: name for run in runs for name in run.scores["datasets"]}
     datasets = [name for name in known if any(name in run.scores["datasets"] for run in runs)]
     header = ["run", "tokens", *(known[name] for name in datasets), "average"]
     rows = []

@@ -51,6 +51,11 @@ def test_table_has_the_papers_columns(remamba: Run, tmp_path: Path) -> None:
     assert found[0]["average"] == 25.0 and found[0]["run"] == str(first)
 
 
+def test_table_of_short_tasks(remamba: Run, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a", 25.0, "short", max_length=None)
+    assert "| a   |      - |  25.00 |   25.00 |" in remamba("eval", "table", run)
+
+
 def test_figure_of_lengths(remamba: Run, tmp_path: Path) -> None:
     folders = [
         run_of(tmp_path / "a", 25.0, max_length=2000),
@@ -93,6 +98,8 @@ def test_what_makes_no_table(refused: Run, tmp_path: Path) -> None:
     longbench = run_of(tmp_path / "b", 1.0, "longbench-e")
     assert "the runs are of leval and longbench-e" in refused("eval", "table", leval, longbench)
     assert "is no evaluation's" in refused("eval", "table", tmp_path / "none")
+    (leval / "scores.json").write_text("{}")
+    assert "has no scores ('task')" in refused("eval", "table", leval)
     (leval / "scores.json").unlink()
     assert "has no scores" in refused("eval", "table", leval)
     assert "go together" in refused("eval", "table", longbench, "--figure", "lengths")
