@@ -49,13 +49,35 @@ class RunOptions:
             raise InputError("--retry-failed asks again what failed in a run; give --resume too")
 
 
+def model_type(name: str) -> str | None:
+    """What a model's config.json says it is; nothing else of the model is read.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from transformers import PretrainedConfig
+
+    from remamba.pretrained import locate
+
+    place = locate(name)
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise InputError(f"--model {place} holds no config.json, so it is no model directory")
+    if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+        raise InputError(f"--model {place} is no directory; give a model directory or a hub name")
+    try:
+        return PretrainedConfig.get_config_dict(place)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {name} cannot be read ({reason})") from error
+
+
 def load_reader(options: RunOptions) -> Reader:
     """The model that answers: a ReMamba, or any causal model of transformers.
 
     Raises:
         InputError: there is none, or options were given that it does not know.
     """
-    from transformers import AutoModelForCausalLM, PretrainedConfig
+    from transformers import AutoModelForCausalLM
 
     from remamba.evals.readers import ReMambaReader, TransformersReader
     from remamba.pretrained import locate
@@ -63,13 +85,7 @@ def load_reader(options: RunOptions) -> Reader:
 
     reading = options.reading
     place = locate(reading.model)
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise InputError(f"--model {place} holds no config.json, so it is no model directory")
-    try:
-        kind = PretrainedConfig.get_config_dict(place)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--model {reading.model} cannot be read ({reason})") from error
+    kind = model_type(reading.model)
     if kind == "remamba":
         loaded = reading.load()
         return ReMambaReader(

@@ -46,7 +46,7 @@ class Args:
     """The folder of the benchmark's files, as remamba eval takes it; fig6 needs none."""
     scale: Literal["tiny", "paper"] = "paper"
     """paper: the paper's settings; tiny: the embedded model, short prompts, few questions."""
-    models: Annotated[tuple[str, ...], arg(metavar="ROLE=DIR ...")] = ()
+    models: Annotated[tuple[str, ...], arg(metavar="ROLE=DIR ...", help_behavior_hint="")] = ()
     """A model for each role, for --scale paper."""
     partial: bool = False
     """Leave out the rows whose models are not given."""
@@ -153,14 +153,17 @@ def _eval_args(args: Args, recipe: Recipe, setting: Setting, model: str) -> Eval
 def _run_all(args: Args, recipe: Recipe, models: dict[str, str]) -> dict[str, float]:
     """The average score of each row or point; what was there is not asked again."""
     from remamba.commands import eval as eval_command
+    from remamba.commands.evaluation import model_type
     from remamba.evals.items import DataFolder
     from remamba.evals.predictions import write_whole
     from remamba.evals.scoring import SCORES_FILE
     from remamba.evals.tasks import find_task
 
     runs = [_eval_args(args, recipe, s, models[s.role]) for s in recipe.settings]
-    # all that can be wrong with the data is told before anything is written
+    # all that can be wrong with data and models is told before anything is written or asked
     eval_command.read_items(runs[0], find_task(recipe.task), DataFolder(runs[0].data))
+    for role in recipe.roles:
+        model_type(models[role])
     args.output.mkdir(parents=True, exist_ok=True)
     write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
     averages = {}

@@ -71,6 +71,15 @@ def test_some_rows_with_models_of_ones_own(remamba: Run, tmp_path: Path) -> None
     assert "27.86" in said and "the paper's" in said
 
 
+def test_models_are_looked_for_before_the_first_run(refused: Run, tmp_path: Path) -> None:
+    data, out = make_data(tmp_path / "data", "table2"), tmp_path / "out"
+    words = ("reproduce", "table2", "--data", data, "--output", out, "--partial", "--models")
+    said = refused(*words, "mamba=remamba-tiny", f"remamba={tmp_path / 'none'}")
+    assert f"--model {tmp_path / 'none'} is no directory" in said
+    assert "holds no config.json" in refused(*words, f"remamba={data}")
+    assert not out.exists()
+
+
 def test_other_directories_are_left_alone(refused: Run, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", "fig7")
     (tmp_path / "out").mkdir()

@@ -368,7 +368,7 @@ def test_truncated_gz(folder: Path, refused: Run, tmp_path: Path) -> None:
         (("--datasets", "codeU"), "lacks the file of codeU"),
         (("--max-length", 500), "--max-length 500 leaves no prompt"),
         (("--keep-ratio", 2), "keep_ratio (rho) = 2.0 is outside"),
-        (("--model", "nowhere/at/all"), "--model nowhere/at/all cannot be read"),
+        (("--model", "nowhere/at/all"), "--model nowhere/at/all is no directory"),
     ],
 )
 def test_options_that_cannot_be_used(
