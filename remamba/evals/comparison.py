@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from remamba.errors import InputError
-from remamba.evals.predictions import Prediction
-from remamba.evals.scoring import SCORES_FILE, ScoredRun, score_dataset, score_folder
+from remamba.evals.scoring import SCORES_FILE, ScoredDataset, ScoredRun, score_folder
 from remamba.evals.statistics import Interval, interval, resampled, sign_test
 from remamba.evals.tables import table
 from remamba.evals.tasks import find_task
@@ -80,10 +80,9 @@ def compare(first: ScoredRun, second: ScoredRun) -> dict[str, Any]:
 
 
 def _pair(first: ScoredRun, second: ScoredRun, dataset: str) -> tuple[Pair, np.ndarray]:
-    rows = _matched(first, second, dataset)
-    task, scoring = first.task, first.scoring
-    a, b = (score_dataset(task, dataset, side, scoring) for side in rows)
-    strata = task.strata(rows[0])
+    places = _matched(first, second, dataset)
+    a, b = (_chosen(run, dataset, rows) for run, rows in zip((first, second), places, strict=True))
+    strata = first.task.strata(a.predictions)
     samples = resampled(dataset, b.scores, strata) - resampled(dataset, a.scores, strata)
     pair = Pair(
         len(a.scores),
@@ -97,10 +96,16 @@ def _pair(first: ScoredRun, second: ScoredRun, dataset: str) -> tuple[Pair, np.n
     return pair, samples
 
 
-def _matched(
-    first: ScoredRun, second: ScoredRun, dataset: str
-) -> tuple[list[Prediction], list[Prediction]]:
-    """The predictions of the questions that both runs have, in one order: by id, else by place."""
+def _chosen(run: ScoredRun, dataset: str, places: Sequence[int]) -> ScoredDataset:
+    """Some of a dataset's predictions, with the scores that they have in the whole run."""
+    predictions = [run.datasets[dataset].predictions[i] for i in places]
+    scores = [run.datasets[dataset].scores[i] for i in places]
+    summary = run.task.summarise(dataset, predictions, scores, run.scoring)
+    return ScoredDataset(predictions, scores, summary)
+
+
+def _matched(first: ScoredRun, second: ScoredRun, dataset: str) -> tuple[list[int], list[int]]:
+    """The places of the questions that both runs have, in one order: by id, else by place."""
     sides = [run.datasets[dataset].predictions for run in (first, second)]
     if any(prediction.id is None for side in sides for prediction in side):
         if len(sides[0]) != len(sides[1]):
@@ -108,14 +113,15 @@ def _matched(
                 f"{dataset}: {len(sides[0])} and {len(sides[1])} predictions without ids cannot be "
                 "paired; give both runs ids"
             )
-        a, b = sides
+        a = b = list(range(len(sides[0])))
     else:
-        known = {prediction.id: prediction for prediction in sides[1]}
-        a = [prediction for prediction in sides[0] if prediction.id in known]
-        b = [known[prediction.id] for prediction in a]
+        known = {prediction.id: i for i, prediction in enumerate(sides[1])}
+        a = [i for i, prediction in enumerate(sides[0]) if prediction.id in known]
+        b = [known[sides[0][i].id] for i in a]
     if not a:
         raise InputError(f"{dataset}: the two runs have no question in common")
-    for x, y in zip(a, b, strict=True):
+    for i, j in zip(a, b, strict=True):
+        x, y = sides[0][i], sides[1][j]
         if (x.answers, x.length) != (y.answers, y.length):
             raise InputError(
                 f"{x.row.where} and {y.row.where} have different answers or lengths: not the same "

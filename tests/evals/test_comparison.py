@@ -78,6 +78,19 @@ def test_compare_takes_common_questions_by_id(write: Write, remamba: Run, tmp_pa
     assert (pair["n"], pair["first"], pair["second"]) == (2, 50.0, 100.0)
 
 
+def test_compare_keeps_the_scores_of_the_whole_runs(
+    write: Write, remamba: Run, tmp_path: Path
+) -> None:
+    row = {"pred": "Food Date", "answers": ["Food"], "length": 1, "all_classes": ["Food"]}
+    last = {**row, "id": "last", "all_classes": ["Food", "Date"]}
+    for name, rows in (("a", [{**row, "id": "0"}, last]), ("b", [{**row, "id": "0"}])):
+        write(tmp_path / name / "predictions" / "trec.jsonl", *rows)
+        remamba("eval", "score", "--task", "longbench-e", "--output", tmp_path / name)
+    found = remamba("eval", "compare", tmp_path / "a", tmp_path / "b", "--json")["datasets"]["trec"]
+    # run a's last row has two classes, and they are those of all its rows
+    assert (found["n"], found["first"], found["second"]) == (1, 50.0, 100.0)
+
+
 def test_compare_refuses_what_cannot_be_paired(
     write: Write, remamba: Run, refused: Run, tmp_path: Path
 ) -> None:
