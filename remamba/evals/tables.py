@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from remamba.evals.longbench import BUCKETS
 from remamba.evals.scoring import ScoredRun
 
@@ -26,7 +28,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    # LongBench rounds by numpy, which differs from Python at halves: 25.275 is 25.28
+    return f"{np.round(value, 2):.2f}" if isinstance(value, float) else str(value)
 
 
 def score_table(run: ScoredRun) -> str:

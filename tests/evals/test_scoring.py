@@ -144,6 +144,14 @@ def test_table_for_people(remamba: Run, write: Write, tmp_path: Path) -> None:
     assert "| qasper  |   1 | 66.67 | 66.67 |    - |   - |" in said
 
 
+def test_tables_round_as_the_evaluator_does(remamba: Run, write: Write, tmp_path: Path) -> None:
+    rows = [longbench("1" if i < 1011 else "2", "1") for i in range(4000)]
+    write(tmp_path / "predictions" / "passage_count.jsonl", *rows)
+    assert score(remamba, tmp_path)["average"] == 25.275
+    words = ("eval", "score", "--task", "longbench-e", "--output", tmp_path)
+    assert "25.28" in remamba(*words) and "25.27" not in remamba(*words)
+
+
 FINE = longbench("x", "x")
 BROKEN: dict[str, tuple[list[Any], str]] = {
     "no pred": ([FINE, {**FINE, "pred": None}], ":2: 'pred' is null"),
