@@ -41,11 +41,17 @@ def locate(name: str | Path) -> str:
     return str(name)
 
 
+def is_missing_directory(name: str) -> bool:
+    """Whether a name is meant as a place on this machine, and no directory is there."""
+    folder = Path(name)
+    is_place = folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_place and not folder.is_dir()
+
+
 def check_model(name: str, **hub_options: object) -> None:
     """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened."""
     folder = Path(name)
-    looks_local = folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not folder.is_dir():
+    if is_missing_directory(name):
         raise InputError(
             f"{name} is no directory; give a model directory, a hub name or {EMBEDDED}"
         )

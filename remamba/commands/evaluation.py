@@ -57,12 +57,12 @@ def model_type(name: str) -> str | None:
     """
     from transformers import PretrainedConfig
 
-    from remamba.pretrained import locate
+    from remamba.pretrained import is_missing_directory, locate
 
     place = locate(name)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise InputError(f"--model {place} holds no config.json, so it is no model directory")
-    if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+    if is_missing_directory(place):
         raise InputError(f"--model {place} is no directory; give a model directory or a hub name")
     try:
         return PretrainedConfig.get_config_dict(place)[0].get("model_type")
