@@ -45,7 +45,7 @@ from torch import Tensor
 import remamba
 from remamba import CompressionConfig, DocumentMemory, ReMambaForCausalLM
 from remamba.errors import InputError
-from remamba.train import planted, planted_prose
+from remamba.planted import facts, prose
 
 DROPPED = 0.2
 
@@ -350,11 +350,11 @@ def run(args: argparse.Namespace) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     ways = make_ways(model, plain, changes)
     evaluation = Evaluation(ways, tokenizer, args.device, args.max_new_tokens)
-    books = planted_prose.read_books(args.books)
-    counter = planted.load_tokenizer(args.model)
+    books = prose.read_books(args.books)
+    counter = facts.load_tokenizer(args.model)
     results = []
     for tokens in args.tokens:
-        options = planted.Options(
+        options = facts.Options(
             tokens=(tokens, tokens),
             facts_per_1000=args.facts_per_1000,
             questions=args.per_document,
@@ -362,7 +362,7 @@ def run(args: argparse.Namespace) -> None:
             split=args.split,
             echo=args.echo,
         )
-        maker = planted.FactMaker(books, options, counter)
+        maker = facts.FactMaker(books, options, counter)
         evaluation.document(maker.make(0), [Tally() for _ in ways], args.seed)  # warm up
         tallies = [Tally() for _ in ways]
         number = 0

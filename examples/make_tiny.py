@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remamba.errors import InputError
-from remamba.train import planted, planted_language, planted_prose
+from remamba.planted import facts, language, prose
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,10 @@ WORDS = (
 
 def fact_words() -> list[str]:
     """Every word that a tokenizer should know whole: names and values, with the space before."""
-    words = [*planted_language.FIRST_NAMES, *planted_language.SURNAMES]
-    for attribute in planted_language.ATTRIBUTES:
+    words = [*language.FIRST_NAMES, *language.SURNAMES]
+    for attribute in language.ATTRIBUTES:
         values = attribute.values
-        words += planted_language.TWO_DIGITS if values is planted_language.NUMBERS else values
+        words += language.TWO_DIGITS if values is language.NUMBERS else values
     return [" " + word for word in dict.fromkeys(words)]
 
 
@@ -69,12 +69,12 @@ def training_text(
         room -= len(paragraph)
         if room < 0:
             break
-    maker = planted.FactMaker(books, planted.Options(seed=seed))
+    maker = facts.FactMaker(books, facts.Options(seed=seed))
     room = megabytes * 1e6 / 5
     while room > 0:
         for fact in maker.facts(rng, 100):
             question = rng.choice(fact.attribute.questions).replace("{p}", fact.person)
-            text = f" {fact.text}{planted_language.QUESTION.replace('{q}', question)} {fact.value}"
+            text = f" {fact.text}{language.QUESTION.replace('{q}', question)} {fact.value}"
             yield text
             room -= len(text)
     for word in fact_words():
@@ -256,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--vocab-size {args.vocab_size}: give 512 or more")
     if 2 * args.hidden_size % args.head_dim:
         raise InputError(f"--head-dim {args.head_dim}: must divide {2 * args.hidden_size}")
-    books = planted_prose.read_books(args.books)
+    books = prose.read_books(args.books)
     print(f"{len(books)} books; training the tokenizer", file=sys.stderr, flush=True)
     tokenizer = train_tokenizer(
         books,
@@ -267,11 +267,11 @@ def run(args: argparse.Namespace) -> None:
     )
     output.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, output)
-    prose = "\n\n".join(books[0])[:200_000]
+    sample = "\n\n".join(books[0])[:200_000]
     report = {
         "vocabulary": tokenizer.get_vocab_size(),
         "one_token_words": round(one_token_share(tokenizer, fact_words()), 3),
-        "prose_chars_per_token": round(len(prose) / len(tokenizer.encode(prose).ids), 2),
+        "prose_chars_per_token": round(len(sample) / len(tokenizer.encode(sample).ids), 2),
     }
     if not args.tokenizer_only:
         model = make_model(args, tokenizer.get_vocab_size())

@@ -17,7 +17,7 @@ import pytest
 
 from remamba.cli import main
 from remamba.errors import InputError
-from remamba.train import planted, planted_language, planted_prose
+from remamba.planted import facts, language, prose
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -56,19 +56,19 @@ def test_a_book_may_be_plain_text(books: Path, tmp_path: Path) -> None:
     packed = tmp_path / "book.txt.xz"
     packed.write_bytes(lzma.compress(book(0).encode()))
     (tmp_path / "book.md").write_text(book(0), encoding="utf-8", newline="")
-    once = planted_prose.read_books([books])[:1]
-    assert planted_prose.read_books([packed, tmp_path / "book.md"]) == once * 2
+    once = prose.read_books([books])[:1]
+    assert prose.read_books([packed, tmp_path / "book.md"]) == once * 2
     (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match=r"bad\.txt: not UTF-8"):
-        planted_prose.read_books([tmp_path / "bad.txt"])
+        prose.read_books([tmp_path / "bad.txt"])
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"title": "x"}\n')
     with pytest.raises(InputError, match=r"bad\.jsonl:2: a book is"):
-        planted_prose.read_books([tmp_path / "bad.jsonl"])
+        prose.read_books([tmp_path / "bad.jsonl"])
 
 
 @pytest.fixture(scope="module")
 def tokenizer(books: Path) -> Any:
-    paragraphs = planted_prose.read_books([books])
+    paragraphs = prose.read_books([books])
     return make_tiny.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
 
 
@@ -80,20 +80,18 @@ def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
         documents: int = 20, tokenizer: Any = None, workers: int = 1, **options: Any
     ) -> list[dict[str, Any]]:
         options.setdefault("tokens", (200, 400))
-        maker = planted.FactMaker(
-            planted_prose.read_books([books]), planted.Options(**options), tokenizer
-        )
-        lines = "".join(planted.make_rows(maker, documents, workers, chunk=3))
+        maker = facts.FactMaker(prose.read_books([books]), facts.Options(**options), tokenizer)
+        lines = "".join(facts.make_rows(maker, documents, workers, chunk=3))
         return [json.loads(line) for line in lines.splitlines()]
 
     return rows
 
 
 def test_books_become_paragraphs_of_plain_prose(books: Path) -> None:
-    paragraphs = planted_prose.read_books([books])[0]
+    paragraphs = prose.read_books([books])[0]
     assert paragraphs[0].startswith("On day 0 of year 0 it rained. ")
     assert not any("\n" in p or "  " in p or p.startswith("#") for p in paragraphs)
-    assert planted_prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
+    assert prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
         SENTENCES[0],
         SENTENCES[2],
     ]
@@ -123,26 +121,26 @@ def test_evidence_is_the_fact_and_holds_the_answer(make: Callable[..., Any]) -> 
 
 
 def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
-    maker = planted.FactMaker(planted_prose.read_books([books]), planted.Options())
+    maker = facts.FactMaker(prose.read_books([books]), facts.Options())
     for seed in range(20):
-        facts = maker.facts(random.Random(seed), 60)
-        assert len({(fact.person, fact.attribute.name) for fact in facts}) == 60
-        firsts = {fact.person.split()[0] for fact in facts}
-        assert len(firsts) < len({fact.person for fact in facts})  # some share a first name
+        made = maker.facts(random.Random(seed), 60)
+        assert len({(fact.person, fact.attribute.name) for fact in made}) == 60
+        firsts = {fact.person.split()[0] for fact in made}
+        assert len(firsts) < len({fact.person for fact in made})  # some share a first name
 
 
 @pytest.mark.parametrize("kinds", [(1, 1), (2, 4), (13, 13)])
 def test_a_document_has_as_many_kinds_of_facts_as_asked(
     books: Path, kinds: tuple[int, int]
 ) -> None:
-    maker = planted.FactMaker(
-        planted_prose.read_books([books]), planted.Options(kinds=kinds, tokens=(1500, 1500))
+    maker = facts.FactMaker(
+        prose.read_books([books]), facts.Options(kinds=kinds, tokens=(1500, 1500))
     )
     found = set()
     for number in range(30):
-        facts = maker.facts(random.Random(number), 200)
-        assert len({(fact.person, fact.attribute.name) for fact in facts}) == 200
-        found.add(len({fact.attribute.name for fact in facts}))
+        made = maker.facts(random.Random(number), 200)
+        assert len({(fact.person, fact.attribute.name) for fact in made}) == 200
+        found.add(len({fact.attribute.name for fact in made}))
     assert found == set(range(kinds[0], kinds[1] + 1))
     assert maker.make(0)["questions"]
 
@@ -153,24 +151,24 @@ def test_kinds_change_the_documents_and_workers_do_not(make: Callable[..., Any])
 
 
 def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
-    for attribute in planted_language.ATTRIBUTES:
+    for attribute in language.ATTRIBUTES:
         assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
         for text in attribute.facts:
             assert text.count("{p}") == text.count("{v}") == 1, text
             assert text.index("{p}") < text.index("{v}") and text.endswith(" {v}."), text
         for text in (*attribute.names, *attribute.questions):
             assert text.count("{p}") == 1 and "{v}" not in text, text
-    for echo in planted_language.ECHOES:
+    for echo in language.ECHOES:
         assert echo.index("{n}") < echo.index(" {v}")
 
 
 def test_people_of_dev_never_occur_in_train(books: Path) -> None:
     people = {}
     for split in ("train", "dev"):
-        maker = planted.FactMaker(planted_prose.read_books([books]), planted.Options(split=split))
-        facts = [f for i in range(10) for f in maker.facts(random.Random(i), 40)]
-        people[split] = {fact.person for fact in facts}
-        assert {planted_language.split_of(name) for name in people[split]} == {split}
+        maker = facts.FactMaker(prose.read_books([books]), facts.Options(split=split))
+        made = [f for i in range(10) for f in maker.facts(random.Random(i), 40)]
+        people[split] = {fact.person for fact in made}
+        assert {language.split_of(name) for name in people[split]} == {split}
     assert not people["train"] & people["dev"]
 
 
@@ -346,7 +344,7 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
         if words[2:5] == BUILD:
             args = _parse(Planted, "data build planted", words[5:])
             assert args.tokenizer == out / "base" and args.workers == 3
-            planted.Options(kinds=args.kinds, tokens=args.tokens)
+            facts.Options(kinds=args.kinds, tokens=args.tokens)
         elif Path(words[0]).name == "make_tiny.py":
             make_tiny.build_parser().parse_args(words[1:])
         else:

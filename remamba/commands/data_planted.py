@@ -65,7 +65,7 @@ class Args:
 
 def run(args: Args) -> int:
     """Makes the file; reports counts and lengths."""
-    from remamba.train.planted import Options, build_planted
+    from remamba.planted.facts import Options, build_planted
 
     options = Options(
         tokens=args.tokens,

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from remamba.errors import InputError
-from remamba.train.planted_language import (
+from remamba.planted.language import (
     ATTRIBUTES,
     ECHOES,
     FIRST_NAMES,
@@ -45,7 +45,7 @@ from remamba.train.planted_language import (
     Attribute,
     split_of,
 )
-from remamba.train.planted_prose import PARAGRAPH, Lengths, Prose, read_books
+from remamba.planted.prose import PARAGRAPH, Lengths, Prose, read_books
 from remamba.train.progress import duration, say
 
 FACTS_SHARE = 0.8  # of a document may be facts

@@ -1,0 +1,1 @@
+"""Planted data: books with tasks hidden in them, whose every answer and evidence is known."""
