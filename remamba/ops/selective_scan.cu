@@ -9,8 +9,8 @@
 // Rows arrive in shared memory by asynchronous copies of 16 bytes, a tile of TILE steps ahead.
 //
 // Defined from outside: TYPE (0 float, 1 bfloat16, 2 half), N, LANES (8 in the backward kernel), WARPS,
-// TILE, KEEP (steps between the states kept for the gradient; TILE in the backward kernel), HAS_Z, HAS_D,
-// HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias).
+// TILE, KEEP (steps between the states kept for the gradient), HAS_Z, HAS_D, HAS_BIAS, HAS_SCALE, PARAM
+// (TYPE of D and dt_bias).
 
 #define SPT (N / LANES)
 #define CHANNELS_A_WARP (32 / LANES)
@@ -148,8 +148,8 @@ struct Arguments {
     const float* A;
     const P *D, *bias;
     const float *scale, *first;       // (b, l), (b, e, n)
-    T* y;                             // forward
-    float *last, *starts;             // (b, e, n), (b, tiles, e, n): null when not wanted
+    T *y, *ungated;                   // forward; y before the gate, for the gradient: null when not wanted
+    float *last, *starts;             // (b, e, n), (b, parts of KEEP steps, e, n): null when not wanted
     const float* dlast;               // backward
     T *dx, *ddt, *dz;
     float *dA, *dD, *dbias, *dfirst;  // (b, e, n), (b, e), (b, e), (b, e, n)
@@ -161,7 +161,7 @@ struct Arguments {
 #define PER_COPY (16 / (int)sizeof(T))
 
 // A thread's place in a tile of rows: 16 bytes of step t, from channel k of the block on. The first
-// half of a block's threads copies x and z, the second dt and dy.
+// half of a block's threads copies x, z and y, the second dt and dy.
 struct Place {
     bool mine, second;
     int t, k, at;  // at: in the tile
@@ -208,7 +208,7 @@ struct __align__(16) Tile {  // what a tile of steps brings; its results take th
     T B[TILE * N], C[TILE * N];
 };
 struct __align__(16) TileBack : Tile {
-    T dy[TILE * CHANNELS];
+    T dy[TILE * CHANNELS], y[HAS_Z ? TILE * CHANNELS : 8];  // y before the gate
 };
 
 // B and C of a tile; left: how many of its steps there are
@@ -271,10 +271,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_forward(const Argu
         gate.from += gate.stride;
         load_states(tile, a, b, i * TILE, left);
     };
-    T* out = a.y + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
+    // the second half of the threads stores y before the gate, which has taken the place of z
+    const bool stores = place.second ? HAS_Z && a.ungated : true;
+    T* out = (place.second ? a.ungated : a.y) + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
     auto store = [&](int i) {
-        if (!place.second && place.t < a.length - i * TILE)
-            *(uint4*)out = *(const uint4*)(shared.tiles[i % STAGES].x + place.at);
+        const Tile& tile = shared.tiles[i % STAGES];
+        if (stores && place.t < a.length - i * TILE)
+            *(uint4*)out = *(const uint4*)((place.second ? tile.z : tile.x) + place.at);
         out += TILE * (i64)a.channels;
     };
     auto step_of = [&](const Tile& tile, int begin, int t) -> Step {
@@ -289,6 +292,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_forward(const Argu
         float y = sum_over_states(sums, s) + skip * get(tile.x[own]);
         if (HAS_Z) {
             const float z = get(tile.z[own]);
+            if (a.ungated) put(&tile.z[own], y);
             y *= z * sigmoid(z);
         }
         put(&tile.x[own], y);
@@ -367,12 +371,12 @@ struct __align__(16) StepBack {
 };
 #define VALUES (2 * SPT)        // of dB and dC, a lane and step
 #define GROUP (16 / VALUES)     // steps whose values make up a 16 x 8 matrix
+#define PARTS (TILE / KEEP)     // of a tile, each with its own state to start from
 struct __align__(16) BackwardShared {
     TileBack tiles[2];
     Pair pairs[TILE * 8];
     StepBack steps[WARPS][4][TILE + 1];
     float starts[WARPS][TILE / BLOCK][SPT][32];     // states before each block
-    float slopes[HAS_Z ? WARPS : 1][TILE / BLOCK][32];  // of the gate: times y before it, it is dz
     float sums[2][WARPS][BLOCK][VALUES][8];         // dB and dC of each warp's 4 channels
     Barrier full[2], free[2];                       // sums: all warps have written; they are added up
 };
@@ -442,6 +446,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
                place.second ? a.dt_step : a.x_step, place, tiles - 1);
     Rows gate(place.second ? a.dy + b * a.dy_row + first_channel : a.z + b * a.z_row + first_channel,
               place.second ? a.dy_step : a.z_step, place, tiles - 1);
+    Rows ungated(a.ungated + rows * a.channels + first_channel, a.channels, place, tiles - 1);
     auto load = [&](int i) {
         TileBack& tile = shared.tiles[i % 2];
         const int left = a.length - i * TILE;
@@ -449,6 +454,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         first.from -= first.stride;
         if (HAS_Z || place.second) gate.load(place.second ? tile.dy : tile.z, place, left);
         gate.from -= gate.stride;
+        if (HAS_Z && !place.second) ungated.load(tile.y, place, left);
+        ungated.from -= ungated.stride;
         load_states(tile, a, b, i * TILE, left);
     };
     i64 output = (rows + (tiles - 1) * TILE + place.t) * a.channels + first_channel + place.k;
@@ -487,12 +494,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         __syncwarp();
         if (lane == 0) barrier_arrive(&shared.free[n % 2]);
     };
-    // the states before tile i - 1 are asked for while tile i is worked on
-    float start[SPT];
+    // the states before the parts of tile i - 1 are asked for while tile i is worked on
+    const int parts = (a.length + KEEP - 1) / KEEP;
+    float start[PARTS][SPT];
     auto ask = [&](int i) {
 #pragma unroll
-        for (int k = 0; k < SPT; k++)
-            start[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
+        for (int m = 0; m < PARTS; m++) {
+            const int part = i * PARTS + m;
+            const float* from = a.starts + (((i64)b * parts + part) * a.channels + channel) * N + s * SPT;
+#pragma unroll
+            for (int k = 0; k < SPT; k++) start[m][k] = inside && part < parts ? from[k] : 0.0f;
+        }
     };
     ask(tiles - 1);
     load(tiles - 1);
@@ -510,11 +522,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         copies_end();
         const Pair* pairs = shared.pairs + s;
 
-        // forward once more, for the states before each block
-        float h[SPT];
-#pragma unroll
-        for (int k = 0; k < SPT; k++) h[k] = start[k];
-        if (i > 0) ask(i - 1);
 #pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
             const int t = t0 + s, own = t * CHANNELS + local;
@@ -525,53 +532,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
             float g = get(tile.dy[own]);
             if (HAS_Z) {
                 const float z = get(tile.z[own]), sig = sigmoid(z);
-                shared.slopes[warp][t0 / BLOCK][lane] = g * sig * (1.0f + z * (1.0f - sig));
+                put(&tile.z[own], g * sig * (1.0f + z * (1.0f - sig)) * get(tile.y[own]));
                 g *= z * sig;
             }
             steps[c][t] = {dt, dt * get(tile.x[own]), g, step.slope * scale};
         }
         __syncwarp();
+        // forward once more, for the states before each block: the parts side by side
+        float past[PARTS][SPT];
+#pragma unroll
+        for (int m = 0; m < PARTS; m++)
+#pragma unroll
+            for (int k = 0; k < SPT; k++) past[m][k] = start[m][k];
+        if (i > 0) ask(i - 1);
 #pragma unroll 1
-        for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
+        for (int t0 = 0; t0 < KEEP; t0 += BLOCK) {
 #pragma unroll
-            for (int k = 0; k < SPT; k++) shared.starts[warp][t0 / BLOCK][k][lane] = h[k];
-            if (t0 + BLOCK == TILE) break;
+            for (int m = 0; m < PARTS; m++)
 #pragma unroll
-            for (int j = 0; j < BLOCK; j++) {
-                const StepBack step = steps[c][t0 + j];
-                const Pair pair = pairs[(t0 + j) * 8];
+                for (int k = 0; k < SPT; k++) shared.starts[warp][(m * KEEP + t0) / BLOCK][k][lane] = past[m][k];
+            if (t0 + BLOCK == KEEP) break;
 #pragma unroll
-                for (int k = 0; k < SPT; k++) h[k] = ex2(step.dt * A_log2[k]) * h[k] + step.du * pair.b[k];
-            }
+            for (int j = 0; j < BLOCK; j++)
+#pragma unroll
+                for (int m = 0; m < PARTS; m++) {
+                    const StepBack step = steps[c][m * KEEP + t0 + j];
+                    const Pair pair = pairs[(m * KEEP + t0 + j) * 8];
+#pragma unroll
+                    for (int k = 0; k < SPT; k++)
+                        past[m][k] = ex2(step.dt * A_log2[k]) * past[m][k] + step.du * pair.b[k];
+                }
         }
 
 #pragma unroll 1
         for (int t0 = TILE - BLOCK; t0 >= 0; t0 -= BLOCK) {
-            float before[SPT], states[BLOCK][SPT], decays[BLOCK][SPT], sums[BLOCK];
+            float h[SPT], before[SPT], states[BLOCK][SPT], decays[BLOCK][SPT];
 #pragma unroll
             for (int k = 0; k < SPT; k++) before[k] = h[k] = shared.starts[warp][t0 / BLOCK][k][lane];
 #pragma unroll
             for (int j = 0; j < BLOCK; j++) {
                 const StepBack step = steps[c][t0 + j];
                 const Pair pair = pairs[(t0 + j) * 8];
-                float sum = 0.0f;
 #pragma unroll
                 for (int k = 0; k < SPT; k++) {
                     decays[j][k] = ex2(step.dt * A_log2[k]);
                     h[k] = decays[j][k] * h[k] + step.du * pair.b[k];
                     states[j][k] = h[k];
-                    sum += h[k] * pair.c[k];
                 }
-                sums[j] = sum;
             }
             const int own = (t0 + s) * CHANNELS + local;
             const StepBack mine = steps[c][t0 + s];
             const float x = get(tile.x[own]);
-            if (HAS_Z) {
-                const float ungated = sum_over_states(sums, s) + skip * x;
-                put(&tile.z[own], shared.slopes[warp][t0 / BLOCK][lane] * ungated);
-            }
-
             float dinputs[BLOCK], dsteps[BLOCK];
             if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
 #pragma unroll
@@ -586,12 +597,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
 #pragma unroll
                     for (int k = 0; k < SPT; k++) {
                         const float dh = step.g * pair.c[k] + carry[k];
-                        const float past = j > 0 ? states[j > 0 ? j - 1 : 0][k] : before[k];
+                        const float previous = j > 0 ? states[j > 0 ? j - 1 : 0][k] : before[k];
                         values[k] = dh * step.du;
                         values[SPT + k] = step.g * states[j][k];
                         dinput += dh * pair.b[k];
                         carry[k] = dh * decays[j][k];
-                        const float q = carry[k] * past;
+                        const float q = carry[k] * previous;
                         dstep += q * A[k];
                         dA[k] += q * step.dt;
                     }
