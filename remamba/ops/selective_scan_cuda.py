@@ -238,7 +238,7 @@ def _forward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (b, l, e), the final state (b, e, n) and, for the gradient, states on the way and y ungated.
+    """y (b, l, e), the final state (b, e, n), and for the gradient states on the way and y ungated.
 
     The states are those before every KEPT_EVERY-th step, (b, parts, e, n); y before the gate is
     (b, l, e), empty where there is no z or no gradient is wanted.
