@@ -65,7 +65,7 @@ stage() {
 # -- the base: tokenizer and random weights, half of the heads slow, half local --
 
 if [[ ! -f $OUT/base/model.safetensors ]]; then
-  timed base "$PYTHON" "$root/examples/make_tiny.py" --books "${books[@]}" \
+  timed base "$PYTHON" "$root/examples/make_base.py" --books "${books[@]}" \
     --output "$OUT/base" --overwrite
 fi
 

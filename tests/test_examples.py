@@ -22,7 +22,7 @@ from remamba.planted import facts, language, prose
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import make_tiny  # noqa: E402
+import make_base  # noqa: E402
 
 BUILD = ["data", "build", "planted"]
 SENTENCES = [
@@ -69,7 +69,7 @@ def test_a_book_may_be_plain_text(books: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(books: Path) -> Any:
     paragraphs = prose.read_books([books])
-    return make_tiny.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
+    return make_base.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_base_is_made_and_evaluated(
     base, report = tmp_path / "base", tmp_path / "facts.json"
     size = ["--vocab-size", "1024", "--hidden-size", "32", "--layers", "1", "--head-dim", "16"]
     size += ["--state-size", "8", "--sample-mb", "0.02", "--word-weight", "2"]
-    assert make_tiny.main(["--books", str(books), "--output", str(base), *size]) == 0
+    assert make_base.main(["--books", str(books), "--output", str(base), *size]) == 0
     mixer = ReMambaForCausalLM.from_pretrained(base).backbone.layers[0].mixer
     projection, taps = mixer.in_proj.weight, mixer.conv1d.weight[:, 0]
     assert torch.equal(projection[128:136], projection[136:144])  # B's rows are C's
@@ -345,8 +345,8 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
             args = _parse(Planted, "data build planted", words[5:])
             assert args.tokenizer == out / "base" and args.workers == 3
             facts.Options(kinds=args.kinds, tokens=args.tokens)
-        elif Path(words[0]).name == "make_tiny.py":
-            make_tiny.build_parser().parse_args(words[1:])
+        elif Path(words[0]).name == "make_base.py":
+            make_base.build_parser().parse_args(words[1:])
         else:
             assert words[:3] == ["-m", "remamba.cli", "train"]
             train = _parse(TrainArgs, "train", words[3:])

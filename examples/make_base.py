@@ -14,7 +14,7 @@ in place of 2.079 (step 350).
 
 Example:
 
-    python examples/make_tiny.py --books train-*.jsonl.xz --output tiny-base
+    python examples/make_base.py --books train-*.jsonl.xz --output tiny-base
     remamba train --base tiny-base ...
 """
 
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except InputError as error:
-        print(f"make_tiny.py: {error}", file=sys.stderr)
+        print(f"make_base.py: {error}", file=sys.stderr)
         return 2
     return 0
 
