@@ -344,7 +344,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             piece_length: tokens the backbone reads at once; bounds the memory, changes no result.
                 None: all, or 65,536 positions of all rows together if gradients are off.
             score_targets: (b, l) bool over input_ids (over the document, if it stands apart): the
-                positions that `score_loss` wants kept.
+                positions that `score_loss` wants kept. Or (b, l, n): of each of n things to find.
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
             with_document_loss: also `document_loss`, next-token loss of document_ids.
             return_logits: False leaves the logits out; losses are built at labelled positions only.
@@ -432,7 +432,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
 
 def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
-    """Loss of the scores over each row's span; targets (b, l) lie over whole rows or documents."""
+    """Loss of the scores over each row's span; targets (b, l[, n]) lie over rows or documents."""
     assert passage.scores is not None and passage.reading is not None
     scores, span = passage.scores, passage.reading.span
     repeats = scores.shape[0] // span.start.shape[0]

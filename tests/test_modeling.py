@@ -68,12 +68,12 @@ def test_gradient_checkpointing_keeps_the_adaption(backbone, form):
         assert error(gradients[1][name], gradient) < 1e-4, name
 
 
-@pytest.mark.parametrize("form", ["whole", "before"])
+@pytest.mark.parametrize(("form", "spans"), [("whole", ()), ("before", ()), ("before", (3,))])
 @pytest.mark.parametrize("backbone", FIRST)
-def test_questions_that_share_a_document_train_as_rows_of_their_own(backbone, form):
+def test_questions_that_share_a_document_train_as_rows_of_their_own(backbone, form, spans):
     documents, rows = tokens(2, 25), tokens(6, 9, seed=1)
     unsplit = torch.cat([documents.repeat_interleave(3, 0), rows], 1)
-    targets = torch.rand(6, 25, generator=torch.Generator().manual_seed(0)) < 0.1
+    targets = torch.rand(6, 25, *spans, generator=torch.Generator().manual_seed(0)) < 0.1
     results = []
     for shared in (True, False):
         model = tiny_model(backbone).train()
@@ -85,7 +85,7 @@ def test_questions_that_share_a_document_train_as_rows_of_their_own(backbone, fo
         else:
             out = model(
                 unsplit, labels=labelled(unsplit, 30), question_lengths=torch.full((6,), 5),
-                score_targets=torch.nn.functional.pad(targets, (0, 9)),
+                score_targets=torch.cat([targets, targets.new_zeros(6, 9, *spans)], 1),
                 compression=FORMS[form], with_stage1_loss=True,
             )  # fmt: skip
         loss = out.loss + out.stage1_loss + out.score_loss

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from remamba.batch import IGNORE
 from remamba.errors import InputError
 from remamba.train.batches import StepBatches
+from remamba.train.meter import any_span
 from remamba.train.progress import say
 
 PROBE = 0.02
@@ -82,7 +83,7 @@ def refuse_untrained(norms: dict[str, float], passes: int) -> None:
 def share_with_target(batches: StepBatches) -> float | None:
     """Of the questions of the first four steps, the share whose answer (or evidence) is found."""
     found = [
-        batches[i]["score_targets"].any(dim=1)
+        any_span(batches[i]["score_targets"]).any(dim=1)
         for i in range(min(4 * batches.accumulate, len(batches)))
         if batches.score_target is not None and "score_targets" in batches[i]
     ]
@@ -128,7 +129,7 @@ def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, coun
             say(f"prompt: {_ends(tokenizer.decode(prompt))}")
             say(f"labels: {_ends(tokenizer.decode(answer))}")
             if "score_targets" in batch:
-                places = batch["score_targets"][row].nonzero()[:, 0].tolist()
+                places = any_span(batch["score_targets"])[row].nonzero()[:, 0].tolist()
                 near = [
                     f"{at}: {tokenizer.decode(searched[max(at - 5, 0) : at + 1])!r}"
                     for at in places[:4]

@@ -143,7 +143,8 @@ class StepBatches(Dataset):
             input_ids, attention_mask, labels: (rows, l), rows of one document together.
             prompt_lengths: (rows,); question_lengths: (rows,) where a document stands before it.
             document_ids, document_attention_mask: (items, document l), when shared.
-            score_targets: (rows, l) bool, or (rows, document l) when shared.
+            score_targets: (rows, l) bool, or (rows, document l) when shared; (..., n) where an
+                answer has up to n spans of evidence.
         """
         items = self.items(step)[low:high]
         kind = int(self.data.kinds[items[0]])
@@ -212,19 +213,27 @@ class StepBatches(Dataset):
         )
 
     def _targets(self, asked: NDArray, contexts: list[NDArray], width: int) -> NDArray:
-        """(rows, width) bool: where each row's score should be high."""
-        targets = np.zeros((asked.size, width), dtype=bool)
-        n = asked.shape[1]
-        finder = self.data.finder
+        """(rows, width) bool: where each row's score should be high.
+
+        (rows, width, n) where a row has several things to find, up to n: each is a row's own.
+        """
+        finder, evidence = self.data.finder, self.data.evidence
         assert finder is not None
+        counts = np.ones_like(asked)
+        if self.score_target == "evidence":
+            counts = evidence.offsets[asked + 1] - evidence.offsets[asked]
+        targets = np.zeros((asked.size, width, max(int(counts.max()), 1)), dtype=bool)
         for i, context in enumerate(contexts):
-            answers = self.data.answers[asked[i]]
+            row = np.repeat(np.arange(asked.shape[1]), counts[i])
+            place = np.concatenate([np.arange(count) for count in counts[i]])
+            answers = self.data.answers[asked[i][row]]
             if self.score_target == "answer":
                 found = finder.mask(context, answers)
             else:
-                found = finder.mask_within(context, answers, self.data.evidence[asked[i]])
-            targets[i * n : (i + 1) * n, : len(context)] = found
-        return targets
+                spans = np.concatenate([evidence.row(question) for question in asked[i]])
+                found = finder.mask_within(context, answers, spans)
+            targets[i * asked.shape[1] + row, : len(context), place] = found
+        return targets[..., 0] if targets.shape[2] == 1 else targets
 
     def _texts(self, items: NDArray) -> dict[str, Any]:
         """Pieces of text: every token but the first is to be predicted."""

@@ -28,8 +28,9 @@ class TrainArgs:
     is learnt), {"document", "question", "response"},
     {"document", "questions": [{"question", "response"}, ...]} and {"text"}. Questions may carry
     "evidence" (what holds the answer: quoted from the document, or two character positions, from
-    and up to) and "answer" (the words to look for, where the response says more). Texts are joined
-    as they stand: a space between question and response belongs to one of them.
+    and up to; or a list of these, each of which must be found) and "answer" (the words to look for,
+    where the response says more). Texts are joined as they stand: a space between question and
+    response belongs to one of them.
 
     Raises:
         InputError: an option is outside its range, or two options contradict each other.
@@ -157,7 +158,7 @@ class TrainArgs:
     score_loss: Weight = 0.0
     """Weight of the loss on the score itself (0.5 is a good value)."""
     score_target: Literal["answer", "evidence"] = "answer"
-    """What the score should find: every place of the answer in the document, or the evidence."""
+    """What the score should find: any place of the answer in the document, or all evidence."""
     stage1_loss: Weight = 0.0
     """Weight of the answer loss of stage 1, the plain model's (1 keeps it able to answer)."""
     document_loss: Weight = 0.0

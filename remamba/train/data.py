@@ -20,7 +20,7 @@ from remamba.train.targets import AnswerFinder, answer_forms
 
 DOCUMENT, PROMPT, TEXT = 0, 1, 2
 KIND_NAMES = ("document", "prompt", "text")
-NOWHERE = (-1, -1)
+NOWHERE = np.zeros((0, 2), dtype=np.int64)
 SHOWN_BAD = 5
 CHUNK_TEXTS, CHUNK_CHARACTERS = 4000, 8_000_000
 
@@ -44,8 +44,8 @@ class TokenData:
     """(items, 2) file and line."""
     answers: NDArray
     """(questions,) number of the answer that `finder` knows; -1: none."""
-    evidence: NDArray
-    """(questions, 2) its tokens in the document, from and up to; -1 -1: none."""
+    evidence: Ragged
+    """(spans, 2) of each question: tokens of its document, from and up to; none: no evidence."""
     finder: AnswerFinder | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class _Reader:
         self.sources: list[tuple[int, int]] = []
         self.question_counts: list[int] = []
         self.answers: list[int] = []
-        self.evidence: list[tuple[int, int]] = []
+        self.evidence = RaggedBuilder(np.int64)
         self.contexts = RaggedBuilder(encoder.dtype)
         self.questions = RaggedBuilder(encoder.dtype)
         self.responses = RaggedBuilder(encoder.dtype)
@@ -255,7 +255,7 @@ class _Reader:
         kind: int,
         context: NDArray,
         pairs: list[tuple[NDArray, NDArray]],
-        evidence: list[tuple[int, int]],
+        evidence: list[NDArray],
     ) -> None:
         self.kinds.append(kind)
         self.sources.append((row.file, row.line))
@@ -295,18 +295,16 @@ class _Reader:
         """What was wrong with the rows that were left out."""
         return [line for file in self.files for line in file.bad] + self.too_long
 
-    def _evidence(
-        self, row: Row, number: int, ends: NDArray | None, length: int
-    ) -> tuple[int, int]:
-        """Tokens of the evidence in the document; NOWHERE if there is none (any more)."""
+    def _evidence(self, row: Row, number: int, ends: NDArray | None, length: int) -> NDArray:
+        """(spans, 2) tokens of the evidence that the document (still) holds."""
         evidence = row.questions[number].evidence
-        if evidence is None or ends is None:
+        if not evidence or ends is None:
             return NOWHERE
-        # the first token that ends behind the first character, and behind the last but itself
-        start, stop = np.searchsorted(ends, [evidence[0] + 1, evidence[1]]) + len(
-            self.encoder.prefix
-        )
-        return (int(start), int(stop) + 1) if stop < length else NOWHERE
+        spans = np.array(evidence)
+        first = np.searchsorted(ends, spans[:, 0], side="right")  # ends behind the first character
+        last = np.searchsorted(ends, spans[:, 1])  # ends behind the last, or with it
+        spans = np.stack([first, last + 1], axis=1) + len(self.encoder.prefix)
+        return spans[spans[:, 1] <= length]
 
     def _where(self, row: Row) -> str:
         return f"{self.files[row.file].path}:{row.line}"
@@ -323,7 +321,7 @@ class _Reader:
             files=[file.path for file in self.files],
             sources=np.array(self.sources, dtype=np.int64).reshape(-1, 2),
             answers=np.array(self.answers, dtype=np.int64),
-            evidence=np.array(self.evidence, dtype=np.int64).reshape(-1, 2),
+            evidence=self.evidence.build(),
             finder=self._finder() if self.score_target is not None else None,
             hashes={file.path: file.sha256 for file in self.files},
             counts={**self.counts, "bad": len(self.bad)},

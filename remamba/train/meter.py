@@ -136,10 +136,16 @@ def row_share(right: Tensor | None) -> tuple[Tensor, Tensor] | None:
 
 
 def best_on_target(out: ReMambaOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows whose best-scored kept position is a target, and rows that have a target."""
+    """Rows whose best-scored kept position is a target (of any span), and rows that have one."""
     assert out.kept is not None
     index, scores, lengths = out.kept.index, out.kept.scores, out.kept.lengths
     pad = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
     best = scores.masked_fill(pad, -torch.inf).argmax(dim=1, keepdim=True)
+    targets = any_span(targets)
     found = targets.gather(1, index.gather(1, best))[:, 0]
     return found.sum(), targets.any(dim=1).sum()
+
+
+def any_span(targets: Tensor) -> Tensor:
+    """(rows, l) bool: `score_targets` of all spans together."""
+    return targets.any(dim=2) if targets.dim() == 3 else targets

@@ -28,8 +28,8 @@ class Question(NamedTuple):
     response: str
     answers: tuple[str, ...]
     """The words to look for in the document; the response unless the row says otherwise."""
-    evidence: tuple[int, int] | None
-    """The characters of the document that hold the answer, from and up to."""
+    evidence: tuple[tuple[int, int], ...]
+    """Characters of the document, from and up to: one span for each thing that must be found."""
 
 
 class Row(NamedTuple):
@@ -140,13 +140,19 @@ def _question(row: dict[str, Any], name: str, where: str, document: str | None =
         raise InputError(f"{where}: 'answer' must be a text or a list of texts")
     for answer in answers:
         check_encodable(answer, "answer", where)
-    evidence = None
+    evidence: tuple[tuple[int, int], ...] = ()
     if document is not None and row.get("evidence") is not None:
         evidence = _evidence(row["evidence"], document, where)
     return Question(_text(row, name, where), response, tuple(answers), evidence)
 
 
-def _evidence(value: Any, document: str, where: str) -> tuple[int, int]:
+def _evidence(value: Any, document: str, where: str) -> tuple[tuple[int, int], ...]:
+    """The spans of evidence: of one thing to be found, or of each in a list."""
+    is_list = isinstance(value, list) and value and not any(type(part) is int for part in value)
+    return tuple(_span(part, document, where) for part in (value if is_list else [value]))
+
+
+def _span(value: Any, document: str, where: str) -> tuple[int, int]:
     """The characters meant by a quotation (its first occurrence), or by [from, up to]."""
     if isinstance(value, str) and value:
         start = document.find(value)
@@ -162,7 +168,7 @@ def _evidence(value: Any, document: str, where: str) -> tuple[int, int]:
             return start, stop
     raise InputError(
         f"{where}: 'evidence' must quote the document, or be two character positions [from, up to] "
-        f"within its {len(document):,}"
+        f"within its {len(document):,}, or a list of these"
     )
 
 

@@ -193,7 +193,7 @@ def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenDat
             f"are prompts (the first is {data.where(int(prompts[0]))}); give them a document, or "
             "choose --placement replace or append"
         )
-    if _score_target(args) == "evidence" and not (data.evidence >= 0).any():
+    if _score_target(args) == "evidence" and not len(data.evidence.flat):
         raise InputError(
             "--score-target evidence: no question of --data has an 'evidence'; add it, or "
             "choose --score-target answer"

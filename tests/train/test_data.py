@@ -81,6 +81,9 @@ def test_packed_files_are_read_and_cut_ones_refused(tmp_path: Path, suffix: str,
         ('{"text": "\\ud800"}', "half a character"),
         ('{"document": "a", "question": "b", "response": "c", "evidence": "d"}', "no part of"),
         ('{"document": "a", "question": "b", "response": "c", "evidence": [0, 9]}', "within its 1"),
+        ('{"document": "a", "question": "b", "response": "c", "evidence": []}', "a list of these"),
+        ('{"document": "a", "question": "b", "response": "c", "evidence": ["a", "d"]}', "no part"),
+        ('{"document": "a", "question": "b", "response": "c", "evidence": [[0, 1], 2]}', "a list"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: str) -> None:
@@ -277,6 +280,75 @@ def test_evidence_marks_the_answer_inside_it_or_its_end(tmp_path: Path) -> None:
     assert targets_of(tmp_path, row, "evidence") == both[:1]
     row["answer"] = "val9"
     assert targets_of(tmp_path, row, "evidence") == [" key1 val1. key2 val1."]
+
+
+SPANS = {
+    "document": " key1 val1. w1 key2 w2 w3. key3 val1.",
+    "questions": [
+        {"question": " key1", "response": " val1", "evidence": [" w1 key2 w2 w3.", " key3 val1"]},
+        {"question": " key2", "response": " val1", "evidence": " key1 val1."},
+        {"question": " key3", "response": " val1"},
+    ],
+}
+
+
+def test_each_span_of_evidence_has_its_own_targets(tmp_path: Path) -> None:
+    data = read(write_rows(tmp_path / "r.jsonl", [SPANS]), score_target="evidence")
+    options = {"batch_size": 1, "questions": 3, "score_target": "evidence"}
+    batch = batches(data, **options)[0]
+    ids = batch["document_ids"][0]
+    prompts = zip(batch["input_ids"], batch["prompt_lengths"], strict=True)
+    asked = [TOKENIZER.decode(row[:length]) for row, length in prompts]
+    found: dict[str, list[list[str]]] = {
+        question: [
+            [TOKENIZER.decode(ids[: place + 1]) for place in targets[:, span].nonzero()[:, 0]]
+            for span in range(targets.shape[1])
+        ]
+        for question, targets in zip(asked, batch["score_targets"], strict=True)
+    }
+    assert found == {
+        # the answer is in the second span; of the first, the last token
+        " key1": [[" key1 val1. w1 key2 w2 w3."], [SPANS["document"].removesuffix(".")]],
+        " key2": [[" key1 val1"], []],
+        " key3": [[], []],
+    }
+    apart = batches(data, **options, shared=False)[0]["score_targets"]
+    width = batch["score_targets"].shape[1]
+    assert apart[:, :width].equal(batch["score_targets"]) and not apart[:, width:].any()
+    answers = read(write_rows(tmp_path / "r.jsonl", [SPANS]), score_target="answer")
+    assert batches(answers, **{**options, "score_target": "answer"})[0]["score_targets"].dim() == 2
+
+
+def test_a_list_of_one_span_is_the_span(tmp_path: Path) -> None:
+    row = {"document": " key1 val1. key2 val2.", "question": " key2", "response": " val2"}
+    made = []
+    for evidence in (" key2 val2.", [11, 22], [" key2 val2."], [[11, 22]]):
+        path = write_rows(tmp_path / "r.jsonl", [{**row, "evidence": evidence}])
+        steps = batches(read(path, score_target="evidence"), batch_size=1, score_target="evidence")
+        made.append(steps[0]["score_targets"])
+    assert made[0].dim() == 2 and made[0].any() and all(other.equal(made[0]) for other in made)
+
+
+def test_evidence_that_is_cut_away_leaves_the_rest(tmp_path: Path) -> None:
+    row = {**SPANS, "document": SPANS["document"] + " w1" * 100}
+    row["questions"] = [
+        {**SPANS["questions"][0], "evidence": [" key1 val1.", " w1 w1 w1", [0, 337]]}
+    ]
+    path = write_rows(tmp_path / "r.jsonl", [row])
+    data = read(path, score_target="evidence", long_rows="cut", max_length=30)
+    assert len(data.evidence.row(0)) == 2
+
+
+def test_what_only_scorers_read_is_passed_over(tmp_path: Path) -> None:
+    row = {"document": " key1 val1.", "question": " key1", "response": " val1"}
+    more = {"id": "facts-test-0-1", "task": "facts", "metric": "exact", "new_tokens": 8}
+    plain = read(write_rows(tmp_path / "r.jsonl", [row]), score_target="answer")
+    full = {**row, **more, "tokens": 5, "answers": ["val9"]}
+    data = read(write_rows(tmp_path / "r.jsonl", [full]), score_target="answer")
+    assert plain.finder is not None and data.finder is not None
+    for name in ("contexts", "questions", "responses"):
+        assert (getattr(data, name).flat == getattr(plain, name).flat).all()
+    assert (data.finder.patterns.flat == plain.finder.patterns.flat).all()
 
 
 def test_targets_agree_with_a_plain_search(tmp_path: Path) -> None:
