@@ -9,8 +9,8 @@
 // Rows arrive in shared memory by asynchronous copies of 16 bytes, a tile of TILE steps ahead.
 //
 // Defined from outside: TYPE (0 float, 1 bfloat16, 2 half), N, LANES (8 in the backward kernel), WARPS,
-// TILE, KEEP (steps between the states kept for the gradient), HAS_Z, HAS_D, HAS_BIAS, HAS_SCALE, PARAM
-// (TYPE of D and dt_bias).
+// TILE, KEEP (steps between the states kept for the gradient; TILE in the backward kernel), HAS_Z, HAS_D,
+// HAS_BIAS, HAS_SCALE, PARAM (TYPE of D and dt_bias).
 
 #define SPT (N / LANES)
 #define CHANNELS_A_WARP (32 / LANES)
@@ -148,8 +148,8 @@ struct Arguments {
     const float* A;
     const P *D, *bias;
     const float *scale, *first;       // (b, l), (b, e, n)
-    T *y, *ungated;                   // forward; y before the gate, for the gradient: null when not wanted
-    float *last, *starts;             // (b, e, n), (b, parts of KEEP steps, e, n): null when not wanted
+    T* y;                             // written forward, read backward
+    float *last, *starts;             // (b, e, n), (b, tiles, e, n): null when not wanted
     const float* dlast;               // backward
     T *dx, *ddt, *dz;
     float *dA, *dD, *dbias, *dfirst;  // (b, e, n), (b, e), (b, e), (b, e, n)
@@ -208,7 +208,7 @@ struct __align__(16) Tile {  // what a tile of steps brings; its results take th
     T B[TILE * N], C[TILE * N];
 };
 struct __align__(16) TileBack : Tile {
-    T dy[TILE * CHANNELS], y[HAS_Z ? TILE * CHANNELS : 8];  // y before the gate
+    T dy[TILE * CHANNELS], y[HAS_Z ? TILE * CHANNELS : 8];
 };
 
 // B and C of a tile; left: how many of its steps there are
@@ -271,13 +271,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_forward(const Argu
         gate.from += gate.stride;
         load_states(tile, a, b, i * TILE, left);
     };
-    // the second half of the threads stores y before the gate, which has taken the place of z
-    const bool stores = place.second ? HAS_Z && a.ungated : true;
-    T* out = (place.second ? a.ungated : a.y) + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
+    T* out = a.y + ((i64)b * a.length + place.t) * a.channels + first_channel + place.k;
     auto store = [&](int i) {
-        const Tile& tile = shared.tiles[i % STAGES];
-        if (stores && place.t < a.length - i * TILE)
-            *(uint4*)out = *(const uint4*)((place.second ? tile.z : tile.x) + place.at);
+        if (!place.second && place.t < a.length - i * TILE)
+            *(uint4*)out = *(const uint4*)(shared.tiles[i % STAGES].x + place.at);
         out += TILE * (i64)a.channels;
     };
     auto step_of = [&](const Tile& tile, int begin, int t) -> Step {
@@ -292,7 +289,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_forward(const Argu
         float y = sum_over_states(sums, s) + skip * get(tile.x[own]);
         if (HAS_Z) {
             const float z = get(tile.z[own]);
-            if (a.ungated) put(&tile.z[own], y);
             y *= z * sigmoid(z);
         }
         put(&tile.x[own], y);
@@ -371,12 +367,14 @@ struct __align__(16) StepBack {
 };
 #define VALUES (2 * SPT)        // of dB and dC, a lane and step
 #define GROUP (16 / VALUES)     // steps whose values make up a 16 x 8 matrix
-#define PARTS (TILE / KEEP)     // of a tile, each with its own state to start from
+// a gate of 0 leaves nothing of y to be read back, and one of half precision too few digits
+#define GATE_LOSES(z) (TYPE == 2 || fabsf(z) < 1e-30f)
 struct __align__(16) BackwardShared {
     TileBack tiles[2];
     Pair pairs[TILE * 8];
     StepBack steps[WARPS][4][TILE + 1];
     float starts[WARPS][TILE / BLOCK][SPT][32];     // states before each block
+    float slopes[HAS_Z ? WARPS : 1][TILE / BLOCK][32];  // of the gates that have lost y
     float sums[2][WARPS][BLOCK][VALUES][8];         // dB and dC of each warp's 4 channels
     Barrier full[2], free[2];                       // sums: all warps have written; they are added up
 };
@@ -446,7 +444,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
                place.second ? a.dt_step : a.x_step, place, tiles - 1);
     Rows gate(place.second ? a.dy + b * a.dy_row + first_channel : a.z + b * a.z_row + first_channel,
               place.second ? a.dy_step : a.z_step, place, tiles - 1);
-    Rows ungated(a.ungated + rows * a.channels + first_channel, a.channels, place, tiles - 1);
+    Rows outputs(a.y + rows * a.channels + first_channel, a.channels, place, tiles - 1);
     auto load = [&](int i) {
         TileBack& tile = shared.tiles[i % 2];
         const int left = a.length - i * TILE;
@@ -454,8 +452,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         first.from -= first.stride;
         if (HAS_Z || place.second) gate.load(place.second ? tile.dy : tile.z, place, left);
         gate.from -= gate.stride;
-        if (HAS_Z && !place.second) ungated.load(tile.y, place, left);
-        ungated.from -= ungated.stride;
+        if (HAS_Z && !place.second) outputs.load(tile.y, place, left);
+        outputs.from -= outputs.stride;
         load_states(tile, a, b, i * TILE, left);
     };
     i64 output = (rows + (tiles - 1) * TILE + place.t) * a.channels + first_channel + place.k;
@@ -494,17 +492,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         __syncwarp();
         if (lane == 0) barrier_arrive(&shared.free[n % 2]);
     };
-    // the states before the parts of tile i - 1 are asked for while tile i is worked on
-    const int parts = (a.length + KEEP - 1) / KEEP;
-    float start[PARTS][SPT];
+    // the states before tile i - 1 are asked for while tile i is worked on
+    float start[SPT];
     auto ask = [&](int i) {
 #pragma unroll
-        for (int m = 0; m < PARTS; m++) {
-            const int part = i * PARTS + m;
-            const float* from = a.starts + (((i64)b * parts + part) * a.channels + channel) * N + s * SPT;
-#pragma unroll
-            for (int k = 0; k < SPT; k++) start[m][k] = inside && part < parts ? from[k] : 0.0f;
-        }
+        for (int k = 0; k < SPT; k++)
+            start[k] = inside ? a.starts[(((i64)b * tiles + i) * a.channels + channel) * N + s * SPT + k] : 0.0f;
     };
     ask(tiles - 1);
     load(tiles - 1);
@@ -522,6 +515,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
         copies_end();
         const Pair* pairs = shared.pairs + s;
 
+        // forward once more, for the states before each block
+        float h[SPT];
+#pragma unroll
+        for (int k = 0; k < SPT; k++) h[k] = start[k];
+        if (i > 0) ask(i - 1);
+        unsigned lost = 0;  // the blocks in which a gate has lost y
 #pragma unroll
         for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
             const int t = t0 + s, own = t * CHANNELS + local;
@@ -531,42 +530,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
             const float dt = step.value * scale;
             float g = get(tile.dy[own]);
             if (HAS_Z) {
+                // y stands behind its gate z sigmoid(z), which is divided out again
                 const float z = get(tile.z[own]), sig = sigmoid(z);
-                put(&tile.z[own], g * sig * (1.0f + z * (1.0f - sig)) * get(tile.y[own]));
+                const bool is_lost = GATE_LOSES(z);
+                shared.slopes[warp][t0 / BLOCK][lane] = is_lost ? g * sig * (1.0f + z * (1.0f - sig)) : 0.0f;
+                put(&tile.z[own], is_lost ? 0.0f : g * get(tile.y[own]) * (rcp(z) + 1.0f - sig));
+                if (__any_sync(FULL, is_lost)) lost |= 1u << (t0 / BLOCK);
                 g *= z * sig;
             }
             steps[c][t] = {dt, dt * get(tile.x[own]), g, step.slope * scale};
         }
         __syncwarp();
-        // forward once more, for the states before each block: the parts side by side
-        float past[PARTS][SPT];
-#pragma unroll
-        for (int m = 0; m < PARTS; m++)
-#pragma unroll
-            for (int k = 0; k < SPT; k++) past[m][k] = start[m][k];
-        if (i > 0) ask(i - 1);
 #pragma unroll 1
-        for (int t0 = 0; t0 < KEEP; t0 += BLOCK) {
+        for (int t0 = 0; t0 < TILE; t0 += BLOCK) {
 #pragma unroll
-            for (int m = 0; m < PARTS; m++)
+            for (int k = 0; k < SPT; k++) shared.starts[warp][t0 / BLOCK][k][lane] = h[k];
+            if (t0 + BLOCK == TILE) break;
 #pragma unroll
-                for (int k = 0; k < SPT; k++) shared.starts[warp][(m * KEEP + t0) / BLOCK][k][lane] = past[m][k];
-            if (t0 + BLOCK == KEEP) break;
+            for (int j = 0; j < BLOCK; j++) {
+                const StepBack step = steps[c][t0 + j];
+                const Pair pair = pairs[(t0 + j) * 8];
 #pragma unroll
-            for (int j = 0; j < BLOCK; j++)
-#pragma unroll
-                for (int m = 0; m < PARTS; m++) {
-                    const StepBack step = steps[c][m * KEEP + t0 + j];
-                    const Pair pair = pairs[(m * KEEP + t0 + j) * 8];
-#pragma unroll
-                    for (int k = 0; k < SPT; k++)
-                        past[m][k] = ex2(step.dt * A_log2[k]) * past[m][k] + step.du * pair.b[k];
-                }
+                for (int k = 0; k < SPT; k++) h[k] = ex2(step.dt * A_log2[k]) * h[k] + step.du * pair.b[k];
+            }
         }
 
 #pragma unroll 1
         for (int t0 = TILE - BLOCK; t0 >= 0; t0 -= BLOCK) {
-            float h[SPT], before[SPT], states[BLOCK][SPT], decays[BLOCK][SPT];
+            float before[SPT], states[BLOCK][SPT], decays[BLOCK][SPT];
 #pragma unroll
             for (int k = 0; k < SPT; k++) before[k] = h[k] = shared.starts[warp][t0 / BLOCK][k][lane];
 #pragma unroll
@@ -583,6 +574,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
             const int own = (t0 + s) * CHANNELS + local;
             const StepBack mine = steps[c][t0 + s];
             const float x = get(tile.x[own]);
+            if (HAS_Z && lost >> (t0 / BLOCK) & 1) {
+                float sums[BLOCK];
+#pragma unroll
+                for (int j = 0; j < BLOCK; j++) {
+                    sums[j] = 0.0f;
+#pragma unroll
+                    for (int k = 0; k < SPT; k++) sums[j] += states[j][k] * pairs[(t0 + j) * 8].c[k];
+                }
+                const float ungated = sum_over_states(sums, s) + skip * x;
+                const float slope = shared.slopes[warp][t0 / BLOCK][lane];
+                if (slope != 0.0f) put(&tile.z[own], slope * ungated);
+            }
+
             float dinputs[BLOCK], dsteps[BLOCK];
             if (block > 1) barrier_wait(&shared.free[block % 2], block / 2 - 1);
 #pragma unroll
@@ -597,12 +601,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) scan_backward(const Arg
 #pragma unroll
                     for (int k = 0; k < SPT; k++) {
                         const float dh = step.g * pair.c[k] + carry[k];
-                        const float previous = j > 0 ? states[j > 0 ? j - 1 : 0][k] : before[k];
+                        const float past = j > 0 ? states[j > 0 ? j - 1 : 0][k] : before[k];
                         values[k] = dh * step.du;
                         values[SPT + k] = step.g * states[j][k];
                         dinput += dh * pair.b[k];
                         carry[k] = dh * decays[j][k];
-                        const float q = carry[k] * previous;
+                        const float q = carry[k] * past;
                         dstep += q * A[k];
                         dA[k] += q * step.dt;
                     }

@@ -24,15 +24,13 @@ PLANS = (
 INSTRUCTIONS = {8: 26, 16: 15}
 """Of a warp's step, about."""
 
-KEPT_EVERY = 16
-"""Steps between the states that training keeps."""
 ROWS = ("x", "dt", "z", "B", "C", "dy")
 MOST_ROWS = 65_535
 """Of a batch: a row is a grid's second axis."""
 
 OPTIONAL = ("z", "D", "bias", "scale")
 POINTERS = (
-    *ROWS, "A", "D", "bias", "scale", "first", "y", "ungated", "last", "starts", "dlast",
+    *ROWS, "A", "D", "bias", "scale", "first", "y", "last", "starts", "dlast",
     "dx", "ddt", "dz", "dA", "dD", "dbias", "dfirst", "dBC",
 )  # fmt: skip
 ARGUMENTS = struct.Struct(f"{len(POINTERS)}Q{2 * len(ROWS)}q2i")
@@ -65,9 +63,9 @@ def selective_scan_cuda(
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
     if needs_grad or torch.compiler.is_compiling():
-        y, last, *_ = _forward_op(*arguments)
+        y, last, _ = _forward_op(*arguments)
     else:
-        y, last, *_ = _forward(*arguments)
+        y, last, _ = _forward(*arguments)
     return y, last
 
 
@@ -146,10 +144,15 @@ def defines_of(
     """What the source is compiled with for these inputs."""
     return {
         "TYPE": TYPES[dtype], "N": n, "LANES": lanes, "WARPS": warps,
-        "TILE": 64 // dtype.itemsize * lanes // 8, "KEEP": KEPT_EVERY,
+        "TILE": kept_every(dtype) * lanes // 8, "KEEP": kept_every(dtype),
         **{f"HAS_{name.upper()}": int(name not in absent) for name in OPTIONAL},
         "PARAM": TYPES[parameters],
     }  # fmt: skip
+
+
+def kept_every(dtype: torch.dtype) -> int:
+    """Steps between the states that training keeps: a tile of the backward kernel."""
+    return 32 if dtype.itemsize == 2 else 16
 
 
 def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
@@ -161,9 +164,8 @@ def shared_bytes(name: str, defines: dict[str, int], size: int) -> int:
     if name == "scan_forward":
         return 5 * inputs + 2 * pairs + 2 * warps * (32 // lanes) * (lanes + 2) * 8
     inputs += size * (rows + (rows if defines["HAS_Z"] else 8))
-    kept = (
-        warps * (tile // lanes) * (n // lanes) * 32 * 4
-    )  # a float a lane, block of steps and state
+    kept = (tile // lanes) * 32 * 4  # a float a lane and block of steps
+    kept *= warps * (n // lanes) + (warps if defines["HAS_Z"] else 1)
     sums = 2 * warps * lanes * 2 * n * 4
     return 2 * inputs + pairs + warps * 4 * (tile + 1) * 16 + kept + sums + 32  # and 4 barriers
 
@@ -211,19 +213,15 @@ def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     b, l, e = x.shape
     n = A.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
-    last, starts = A.new_empty((b, e, n)), A.new_empty((b, _parts(l, save), e, n))
-    ungated = torch.empty_like(y) if save and z is not None else y.new_empty((0,))
+    tiles = -(-l // kept_every(x.dtype)) if save else 0
+    last, starts = A.new_empty((b, e, n)), A.new_empty((b, tiles, e, n))
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
         "scale": dt_scale, "first": initial_state, "y": y, "last": last,
-        "ungated": ungated if ungated.numel() else None, "starts": starts if save else None,
+        "starts": starts if save else None,
     }  # fmt: skip
     _launch("scan_forward", tensors)
-    return y, last, starts, ungated
-
-
-def _parts(l: int, save: bool) -> int:
-    return -(-l // KEPT_EVERY) if save else 0
+    return y, last, starts
 
 
 def _aligned(t):
@@ -237,12 +235,8 @@ def _aligned(t):
 def _forward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (b, l, e), the final state (b, e, n), and for the gradient states on the way and y ungated.
-
-    The states are those before every KEPT_EVERY-th step, (b, parts, e, n); y before the gate is
-    (b, l, e), empty where there is no z or no gradient is wanted.
-    """
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
     x, dt, B, C, z = map(_aligned, (x, dt, B, C, z))
     return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
 
@@ -250,19 +244,19 @@ def _forward_op(
 @_forward_op.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     (b, l, e), n = x.shape, A.shape[1]
+    tiles = -(-l // kept_every(x.dtype)) if save else 0
     return (
         x.new_empty((b, l, e)),
         x.new_empty((b, e, n), dtype=torch.float32),
-        x.new_empty((b, _parts(l, save), e, n), dtype=torch.float32),
-        x.new_empty((b, l, e) if save and z is not None else (0,)),
+        x.new_empty((b, tiles, e, n), dtype=torch.float32),
     )
 
 
 @torch.library.custom_op("remamba::selective_scan_cuda_backward", mutates_args=())
 def _backward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, starts: Tensor, ungated: Tensor,
-    dy: Tensor, dlast: Tensor | None,
+    dt_bias: Tensor | None, dt_scale: Tensor | None, y: Tensor, starts: Tensor, dy: Tensor,
+    dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, A, B and C (b, l, 2 n), D, z, dt_bias and the initial state.
 
@@ -282,8 +276,8 @@ def _backward_op(
     )
     tensors = {
         "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "starts": starts, "ungated": ungated, "dlast": dlast, "dx": dx,
-        "ddt": ddt, "dz": dz, "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
+        "scale": dt_scale, "y": y, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt,
+        "dz": dz, "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
     }  # fmt: skip
     _launch("scan_backward", tensors)
     dA, dD, dbias = (t.sum(0) if b > 1 else t[0] for t in (dA, dD, dbias))
@@ -291,7 +285,7 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, ungated, dy, dlast):
+def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
     (b, l, e), n = x.shape, A.shape[1]
     rows, channels = x.new_empty((b, l, e)), x.new_empty((e,), dtype=torch.float32)
     return (
@@ -303,14 +297,15 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, ungated, dy, dlast):
 
 
 def _keep(ctx, inputs, output):
-    starts, ungated = output[2:]  # starts[:, 0] is the initial state
+    y, _, starts = output  # starts[:, 0] is the initial state
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(starts, ungated)
-    ctx.save_for_backward(*inputs[:9], starts, ungated)
+    ctx.mark_non_differentiable(starts)
+    # y costs nothing: who multiplies it by trained weights keeps it too
+    ctx.save_for_backward(*inputs[:9], y, starts)
 
 
-def _differentiate(ctx, dy, dlast, *_):
-    x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, ungated = ctx.saved_tensors
+def _differentiate(ctx, dy, dlast, _):
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts = ctx.saved_tensors
     dy = (
         torch.zeros_like(x, memory_format=torch.contiguous_format)
         if dy is None
@@ -319,7 +314,7 @@ def _differentiate(ctx, dy, dlast, *_):
     if dlast is not None:
         dlast = dlast.float().contiguous()
     dx, ddt, dA, dBC, dD, dz, dbias, dfirst = _backward_op(
-        x, dt, A, B, C, D, z, dt_bias, dt_scale, starts, ungated, dy, dlast
+        x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast
     )
     b, l, n = B.shape
     # the kernel's order has the groups of states last

@@ -47,8 +47,21 @@ static inline unsigned __float_as_uint(float f) {
 static inline float ex2(float x) { return exp2f(x); }
 static inline float lg2(float x) { return log2f(x); }
 static inline float rcp(float x) { return 1.0f / x; }
-static inline float half_to_float(unsigned short) { abort(); }
-static inline unsigned short float_to_half(float) { abort(); }
+static inline float half_to_float(unsigned short x) {
+    const int exponent = x >> 10 & 31, digits = x & 1023;
+    float value = exponent == 31 ? (digits ? NAN : INFINITY)
+                                 : ldexpf(exponent ? digits + 1024 : digits, (exponent ? exponent : 1) - 25);
+    return x >> 15 ? -value : value;
+}
+static inline unsigned short float_to_half(float x) {
+    const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
+    x = fabsf(x);
+    if (x != x) return sign | 0x7e00;
+    if (x >= 65520.0f) return sign | 0x7c00;
+    const int exponent = x < 0x1p-14f ? -14 : ilogbf(x);
+    // the digits, rounded to even; 1,024 of them carry into the exponent
+    return sign | (unsigned short)((exponent + 14) * 1024 + (int)nearbyintf(ldexpf(x, 10 - exponent)));
+}
 static inline unsigned short float_to_bfloat(float x) {
     unsigned u;
     memcpy(&u, &x, 4);
@@ -109,6 +122,14 @@ static inline float __shfl_xor_sync(unsigned, float value, int mask) {
     const float other = exchanged[current ^ mask];
     __syncwarp();
     return other;
+}
+static inline int __any_sync(unsigned, bool predicate) {
+    exchanged[current] = predicate;
+    __syncwarp();
+    bool any = false;
+    for (int i = current / 32 * 32; i < current / 32 * 32 + 32; i++) any |= exchanged[i] != 0.0f;
+    __syncwarp();
+    return any;
 }
 
 // a barrier that only some wait for: arrivals wanted, arrivals so far, phases completed

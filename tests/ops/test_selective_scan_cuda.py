@@ -114,6 +114,18 @@ def test_outputs_state_and_gradients_equal_the_reference(
     same(found, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gates_that_lose_y_still_have_gradients(dtype, device, same, outputs_and_grads) -> None:
+    """The backward kernel divides the gate out of y, which a gate of 0 does not allow."""
+    inputs = make(device, l=70, dtype=dtype)
+    z = inputs["z"]
+    z[:, 3:9], z[:, 20, ::2], z[:, 40], z[:, 50:58] = 0, 0, 1e-38, -40
+    z[:, 60, 1::3] = 80
+    found = outputs_and_grads(selective_scan_cuda.selective_scan_cuda, inputs)
+    same(found, outputs_and_grads(selective_scan_ref, inputs))
+    assert found["dz"][:, 20, ::2].any()
+
+
 def test_lengths_and_scale_leave_the_state_alone(device, same) -> None:
     inputs = make(device, b=2, l=37)
     scale = torch.rand(2, 37, device=device)
