@@ -79,7 +79,8 @@ def test_kernels_equal_torch(kind: str, exact: bool, assert_close) -> None:
 
 @pytest.mark.parametrize("in_fp32", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpointing_changes_no_bit(kind: str, in_fp32: bool) -> None:
+def test_checkpointing_changes_no_bit(kind: str, in_fp32: bool, assert_close) -> None:
+    """On a GPU the products of a recomputed layer may be summed in another order."""
     backbone = make(kind, residual_in_fp32=in_fp32).train()
     embeds, lengths, alpha, selected = case()
     results = []
@@ -88,7 +89,10 @@ def test_checkpointing_changes_no_bit(kind: str, in_fp32: bool) -> None:
         hidden = backbone(embeds, lengths, Adaption(alpha, selected, False))
         results.append([hidden, *torch.autograd.grad(hidden.sum(), backbone.layers.parameters())])
     for got, expected in zip(*results, strict=True):
-        assert torch.equal(got, expected)
+        if DEVICE == "cpu":
+            assert torch.equal(got, expected)
+        else:
+            assert_close(got, expected)
 
 
 @pytest.mark.parametrize("in_fp32", [True, False])

@@ -25,4 +25,4 @@ def test_kernel_equals_torch(shape: tuple[int, ...], dtype: torch.dtype, same) -
 
 def test_float64_stays() -> None:
     with use_backend("triton"):
-        assert decay_rate(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
+        assert decay_rate(torch.zeros(3, dtype=torch.float64, device=DEVICE)).dtype == torch.float64

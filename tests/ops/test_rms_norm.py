@@ -153,7 +153,8 @@ def test_norms_are_known_to_torch_library() -> None:
 
 def test_empty_rows_and_float64_go_to_torch(same) -> None:
     with use_backend("triton"):
-        assert rms_norm(torch.randn(2, 0, 5), torch.ones(5), eps=EPS)[0].shape == (2, 0, 5)
-        x = torch.randn(2, 3, 5, dtype=torch.float64)
-        normed, _ = rms_norm(x, torch.ones(5, dtype=torch.float64), eps=EPS)
+        weight = torch.ones(5, device=DEVICE)
+        assert rms_norm(torch.randn(2, 0, 5, device=DEVICE), weight, eps=EPS)[0].shape == (2, 0, 5)
+        x = torch.randn(2, 3, 5, dtype=torch.float64, device=DEVICE)
+        normed, _ = rms_norm(x, weight.double(), eps=EPS)
     same(normed, x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt())

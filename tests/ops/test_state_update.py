@@ -16,6 +16,7 @@ from remamba.ops import (
     use_backend,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONG = {"x", "dt", "B", "C", "z", "dt_scale"}
 """Inputs that a step takes at one position."""
 
@@ -163,7 +164,7 @@ def test_kernel_equals_torch(step, scan, make, dtype: torch.dtype, missing: str 
 
 @pytest.mark.parametrize(("step", "scan", "make"), CASES)
 def test_triton_leaves_gradients_and_wide_states_to_torch(step, scan, make, same) -> None:
-    inputs = one_step(make(1, 1, torch.float32))
+    inputs = {k: t.to(DEVICE) for k, t in one_step(make(1, 1, torch.float32)).items()}
     inputs["x"].requires_grad_()
     with use_backend("triton"):
         step(**inputs)[0].sum().backward()
