@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("remamba.commands.merge", "write a trained adapter and its base as a plain model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
+    "eval planted": (
+        "remamba.commands.eval_planted",
+        "ask about planted data under many conditions, evidence looked up",
+    ),
     "eval short": ("remamba.commands.eval_short", "the six short tasks, by lm-evaluation-harness"),
     "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
     "eval table": (

@@ -95,7 +95,7 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.piece_length = piece_length
-        self.eos = _end_tokens(model, tokenizer)
+        self.eos = end_tokens(model, tokenizer)
         if static is None:
             static = runs_in_place(model)
         rows: Rows = StaticRows(model, slots) if static else GrowingRows(model)
@@ -349,7 +349,7 @@ class _Asked(NamedTuple):
     drawn: Drawn
 
 
-def _end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a text, as `generate` knows them; else the tokenizer's own."""
     eos = getattr(model.generation_config, "eos_token_id", None)
     if eos is None:

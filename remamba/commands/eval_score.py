@@ -20,7 +20,7 @@ class Args:
     Example: remamba eval score --task longbench-e --output runs/mine
     """
 
-    task: Literal["longbench-e", "leval", "needle"]
+    task: Literal["longbench-e", "leval", "needle", "planted"]
     """Which benchmark the predictions are of."""
     output: Annotated[Path, arg(metavar="DIR")]
     """The folder that holds predictions/; scores.json and a report are written there."""

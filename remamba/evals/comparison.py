@@ -82,8 +82,8 @@ def compare(first: ScoredRun, second: ScoredRun) -> dict[str, Any]:
 def _pair(first: ScoredRun, second: ScoredRun, dataset: str) -> tuple[Pair, np.ndarray]:
     places = _matched(first, second, dataset)
     a, b = (_chosen(run, dataset, rows) for run, rows in zip((first, second), places, strict=True))
-    strata = first.task.strata(a.predictions)
-    samples = resampled(dataset, b.scores, strata) - resampled(dataset, a.scores, strata)
+    drawn = first.task.strata(a.predictions), first.task.clusters(a.predictions)
+    samples = resampled(dataset, b.scores, *drawn) - resampled(dataset, a.scores, *drawn)
     pair = Pair(
         len(a.scores),
         a.summary["score"],

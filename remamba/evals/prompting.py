@@ -198,7 +198,7 @@ def best_chunks(tokenizer: Any, document: str, query: str, count: int) -> str:
     return "".join(chunks[i] for i in sorted(taken))
 
 
-def bm25(query: str, chunks: list[str]) -> list[float]:
+def bm25(query: str, chunks: list[str], k1: float = BM25_K1, b: float = BM25_B) -> list[float]:
     """Okapi BM25 of each chunk for a query; words are runs of letters and digits, lower case."""
     counts = [Counter(re.findall(r"\w+", chunk.lower())) for chunk in chunks]
     lengths = [count.total() for count in counts]
@@ -208,6 +208,6 @@ def bm25(query: str, chunks: list[str]) -> list[float]:
         holding = sum(word in count for count in counts)
         weight = math.log(1 + (len(chunks) - holding + 0.5) / (holding + 0.5))
         for i, count in enumerate(counts):
-            share = BM25_K1 * (1 - BM25_B + BM25_B * lengths[i] / mean)
-            scores[i] += weight * count[word] * (BM25_K1 + 1) / (count[word] + share)
+            share = k1 * (1 - b + b * lengths[i] / mean)
+            scores[i] += weight * count[word] * (k1 + 1) / (count[word] + share)
     return scores

@@ -71,12 +71,17 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _describe(model: Any, compression: CompressionConfig | None) -> dict[str, Any]:
-    on_gpu = model.device.type == "cuda"
+def device_name(device: torch.device) -> str:
+    """A GPU's own name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def describe_model(model: Any, compression: CompressionConfig | None) -> dict[str, Any]:
+    """What a model is, where it runs and how it compresses, for run.json."""
     return {
         "kind": type(model).__name__,
         "fingerprint": fingerprint(model),
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else str(model.device),
+        "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "compression": None if compression is None else compression.to_dict(),
     }
@@ -105,7 +110,7 @@ class TransformersReader:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     def describe(self) -> dict[str, Any]:
-        return _describe(self.model, None)
+        return describe_model(self.model, None)
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         for ask in asks:
@@ -173,7 +178,7 @@ class ReMambaReader:
         self.slots, self.piece_length = slots, piece_length
 
     def describe(self) -> dict[str, Any]:
-        return _describe(self.model, self.compression)
+        return describe_model(self.model, self.compression)
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         batched = [ask for ask in asks if not ask.ends_line]

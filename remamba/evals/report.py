@@ -35,7 +35,7 @@ NAMES = {
 UNFINISHED = "This run was not finished: scored is what it had answered (go on with --resume)."
 
 
-def write_report(run: ScoredRun, folder: Path) -> None:
+def write_report(run: ScoredRun, folder: Path, *, with_figure: bool = True) -> None:
     """Writes report.md and report.json, and report.png where matplotlib is installed."""
     record = read_record(folder) if (folder / RECORD_FILE).is_file() else None
     if record is not None and record.get("status") != "finished":
@@ -43,6 +43,8 @@ def write_report(run: ScoredRun, folder: Path) -> None:
     details = describe(run)
     write_whole(folder / "report.json", json.dumps(details, indent=2) + "\n")
     write_whole(folder / "report.md", markdown(run, details, record))
+    if not with_figure:
+        return
     try:
         from remamba.evals.figures import draw_run
     except ImportError:
@@ -54,7 +56,12 @@ def write_report(run: ScoredRun, folder: Path) -> None:
 def describe(run: ScoredRun) -> dict[str, Any]:
     """scores.json with intervals, shares of answers, failures, and what was read and kept."""
     samples = {
-        name: resampled(name, found.scores, run.task.strata(found.predictions))
+        name: resampled(
+            name,
+            found.scores,
+            run.task.strata(found.predictions),
+            run.task.clusters(found.predictions),
+        )
         for name, found in run.datasets.items()
     }
     datasets = {}
@@ -158,9 +165,11 @@ def _scores(run: ScoredRun, details: dict[str, Any]) -> str:
     count = sum(entry["n"] for entry in details["datasets"].values())
     rest = [None] * len(BUCKETS) if has_buckets else []
     rows.append(["average", count, details["average"], _range(details["interval"]), *rest])
-    group = {"longbench-e": "bucket", "needle": "length and depth"}.get(run.task.name)
+    groups = {"longbench-e": "bucket", "needle": "length and depth", "planted": "length"}
+    group, is_planted = groups.get(run.task.name), run.task.name == "planted"
     notes = [
-        f"Intervals: bootstrap over questions, {RESAMPLES:,} resamples"
+        f"Intervals: bootstrap over {'documents' if is_planted else 'questions'}, "
+        f"{RESAMPLES:,} resamples"
         + (f", inside each {group}." if group else "; questions of one document count apart.")
     ]
     intervals = [entry["interval"] for entry in details["datasets"].values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,25 @@ WRITTEN = (FOLDER, RECORD_FILE, "scores.json", "report.md", "report.json", "repo
 class RunFolder:
     """The output directory of a run. Nothing in it changes before `prepare`.
 
+    Args:
+        written: what the run puts into it, and so what `overwrite` takes away.
+
     Raises:
         InputError: it holds files and neither --resume nor --overwrite was given, or files that
             no run wrote.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        written: Sequence[str] = WRITTEN,
+    ):
         if resume and overwrite:
             raise InputError("--resume continues a run and --overwrite drops it; give one of them")
-        self.path = path
+        self.path, self._written = path, written
         self._resume, self._replaces = False, False
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file; choose a directory")
@@ -58,7 +69,7 @@ class RunFolder:
         if self._resume:
             self._check_same(settings)
         if self._replaces:
-            for name in WRITTEN:
+            for name in self._written:
                 place = self.path / name
                 if place.is_dir() and not place.is_symlink():
                     shutil.rmtree(place)

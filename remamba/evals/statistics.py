@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import comb
 from typing import NamedTuple
 from zlib import crc32
@@ -20,19 +20,33 @@ class Interval(NamedTuple):
     high: float
 
 
-def resampled(dataset: str, scores: Sequence[float], strata: Sequence[Sequence[int]]) -> np.ndarray:
+def resampled(
+    dataset: str,
+    scores: Sequence[float],
+    strata: Sequence[Sequence[int]],
+    clusters: Sequence[Hashable] | None = None,
+) -> np.ndarray:
     """(RESAMPLES,) scores of a dataset's resampled questions, times 100.
 
     Questions are drawn with replacement inside each stratum; the score is the unweighted mean of
     the strata's means. Each dataset has draws of its own.
+
+    Args:
+        clusters: the document of each question. Documents are then drawn, each with all its
+            questions of the stratum, because questions about one document are not independent.
     """
     draw = np.random.default_rng([SEED, crc32(dataset.encode())])
     values = np.asarray(scores, dtype=float)
     means = []
-    for rows in strata:
-        if rows:
-            picked = draw.integers(0, len(rows), (RESAMPLES, len(rows)))
-            means.append(values[np.asarray(rows)][picked].mean(axis=1))
+    for rows in filter(len, strata):
+        places = np.arange(len(rows))
+        if clusters is not None:
+            known: dict[Hashable, int] = {}
+            places = np.array([known.setdefault(clusters[row], len(known)) for row in rows])
+        sums = np.bincount(places, values[np.asarray(rows)])
+        counts = np.bincount(places)
+        picked = draw.integers(0, len(sums), (RESAMPLES, len(sums)))
+        means.append(sums[picked].sum(axis=1) / counts[picked].sum(axis=1))
     return 100 * np.mean(means, axis=0)
 
 

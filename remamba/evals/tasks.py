@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from remamba.errors import InputError
-from remamba.evals import leval, longbench, needles
+from remamba.evals import leval, longbench, needles, planted
 from remamba.evals.items import DataFolder, Item
 from remamba.evals.predictions import Prediction
 
@@ -21,7 +21,7 @@ class Task(NamedTuple):
     read_items: Callable[[DataFolder, str, str], list[Item] | None] | None
     """(folder, dataset, protocol) -> the questions; None when the folder lacks the file.
 
-    None for needles, which are made (`needles.make_items`).
+    None for needles, which are made (`needles.make_items`), and for planted rows, which bring all.
     """
     score: Callable[[str, Sequence[Prediction], str], list[float]]
     """(dataset, predictions, scoring) -> the score of each, from 0 to 1."""
@@ -29,6 +29,8 @@ class Task(NamedTuple):
     """(dataset, predictions, scores, scoring) -> the dataset's entry in scores.json."""
     strata: Callable[[Sequence[Prediction]], list[list[int]]]
     """Rows in groups; the dataset's score is the mean of the groups' means."""
+    clusters: Callable[[Sequence[Prediction]], list[Hashable] | None] = lambda _: None
+    """The document of each row, where an interval draws documents; None draws questions."""
 
 
 TASKS = {
@@ -58,6 +60,16 @@ TASKS = {
         needles.score,
         needles.summarise,
         needles.strata,
+    ),
+    "planted": Task(
+        "planted",
+        planted.DATASETS,
+        True,
+        None,
+        planted.score,
+        planted.summarise,
+        planted.strata,
+        planted.documents,
     ),
 }
 

@@ -1,0 +1,144 @@
+"""The conditions under which planted questions are asked: whose weights, how, and what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remamba.configuration_remamba import CompressionConfig
+from remamba.errors import InputError
+
+MODEL, PLAIN, NOBODY = "model", "plain", "nobody"
+WHOLE, DROP20, TRUNCATE, BM25 = "whole", "drop20", "truncate", "bm25"
+DROPPED = 0.2
+
+WORDS = {
+    "two-stage": "the model with its own compression",
+    "stage1": "the same weights with compression off: one reading",
+    "random": "as two-stage, but the kept tokens are drawn at random",
+    "fixed": "as two-stage, but the kept tokens are evenly spread",
+    "drop": "as two-stage, but the span is cut away and nothing kept",
+    "plain": "the plain model, one reading",
+    "plain-drop20": "the plain model, the first fifth of each document cut away",
+    "plain-truncate": "the plain model, the document's middle cut out ({truncate} tokens are left)",
+    "plain-bm25": "the plain model on the passages that BM25 finds ({bm25} tokens)",
+    "model-bm25": "the weights of stage1 on the passages that BM25 finds ({bm25} tokens)",
+    "constant": "the most frequent answer of each task in these data, without a model",
+}
+"""Condition -> what it is, in words."""
+COMPRESSING = ("two-stage", "random", "fixed", "drop")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way of answering."""
+
+    name: str
+    words: str
+    answers_by: str
+    """MODEL, PLAIN or NOBODY."""
+    compression: CompressionConfig | None = None
+    reads: str = WHOLE
+    """WHOLE, or how the document is shortened first: DROP20, TRUNCATE, BM25."""
+    reads_tokens: int | None = None
+    """Most tokens that are left of it; None where that is no setting."""
+
+    @property
+    def folder(self) -> str:
+        """Where its files go, below the run's folder."""
+        return f"map/{self.name}" if self.is_of_map else self.name
+
+    @property
+    def is_of_map(self) -> bool:
+        """Whether it is a cell of a map over p and rho."""
+        return self.name not in WORDS
+
+    def settings(self) -> dict[str, Any]:
+        """What makes its answers what they are, beside the weights and the data."""
+        return {
+            "condition": self.name,
+            "words": self.words,
+            "compression": None if self.compression is None else self.compression.to_dict(),
+            "reads": self.reads,
+            "reads_tokens": self.reads_tokens,
+        }
+
+
+def make_conditions(
+    names: Sequence[str] | None,
+    settings: CompressionConfig | None,
+    *,
+    has_plain: bool,
+    truncate: int,
+    bm25: int,
+) -> list[Condition]:
+    """The conditions of the names, in the table's order; None: all that can be had.
+
+    Args:
+        settings: of two-stage; None where the model does not compress.
+
+    Raises:
+        InputError: a name is unknown, or its condition cannot be had.
+    """
+    if unknown := [name for name in names or () if name not in WORDS]:
+        raise InputError(f"--conditions {unknown[0]}: choose of {', '.join(WORDS)}")
+    if names is None:
+        names = [
+            name
+            for name in WORDS
+            if (has_plain or not name.startswith("plain")) and (settings or name not in COMPRESSING)
+        ]
+    return [
+        _condition(name, settings, has_plain, truncate, bm25) for name in WORDS if name in names
+    ]
+
+
+def _condition(
+    name: str, settings: CompressionConfig | None, has_plain: bool, truncate: int, bm25: int
+) -> Condition:
+    words = WORDS[name].format(truncate=truncate, bm25=bm25)
+    if name == "constant":
+        return Condition(name, words, NOBODY)
+    answers_by = PLAIN if name.startswith("plain") else MODEL
+    if answers_by == PLAIN and not has_plain:
+        raise InputError(f"--conditions {name} needs a plain model; give --plain DIR")
+    if name.endswith(("drop20", "truncate", "bm25")):
+        reads = name.split("-")[1]
+        left = {TRUNCATE: truncate, BM25: bm25}.get(reads)
+        return Condition(name, words, answers_by, None, reads, left)
+    if name in ("stage1", "plain"):
+        return Condition(name, words, answers_by)
+    if settings is None:
+        raise InputError(
+            f"--conditions {name} needs a model that compresses; leave --selector none away, or "
+            "give --conditions stage1"
+        )
+    if name == "drop":  # with "before_question" nothing would be cut away
+        changes = {"selector": "drop", "placement": "replace"}
+        return Condition(name, words, MODEL, settings.replace(**changes))
+    if name != "two-stage":
+        settings = settings.replace(selector=name)
+    return Condition(name, words, MODEL, settings)
+
+
+def map_conditions(
+    settings: CompressionConfig | None, lengths: Sequence[float], keep_ratios: Sequence[float]
+) -> list[Condition]:
+    """Two-stage at every span length p and keep ratio rho.
+
+    Raises:
+        InputError: the model does not compress, or a value is outside its range.
+    """
+    if bool(lengths) != bool(keep_ratios):
+        raise InputError("--lengths-p and --keep-ratios make a map together; give both or neither")
+    if lengths and settings is None:
+        raise InputError("--lengths-p needs a model that compresses; leave --selector none away")
+    found = []
+    for p in dict.fromkeys(lengths):
+        for rho in dict.fromkeys(keep_ratios):
+            assert settings is not None
+            changed = settings.replace(length=p, keep_ratio=rho, num_kept=None)
+            words = f"two-stage at p = {p:g}, rho = {rho:g}"
+            found.append(Condition(f"p{p:g}-rho{rho:g}", words, MODEL, changed))
+    return found
