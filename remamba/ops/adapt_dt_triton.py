@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded
+from remamba.ops.recording import is_recorded, op, with_gradient
 
 BLOCK = 1024
 """Channels at once, forward."""
@@ -85,7 +85,7 @@ def _backward_kernel(
 def adapt_dt_triton(dt, selected, theta, *, alpha=None, bias=None):
     """adapt_dt in one launch; in place where nothing is differentiated."""
     if is_recorded(dt, theta, alpha, bias):
-        return torch.ops.remamba.adapt_dt(dt, selected, theta, alpha, bias)
+        return _recorded(dt, selected, theta, alpha, bias)
     if dt.stride(2) != 1:
         dt = dt.contiguous()
     _launch(dt, selected, theta, alpha, bias, None)
@@ -106,7 +106,7 @@ def _launch(dt, selected, theta, alpha, bias, out) -> None:
         )  # fmt: skip
 
 
-@torch.library.custom_op("remamba::adapt_dt", mutates_args=())
+@op("remamba::adapt_dt")
 def _adapt_dt(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -125,7 +125,7 @@ def _(dt, selected, theta, alpha, bias):
     return dt.new_empty(dt.shape)
 
 
-@torch.library.custom_op("remamba::adapt_dt_backward", mutates_args=())
+@op("remamba::adapt_dt_backward")
 def _adapt_dt_backward(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -170,11 +170,9 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(dt, selected, alpha, bias)
 
 
-def _gradients(ctx, dout):
+def _gradients(ctx, backward, dout):
     dt, selected, alpha, bias = ctx.saved_tensors
-    ddt, dtheta, dalpha, dbias = torch.ops.remamba.adapt_dt_backward(
-        dt, selected, alpha, bias, dout
-    )
+    ddt, dtheta, dalpha, dbias = backward(dt, selected, alpha, bias, dout)
     return (
         ddt,
         None,
@@ -184,4 +182,4 @@ def _gradients(ctx, dout):
     )
 
 
-_adapt_dt.register_autograd(_gradients, setup_context=_save)
+_recorded = with_gradient(_adapt_dt, _adapt_dt_backward, _save, _gradients)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded
+from remamba.ops.recording import is_recorded, op, with_gradient
 
 UNROLL = 4
 """Rows loaded at once."""
@@ -207,7 +207,7 @@ def _backward_kernel(
 def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=True):
     """causal_conv in one launch; x may be a view whose rows are apart. Not for w = 1 or l = 0."""
     if is_recorded(x, weight, bias, window):
-        return torch.ops.remamba.causal_conv(x, weight, bias, lengths, window, silu)
+        return _recorded(x, weight, bias, lengths, window, silu)
     return _forward(x, weight, bias, lengths, window, silu)
 
 
@@ -257,7 +257,7 @@ def _forward(x, weight, bias, lengths, window, silu):
     return y, new_window
 
 
-@torch.library.custom_op("remamba::causal_conv", mutates_args=())
+@op("remamba::causal_conv")
 def _causal_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -275,7 +275,7 @@ def _(x, weight, bias, lengths, window, silu):
     return x.new_empty(b, l, e), x.new_empty(b, weight.shape[1] - 1, e)
 
 
-@torch.library.custom_op("remamba::causal_conv_backward", mutates_args=())
+@op("remamba::causal_conv_backward")
 def _causal_conv_backward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -327,15 +327,13 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dy, dnew):
+def _gradients(ctx, backward, dy, dnew):
     x, weight, bias, lengths, window = ctx.saved_tensors
     dy = torch.zeros_like(x) if dy is None else dy
-    dx, sums, dwindow = torch.ops.remamba.causal_conv_backward(
-        x, weight, bias, lengths, window, dy, dnew, ctx.silu
-    )
+    dx, sums, dwindow = backward(x, weight, bias, lengths, window, dy, dnew, ctx.silu)
     dbias = None if bias is None else sums[-1].to(bias.dtype)
     dweight = sums[:-1].t().to(weight.dtype)
     return dx, dweight, dbias, None, None if window is None else dwindow, None
 
 
-_causal_conv.register_autograd(_gradients, setup_context=_save)
+_recorded = with_gradient(_causal_conv, _causal_conv_backward, _save, _gradients)

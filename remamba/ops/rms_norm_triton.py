@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded
+from remamba.ops.recording import is_recorded, op, with_gradient
 
 PROGRAMS = 528
 """Of a backward pass at most, four for each multiprocessor of 132."""
@@ -129,7 +129,7 @@ def _gated_backward_kernel(
 def rms_norm_triton(x, weight=None, *, residual=None, eps):
     """rms_norm in one launch; x and residual may be views whose rows are apart."""
     if is_recorded(x, weight, residual):
-        normed, total = torch.ops.remamba.rms_norm(x, weight, residual, eps)
+        normed, total = _recorded(x, weight, residual, eps)
     else:
         normed, total = _forward(x, weight, residual, eps)
     return normed, x if residual is None else total
@@ -138,7 +138,7 @@ def rms_norm_triton(x, weight=None, *, residual=None, eps):
 def gated_rms_norm_triton(y, z, weight, *, groups, eps):
     """gated_rms_norm in one launch; y and z may be views whose rows are apart."""
     if is_recorded(y, z, weight):
-        return torch.ops.remamba.gated_rms_norm(y, z, weight, groups, eps)
+        return _gated_recorded(y, z, weight, groups, eps)
     return _gated_forward(y, z, weight, groups, eps)
 
 
@@ -185,7 +185,7 @@ def _forward(x, weight, residual, eps):
     return normed, total
 
 
-@torch.library.custom_op("remamba::rms_norm", mutates_args=())
+@op("remamba::rms_norm")
 def _rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, residual: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +201,7 @@ def _(x, weight, residual, eps):
     return normed, x.new_empty(0 if residual is None else x.shape, dtype=dtype)
 
 
-@torch.library.custom_op("remamba::rms_norm_backward", mutates_args=())
+@op("remamba::rms_norm_backward")
 def _rms_norm_backward(
     total: torch.Tensor,
     weight: torch.Tensor | None,
@@ -252,14 +252,14 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dnormed, dtotal):
+def _gradients(ctx, backward, dnormed, dtotal):
     total, weight = ctx.saved_tensors
     if ctx.residual_dtype is None:
         dtotal = None
     if dnormed is None:
         dtype = total.dtype if weight is None else weight.dtype
         dnormed = torch.zeros(total.shape, dtype=dtype, device=total.device)
-    dx, dresidual, dweight = torch.ops.remamba.rms_norm_backward(
+    dx, dresidual, dweight = backward(
         total, weight, dnormed, dtotal, ctx.eps, ctx.x_dtype, ctx.residual_dtype
     )
     if ctx.residual_dtype is None:
@@ -269,7 +269,7 @@ def _gradients(ctx, dnormed, dtotal):
     return dx, None if weight is None else dweight.to(weight.dtype), dresidual, None
 
 
-_rms_norm.register_autograd(_gradients, setup_context=_save)
+_recorded = with_gradient(_rms_norm, _rms_norm_backward, _save, _gradients)
 
 
 def _gated_forward(y, z, weight, groups, eps):
@@ -288,7 +288,7 @@ def _gated_forward(y, z, weight, groups, eps):
     return out
 
 
-@torch.library.custom_op("remamba::gated_rms_norm", mutates_args=())
+@op("remamba::gated_rms_norm")
 def _gated_rms_norm(
     y: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, groups: int, eps: float
 ) -> torch.Tensor:
@@ -300,7 +300,7 @@ def _(y, z, weight, groups, eps):
     return y.new_empty(y.shape, dtype=torch.promote_types(y.dtype, weight.dtype))
 
 
-@torch.library.custom_op("remamba::gated_rms_norm_backward", mutates_args=())
+@op("remamba::gated_rms_norm_backward")
 def _gated_rms_norm_backward(
     y: torch.Tensor,
     z: torch.Tensor,
@@ -339,12 +339,12 @@ def _save_gated(ctx, inputs, output):
     ctx.save_for_backward(y, z, weight)
 
 
-def _gated_gradients(ctx, dout):
+def _gated_gradients(ctx, backward, dout):
     y, z, weight = ctx.saved_tensors
-    dy, dz, dweight = torch.ops.remamba.gated_rms_norm_backward(
-        y, z, weight, dout, ctx.groups, ctx.eps
-    )
+    dy, dz, dweight = backward(y, z, weight, dout, ctx.groups, ctx.eps)
     return dy, dz, dweight.to(weight.dtype), None, None
 
 
-_gated_rms_norm.register_autograd(_gated_gradients, setup_context=_save_gated)
+_gated_recorded = with_gradient(
+    _gated_rms_norm, _gated_rms_norm_backward, _save_gated, _gated_gradients
+)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from remamba.ops import nvrtc
 from remamba.ops.device import processors
+from remamba.ops.recording import op, with_gradient
 
 SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -63,7 +64,7 @@ def selective_scan_cuda(
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
     if needs_grad or torch.compiler.is_compiling():
-        y, last, _ = _forward_op(*arguments)
+        y, last, _ = _recorded(*arguments)
     else:
         y, last, _ = _forward(*arguments)
     return y, last
@@ -231,7 +232,7 @@ def _aligned(t):
     )
 
 
-@torch.library.custom_op("remamba::selective_scan_cuda", mutates_args=())
+@op("remamba::selective_scan_cuda")
 def _forward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
@@ -252,7 +253,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     )
 
 
-@torch.library.custom_op("remamba::selective_scan_cuda_backward", mutates_args=())
+@op("remamba::selective_scan_cuda_backward")
 def _backward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, y: Tensor, starts: Tensor, dy: Tensor,
@@ -304,7 +305,7 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:9], y, starts)
 
 
-def _differentiate(ctx, dy, dlast, _):
+def _differentiate(ctx, backward, dy, dlast, _):
     x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts = ctx.saved_tensors
     dy = (
         torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -313,7 +314,7 @@ def _differentiate(ctx, dy, dlast, _):
     )
     if dlast is not None:
         dlast = dlast.float().contiguous()
-    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = _backward_op(
+    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = backward(
         x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast
     )
     b, l, n = B.shape
@@ -332,4 +333,4 @@ def _differentiate(ctx, dy, dlast, _):
     )  # fmt: skip
 
 
-_forward_op.register_autograd(_differentiate, setup_context=_keep)
+_recorded = with_gradient(_forward_op, _backward_op, _keep, _differentiate)

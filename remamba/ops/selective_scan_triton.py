@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops.device import on_device, processors
+from remamba.ops.recording import Op, is_recorded, op, with_gradient
 from remamba.ops.scan_elements_triton import SPAN
 from remamba.ops.selective_scan_backward_triton import given, scan_backward
 from remamba.ops.selective_scan_forward_triton import scan_forward
@@ -40,11 +41,7 @@ def selective_scan_triton(
     D = None if D is None else D.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     chunk = chunk_length(*x.shape, x.device)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    if needs_grad or torch.compiler.is_compiling():
-        run = selective_scan
-    else:
-        run = _forward  # past the dispatcher, which takes longer than a launch
+    run = _recorded if is_recorded(*inputs) else _forward
     return run(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)[:2]
 
 
@@ -88,9 +85,7 @@ def _forward(
         return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
 
 
-selective_scan = torch.library.custom_op(
-    "remamba::selective_scan_triton", _forward, mutates_args=()
-)
+selective_scan = Op("remamba::selective_scan_triton", _forward)
 
 
 @selective_scan.register_fake
@@ -104,7 +99,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
     )
 
 
-@torch.library.custom_op("remamba::selective_scan_triton_backward", mutates_args=())
+@op("remamba::selective_scan_triton_backward")
 def selective_scan_backward(
     dy: Tensor,
     dstate: Tensor,
@@ -148,11 +143,11 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*tensors, states)
 
 
-def _backward(ctx, dy, dstate, _):
+def _gradients(ctx, backward, dy, dstate, _):
     *tensors, states = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:10])
-    grads = selective_scan_backward(dy, dstate, *tensors, states, ctx.chunk, needed)
+    grads = backward(dy, dstate, *tensors, states, ctx.chunk, needed)
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 
-selective_scan.register_autograd(_backward, setup_context=_setup_context)
+_recorded = with_gradient(selective_scan, selective_scan_backward, _setup_context, _gradients)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device, processors
+from remamba.ops.recording import op, with_gradient
 from remamba.ops.ssd_triton import (
     TRITON_DTYPES,
     Plan,
@@ -27,7 +28,7 @@ from remamba.ops.ssd_triton import (
 Grads = tuple[torch.Tensor, ...]
 
 
-@torch.library.custom_op("remamba::ssd", mutates_args=())
+@op("remamba::ssd")
 def ssd_op(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -54,7 +55,7 @@ def _(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
     return x.new_empty(x.shape), state, added, state.new_empty(b, parts, h)
 
 
-@torch.library.custom_op("remamba::ssd_backward", mutates_args=())
+@op("remamba::ssd_backward")
 def ssd_backward_op(
     dy: torch.Tensor | None,
     dfinal: torch.Tensor | None,
@@ -91,14 +92,14 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dy, dfinal, *unused):
+def _gradients(ctx, backward, dy, dfinal, *unused):
     saved = ctx.saved_tensors
-    grads = ssd_backward_op(dy, dfinal, *saved, ctx.dt_min, ctx.dt_max)
+    grads = backward(dy, dfinal, *saved, ctx.dt_min, ctx.dt_max)
     given = zip(grads, saved[:9], strict=True)
     return *(None if t is None else grad for grad, t in given), None, None
 
 
-ssd_op.register_autograd(_gradients, setup_context=_save)
+recorded = with_gradient(ssd_op, ssd_backward_op, _save, _gradients)
 
 
 def backward(

@@ -208,7 +208,7 @@ def test_the_ops_are_well_formed() -> None:
     inputs = {name: t.detach().requires_grad_() for name, t in make(1, 3, 1, 2, 1, 3).items()}
     names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "dt_scale", "initial_state")
     arguments = (*(inputs[name] for name in names), 0.0, float("inf"))
-    torch.library.opcheck(backward_form.ssd_op, arguments)
+    torch.library.opcheck(torch.ops.remamba.ssd.default, arguments)
 
 
 def test_compilers_see_one_op(same) -> None:
