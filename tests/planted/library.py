@@ -1,4 +1,4 @@
-"""A small library to plant tasks in: books of word soup in which no two sentences are the same."""
+"""A small library to plant tasks in: books of word soup in which no two sentences are alike."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def drafts(
     ]
 
 
-def check_budget(task: Task) -> None:
-    """Contexts are as long as asked, in tokens and in characters, less what a word may lack."""
+def check_budget(task: Task, lacking: int = 10) -> None:
+    """Contexts are as long as asked, in tokens and in characters, but for a few that may lack."""
     for low, high in ((400, 400), (500, 900), (3000, 3000)):
         for characters in (False, True):
             place = source(characters=characters)
@@ -74,7 +74,7 @@ def check_budget(task: Task) -> None:
                     length = len(text) / 4
                 else:
                     length = len(tokenizer().encode(text).ids)
-                assert low - 10 <= length <= high, (low, high, characters, length)
+                assert low - lacking <= length <= high, (low, high, characters, length)
 
 
 def check_seeded(task: Task) -> None:
