@@ -105,7 +105,7 @@ class CodeTask:
     name = "code"
     metric = "exact"
     template = "lcc"
-    new_tokens = 48
+    new_tokens = 64
 
     def __post_init__(self) -> None:
         for name in ("repeated", "similar"):

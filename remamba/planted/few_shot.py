@@ -143,7 +143,7 @@ class FewShotTask:
     name = "few-shot"
     metric = "exact"
     template = "trec"
-    new_tokens = 12
+    new_tokens = 16
 
     @cached_property
     def _by_split(self) -> dict[str, list[Example]]:
