@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,7 @@ from typing import Any
 import pytest
 
 from remamba.cli import main
-from remamba.errors import InputError
-from remamba.planted import facts, language, prose
+from remamba.planted import facts, prose
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -52,26 +50,6 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_book_may_be_plain_text(books: Path, tmp_path: Path) -> None:
-    packed = tmp_path / "book.txt.xz"
-    packed.write_bytes(lzma.compress(book(0).encode()))
-    (tmp_path / "book.md").write_text(book(0), encoding="utf-8", newline="")
-    once = prose.read_books([books])[:1]
-    assert prose.read_books([packed, tmp_path / "book.md"]) == once * 2
-    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"bad\.txt: not UTF-8"):
-        prose.read_books([tmp_path / "bad.txt"])
-    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"title": "x"}\n')
-    with pytest.raises(InputError, match=r"bad\.jsonl:2: a book is"):
-        prose.read_books([tmp_path / "bad.jsonl"])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(books: Path) -> Any:
-    paragraphs = prose.read_books([books])
-    return make_base.train_tokenizer(paragraphs, 1024, megabytes=0.02, word_weight=2)
-
-
 @pytest.fixture
 def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
     """`make(documents, tokenizer, **options)`: rows as they would be written."""
@@ -87,125 +65,11 @@ def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
     return rows
 
 
-def test_books_become_paragraphs_of_plain_prose(books: Path) -> None:
-    paragraphs = prose.read_books([books])[0]
-    assert paragraphs[0].startswith("On day 0 of year 0 it rained. ")
-    assert not any("\n" in p or "  " in p or p.startswith("#") for p in paragraphs)
-    assert prose.split_sentences(SENTENCES[0] + " " + SENTENCES[2]) == [
-        SENTENCES[0],
-        SENTENCES[2],
-    ]
-
-
 def test_same_seed_same_documents_whatever_the_workers(make: Callable[..., Any]) -> None:
     alone = make(10, seed=5)
     assert alone == make(10, seed=5, workers=2)
     assert alone[:4] == make(4, seed=5)
     assert alone != make(10, seed=6)
-
-
-def test_evidence_is_the_fact_and_holds_the_answer(make: Callable[..., Any]) -> None:
-    asked = 0
-    for row in make(20, facts_per_1000=30):
-        document = row["document"]
-        assert document == document.strip()
-        for question in row["questions"]:
-            start, stop = question["evidence"]
-            evidence = document[start:stop]
-            assert document[start - 1] == " " and evidence[0].isupper() and evidence[-1] == "."
-            assert any(question["response"] + mark in evidence for mark in ".,;")
-            assert question["question"].startswith("\n\nQuestion: ")
-            assert question["question"].endswith("\nAnswer:")
-            asked += 1
-    assert asked > 100
-
-
-def test_a_person_has_one_value_of_an_attribute(books: Path) -> None:
-    maker = facts.FactMaker(prose.read_books([books]), facts.Options())
-    for seed in range(20):
-        made = maker.facts(random.Random(seed), 60)
-        assert len({(fact.person, fact.attribute.name) for fact in made}) == 60
-        firsts = {fact.person.split()[0] for fact in made}
-        assert len(firsts) < len({fact.person for fact in made})  # some share a first name
-
-
-@pytest.mark.parametrize("kinds", [(1, 1), (2, 4), (13, 13)])
-def test_a_document_has_as_many_kinds_of_facts_as_asked(
-    books: Path, kinds: tuple[int, int]
-) -> None:
-    maker = facts.FactMaker(
-        prose.read_books([books]), facts.Options(kinds=kinds, tokens=(1500, 1500))
-    )
-    found = set()
-    for number in range(30):
-        made = maker.facts(random.Random(number), 200)
-        assert len({(fact.person, fact.attribute.name) for fact in made}) == 200
-        found.add(len({fact.attribute.name for fact in made}))
-    assert found == set(range(kinds[0], kinds[1] + 1))
-    assert maker.make(0)["questions"]
-
-
-def test_kinds_change_the_documents_and_workers_do_not(make: Callable[..., Any]) -> None:
-    assert make(2, kinds=(1, 2)) == make(2, kinds=(1, 2), workers=2)
-    assert make(2) != make(2, kinds=(1, 2))
-
-
-def test_every_way_to_state_a_fact_names_the_person_before_the_value() -> None:
-    for attribute in language.ATTRIBUTES:
-        assert 4 <= len(attribute.facts) <= 8 and 3 <= len(attribute.questions) <= 4
-        for text in attribute.facts:
-            assert text.count("{p}") == text.count("{v}") == 1, text
-            assert text.index("{p}") < text.index("{v}") and text.endswith(" {v}."), text
-        for text in (*attribute.names, *attribute.questions):
-            assert text.count("{p}") == 1 and "{v}" not in text, text
-    for echo in language.ECHOES:
-        assert echo.index("{n}") < echo.index(" {v}")
-
-
-def test_people_of_dev_never_occur_in_train(books: Path) -> None:
-    people = {}
-    for split in ("train", "dev"):
-        maker = facts.FactMaker(prose.read_books([books]), facts.Options(split=split))
-        made = [f for i in range(10) for f in maker.facts(random.Random(i), 40)]
-        people[split] = {fact.person for fact in made}
-        assert {language.split_of(name) for name in people[split]} == {split}
-    assert not people["train"] & people["dev"]
-
-
-@pytest.mark.parametrize("tokens", [(50, 64), (300, 300), (200, 700)])
-def test_documents_keep_to_their_token_budget(
-    make: Callable[..., Any], tokenizer: Any, tokens: tuple[int, int]
-) -> None:
-    low, high = tokens
-    lengths = [
-        len(tokenizer.encode(row["document"]).ids)
-        for row in make(30, tokenizer, tokens=tokens, facts_per_1000=20)
-    ]
-    assert max(lengths) <= high
-    assert min(lengths) >= low - 10  # the last word may not fit
-
-
-def test_document_question_and_answer_join_token_by_token(
-    make: Callable[..., Any], tokenizer: Any
-) -> None:
-    for row in make(5, tokenizer):
-        for question in row["questions"]:
-            parts = [row["document"], question["question"], question["response"]]
-            apart = [token for part in parts for token in tokenizer.encode(part).ids]
-            assert apart == tokenizer.encode("".join(parts)).ids
-
-
-def test_depth_places_the_asked_facts(make: Callable[..., Any]) -> None:
-    for depth, low, high in ((0.0, 0.0, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.0)):
-        for row in make(10, tokens=(600, 600), questions=1, depth=depth):
-            place = row["questions"][0]["evidence"][0] / len(row["document"])
-            assert low <= place <= high
-
-
-def test_plain_text_has_the_same_documents(make: Callable[..., Any]) -> None:
-    texts = [row["text"] for row in make(5, no_questions=True)]
-    assert texts == [row["document"] for row in make(5)]
-    assert "answer is" not in make(1, no_questions=True, facts_per_1000=0)[0]["text"]
 
 
 @pytest.mark.parametrize(
