@@ -79,16 +79,21 @@ def evidence_ranks(
 
 
 def found_spans(row: Mapping[str, Any], name: str = "evidence") -> list[bool] | None:
-    """Of each token span of a prediction's `evidence`, whether it was found.
+    """Of each token span of a prediction's evidence that lies in its span: whether it was found.
 
     That is: a token of it was kept, or where nothing is selected but the document was shortened,
     all of it was left (`left`). None where the row tells neither.
+
+    Args:
+        name: evidence, or value: the answers in it.
     """
     spans, kept = row.get(name), row.get("kept")
     if spans is None:
         return None
     if kept is None:
         return row.get("left") if name == "evidence" else None
+    first, last = row.get("span") or (0, max((stop for _, stop in spans), default=0))
+    spans = [(start, stop) for start, stop in spans if start < last and stop > first]
     positions = [position for position, _ in kept]
     return [any(start <= p < stop for p in positions) for start, stop in spans]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from remamba.evals.prompting import bm25
+from remamba.evals.bm25 import BM25
 
 PASSAGE_TOKENS = 64
-K1, B = 1.2, 0.75
 SENTENCE_END = re.compile(r"(?<=[.!?\n])[\"')\]]*\s+")
 
 
@@ -41,26 +40,31 @@ def split_passages(
     return [*passages, (start, end)] if end > start else passages
 
 
-def best_passages(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    passages: Sequence[tuple[int, int]],
-    query: str,
-    room: int,
-) -> list[int]:
-    """Tokens of the passages that BM25 ranks first for a query, in the document's order.
+class Passages:
+    """A document's passages, ready to be searched.
 
-    From the best on, each passage that still fits is taken while all are at most `room` tokens.
+    Args:
+        offsets: (start, stop) characters of each token.
+        most: tokens of a passage.
     """
-    words = [text[offsets[start][0] : offsets[stop - 1][1]] for start, stop in passages]
-    scores = bm25(query, words, K1, B)
-    taken: list[tuple[int, int]] = []
-    for i in sorted(range(len(passages)), key=lambda i: (-scores[i], i)):
-        start, stop = passages[i]
-        if stop - start <= room:
-            taken.append((start, stop))
-            room -= stop - start
-    return [token for start, stop in sorted(taken) for token in range(start, stop)]
+
+    def __init__(self, text: str, offsets: Sequence[tuple[int, int]], most: int = PASSAGE_TOKENS):
+        self.places = split_passages(text, offsets, most)
+        self._bm25 = BM25([text[offsets[a][0] : offsets[b - 1][1]] for a, b in self.places])
+
+    def best(self, query: str, room: int) -> list[int]:
+        """Tokens of the passages that BM25 ranks first for a query, in the document's order.
+
+        From the best on, each passage that still fits is taken while all are at most `room` tokens.
+        """
+        scores = self._bm25.scores(query)
+        taken: list[tuple[int, int]] = []
+        for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+            start, stop = self.places[i]
+            if stop - start <= room:
+                taken.append((start, stop))
+                room -= stop - start
+        return [token for start, stop in sorted(taken) for token in range(start, stop)]
 
 
 def own_words(questions: Sequence[str]) -> list[str]:

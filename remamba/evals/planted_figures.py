@@ -17,8 +17,9 @@ MARKERS = "osD^v<>Pxh*"
 def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """A panel for each task: score against length with its interval, a line for each condition."""
     tasks = list(next(iter(conditions.values()))["datasets"])
-    columns = min(COLUMNS, len(tasks))
-    rows = -(-len(tasks) // columns)
+    count = len(tasks) + 1  # the last panel is the legend's
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(max(6.0, 3.6 * columns), 3.2 * rows + 1.0), squeeze=False
     )
@@ -38,8 +39,8 @@ def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> Non
         panel.axis("off")
     figure.supxlabel("tokens", fontsize=9)
     figure.supylabel("score", fontsize=9)
-    names, handles = list(conditions), panels.flat[0].get_legend_handles_labels()[0]
-    panels.flat[0].legend(handles, names, fontsize=6)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    panels.flat[len(tasks)].legend(handles, names, fontsize=8, loc="center", frameon=False)
     save(figure, file)
 
 

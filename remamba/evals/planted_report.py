@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remamba.evals.comparison import comparison_table
 from remamba.evals.planted_conditions import Condition
 from remamba.evals.planted_summary import REFERENCE, compare_conditions, summarise
 from remamba.evals.predictions import write_whole
@@ -63,11 +62,12 @@ def markdown(
         parts += ["## The evidence", *evidence]
     if pairs:
         parts.append(f"## {REFERENCE} beside each other condition")
-        for name, pair in pairs.items():
-            parts.append(f"### {name}\n\n{comparison_table(pair, (name, REFERENCE))}")
+        parts.append(_paired(pairs))
         parts.append(
-            "p: of an exact McNemar test where answers are right or wrong. It takes the "
-            "questions of one document for independent; the interval does not."
+            "Difference: two-stage minus the condition, on the same questions; its interval draws "
+            "documents. Better, worse: questions on which two-stage scores so. p: two-sided sign "
+            "test over these (McNemar's exact test where answers are right or wrong), which takes "
+            "the questions of one document for independent."
         )
     if summary["map"]:
         parts += ["## Two-stage by span length p and keep ratio rho", _map(summary["map"])]
@@ -168,10 +168,10 @@ def _evidence(shown: Mapping[str, Any]) -> list[str]:
             parts.append(f"### {name}\n\n{table(header, rows)}")
     if parts:
         parts.append(
-            "Found: a token of the evidence was kept, or where a document was only shortened, all "
-            "of the evidence was left. Rank: median place of the best-scored evidence token among "
-            "the span's positions, 1 = best; worst rank: that of the evidence that ranks lowest. "
-            "Numbers of questions in brackets."
+            "Found: a token of the evidence was kept (of what lies in the span), or where a "
+            "document was only shortened, all of the evidence was left. Rank: median place of the "
+            "best-scored evidence token among the span's positions, 1 = best; worst rank: that of "
+            "the evidence that ranks lowest. Numbers of questions in brackets."
         )
     return parts
 
@@ -180,12 +180,31 @@ def _subset(found: Mapping[str, Any] | None) -> str | None:
     return None if found is None else f"{found['score']:.1f} ({found['n']})"
 
 
+def _paired(pairs: Mapping[str, Any]) -> str:
+    """Condition and task down; the average has no test."""
+    rows: list[list[Any]] = []
+    for name, found in pairs.items():
+        for task, pair in [*found["datasets"].items(), ("average", None)]:
+            values = found["average"] if pair is None else pair._asdict()
+            (low, high), gain = values["difference"], values["second"] - values["first"]
+            row = [name, task, values["n"], values["first"], values["second"], f"{gain:+.2f}"]
+            row.append(f"{low:+.2f} to {high:+.2f}")
+            rest = ["-"] * 3 if pair is None else [pair.better, pair.worse, _probability(pair.p)]
+            rows.append([*row, *rest])
+    header = ["condition", "task", "n", "its score", REFERENCE, "difference", "95 % interval"]
+    return table([*header, "better", "worse", "p"], rows)
+
+
+def _probability(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def _map(cells: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [f"{cell['p']:g}", f"{cell['rho']:g}", _score(cell), cell["evidence_kept"]]
         for cell in cells
     ]
-    return table(["p", "rho", "score", "all evidence kept %"], rows)
+    return table(["p", "rho", "score", "all evidence in the span kept %"], rows)
 
 
 def _times(shown: Mapping[str, Any]) -> list[str]:

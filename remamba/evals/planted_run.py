@@ -6,21 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import torch
 
 from remamba.errors import InputError
 from remamba.evals.evidence import token_spans
-from remamba.evals.passages import (
-    PASSAGE_TOKENS,
-    best_passages,
-    own_words,
-    split_passages,
-)
+from remamba.evals.passages import PASSAGE_TOKENS, Passages, own_words
 from remamba.evals.planted import PlantedDocument, PlantedQuestion, answer_spans
 from remamba.evals.planted_asking import Answered, PlantedReader, Reading, Times
 from remamba.evals.planted_conditions import (
@@ -39,9 +34,12 @@ from remamba.evals.runner import say
 from remamba.text import encode, opening_tokens
 
 TIMES_FILE = "times.jsonl"
+WARM_UP = 400
+"""Characters that a model reads first, so that no batch's time holds what happens only once."""
 
 
-class Encoded(NamedTuple):
+@dataclass
+class Encoded:
     """A document and its questions as one tokenizer reads them."""
 
     source: PlantedDocument
@@ -54,6 +52,14 @@ class Encoded(NamedTuple):
     """Token spans of each question."""
     values: list[list[tuple[int, int]]]
     """Token spans of the answers in the evidence."""
+    _passages: dict[int, Passages] = field(default_factory=dict)
+
+    def passages(self, most: int) -> Passages:
+        """Of at most so many tokens; their tokens are counted from behind the opening."""
+        if most not in self._passages:
+            offsets = self.offsets[self.opening :]
+            self._passages[most] = Passages(self.source.text, offsets, most)
+        return self._passages[most]
 
 
 def encode_document(tokenizer: Any, source: PlantedDocument) -> Encoded:
@@ -116,6 +122,12 @@ class PlantedRun:
     ):
         self.conditions, self.documents, self.readers = conditions, documents, readers
         self.seed = seed
+        # models with one tokenizer share what it has read
+        tokenizers = {name: _dump(reader.tokenizer) for name, reader in readers.items()}
+        self._tongue = {
+            name: next(other for other, dump in tokenizers.items() if dump == own)
+            for name, own in tokenizers.items()
+        }
         self._order: dict[str, list[str]] = {}
         for document in documents:
             order = self._order.setdefault(document.task, [])
@@ -157,6 +169,8 @@ class PlantedRun:
             for batch in batches(self.documents, batch_size, most_positions)
             if (waiting := [c for c in asking if not self._is_done(c, batch)])
         ]
+        for reader in self.readers.values() if left else ():
+            reader.read([reader.tokenizer(left[0][0][0].text[:WARM_UP])["input_ids"]])
         progress = _Progress([len(waiting) * _positions(batch) for batch, waiting in left])
         for number, (batch, waiting) in enumerate(left):
             try:
@@ -182,11 +196,10 @@ class PlantedRun:
         readings: dict[tuple[str, str], Reading] = {}
         for condition in conditions:
             reader = self.readers[condition.answers_by]
-            if condition.answers_by not in encoded:
-                encoded[condition.answers_by] = [
-                    encode_document(reader.tokenizer, document) for document in batch
-                ]
-            documents = encoded[condition.answers_by]
+            tongue = self._tongue[condition.answers_by]
+            if tongue not in encoded:
+                encoded[tongue] = [encode_document(reader.tokenizer, one) for one in batch]
+            documents = encoded[tongue]
             with _seeded(f"{self.seed}/{batch[0].id}/{len(batch)}", reader.model.device):
                 self._ask(condition, documents, readings)
 
@@ -266,12 +279,10 @@ class PlantedRun:
         assert most is not None
         if condition.reads == TRUNCATE:
             return [*opening, *cut_ids(list(text), most)]
-        offsets = document.offsets[document.opening :]
         if len(text) <= most:
             return every
         query = self._queries[document.source.task][question.id]
-        passages = split_passages(document.source.text, offsets, min(PASSAGE_TOKENS, most))
-        found = best_passages(document.source.text, offsets, passages, query, most)
+        found = document.passages(min(PASSAGE_TOKENS, most)).best(query, most)
         return [*opening, *(place + document.opening for place in found)]
 
     def _answer_by_constants(self, condition: Condition) -> None:
@@ -283,6 +294,11 @@ class PlantedRun:
                 for question in document.questions:
                     if question.id not in file.done:
                         file.append({**_reference(document, question), "pred": constant})
+
+
+def _dump(tokenizer: Any) -> tuple[str, list[int]]:
+    """All that makes a fast tokenizer's tokens what they are."""
+    return tokenizer.backend_tokenizer.to_str(), opening_tokens(tokenizer)
 
 
 def _reference(document: PlantedDocument, question: PlantedQuestion) -> dict[str, Any]:

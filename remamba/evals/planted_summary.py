@@ -115,35 +115,40 @@ def describe_evidence(
         wrong: the questions that stage 1 alone does not answer fully right.
 
     Returns:
-        Shares of questions, times 100: `every` (of all evidence something was kept, or all of it
-        was left in a shortened document), `any` (of one of it), `value` (a token of the answer was
-        kept). `rank`: the median over questions of the best-scored evidence token's rank, `worst`:
-        of the worst-ranked evidence's (topk only; of what lies in the span). Scores of subsets,
-        each {"score", "n"}: `found` (every), `missed` (not every), `inside`, `outside` and `across`
-        (the span's border), `where_stage1_wrong`. A key is absent where there is nothing to tell.
+        Shares of questions with evidence in the span, times 100: `every` (of each evidence there a
+        token was kept, or all of it was left in a shortened document), `any` (of one of them),
+        `value` (a token of the answer was kept). With topk, medians over questions: `rank` of the
+        best-scored evidence token, `worst` of the evidence that ranks lowest. Scores of subsets,
+        each {"score", "n"}: `found` (every), `missed` (not every), with p < 1 `inside`, `outside`
+        and `across` (the span's border), `where_stage1_wrong`. A key is absent where there is
+        nothing to tell.
     """
     known = [
         (row, spans, score, prediction.id)
         for prediction, score in zip(predictions, scores, strict=True)
-        if (spans := found_spans(row := prediction.row))
+        if prediction.row.get("evidence")
+        and (spans := found_spans(row := prediction.row)) is not None
     ]
     if not known:
         return None
+    settings = condition.compression
+    has_border = settings is not None and settings.length < 1
     groups: dict[str, list[float]] = {}
     for row, spans, score, name in known:
-        groups.setdefault("found" if all(spans) else "missed", []).append(score)
-        if (place := place_in_span(row)) is not None:
+        if spans:
+            groups.setdefault("found" if all(spans) else "missed", []).append(score)
+        if has_border and (place := place_in_span(row)) is not None:
             groups.setdefault(place, []).append(score)
         if wrong is not None and name in wrong:
             groups.setdefault("where_stage1_wrong", []).append(score)
-    described: dict[str, Any] = {
-        "every": _percent([all(spans) for _, spans, _, _ in known]),
-        "any": _percent([any(spans) for _, spans, _, _ in known]),
-    }
+    described: dict[str, Any] = {}
+    if asked := [spans for _, spans, _, _ in known if spans]:
+        described["every"] = _percent([all(spans) for spans in asked])
+        described["any"] = _percent([any(spans) for spans in asked])
     values = [any(found) for row, *_ in known if (found := found_spans(row, "value"))]
     if values:
         described["value"] = _percent(values)
-    if condition.compression is not None and condition.compression.selector == "topk":
+    if settings is not None and settings.selector == "topk":
         ranks = [[rank for rank in row.get("ranks") or () if rank is not None] for row, *_ in known]
         if some := [row for row in ranks if row]:
             described["rank"] = float(np.median([min(row) for row in some]))
@@ -198,7 +203,7 @@ def map_cell(condition: Condition, entry: Mapping[str, Any]) -> dict[str, Any]:
         (cell["evidence"]["every"], cell["n"])
         for dataset in entry["datasets"].values()
         for cell in dataset["lengths"].values()
-        if cell["evidence"] is not None
+        if "every" in (cell["evidence"] or {})
     ]
     count = sum(n for _, n in told)
     return {

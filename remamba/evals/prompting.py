@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from remamba.errors import InputError
 from remamba.evals import leval, longbench
+from remamba.evals.bm25 import BM25
 from remamba.evals.items import Item, Prompt
 
 Baseline = Literal["none", "truncate", "bm25"]
@@ -189,25 +188,10 @@ def best_chunks(tokenizer: Any, document: str, query: str, count: int) -> str:
     sizes = [len(ids) for ids in tokenizer(chunks, add_special_tokens=False)["input_ids"]]
     if sum(sizes) <= count:
         return document
-    scores = bm25(query, chunks)
+    scores = BM25(chunks, BM25_K1, BM25_B).scores(query)
     room, taken = count, []
     for i in sorted(range(len(chunks)), key=lambda i: (-scores[i], i)):
         if sizes[i] <= room:
             taken.append(i)
             room -= sizes[i]
     return "".join(chunks[i] for i in sorted(taken))
-
-
-def bm25(query: str, chunks: list[str], k1: float = BM25_K1, b: float = BM25_B) -> list[float]:
-    """Okapi BM25 of each chunk for a query; words are runs of letters and digits, lower case."""
-    counts = [Counter(re.findall(r"\w+", chunk.lower())) for chunk in chunks]
-    lengths = [count.total() for count in counts]
-    mean = sum(lengths) / len(lengths)
-    scores = [0.0] * len(chunks)
-    for word in sorted(set(re.findall(r"\w+", query.lower()))):
-        holding = sum(word in count for count in counts)
-        weight = math.log(1 + (len(chunks) - holding + 0.5) / (holding + 0.5))
-        for i, count in enumerate(counts):
-            share = k1 * (1 - b + b * lengths[i] / mean)
-            scores[i] += weight * count[word] * (k1 + 1) / (count[word] + share)
-    return scores

@@ -8,11 +8,11 @@ import pytest
 
 from remamba.errors import InputError
 from remamba.evals import leval, longbench
+from remamba.evals.bm25 import BM25
 from remamba.evals.items import Item, Prompt
 from remamba.evals.prompting import (
     Prompting,
     best_chunks,
-    bm25,
     cut_ids,
     cut_middle,
     cut_words,
@@ -168,10 +168,12 @@ def test_truncation_baseline() -> None:
 
 def test_bm25_ranks_what_the_question_names() -> None:
     chunks = ["the cat sat on the mat", "a dulcimer is played by Helen", "the dog the dog the cat"]
-    scores = bm25("Who plays the dulcimer?", chunks)
+    scores = BM25(chunks, 1.5, 0.75).scores("Who plays the dulcimer?")
     assert scores[1] > scores[0] and scores[1] > scores[2]
     # one chunk holds the word: ln(1 + 2.5 / 1.5) times tf 2.5 / (1 + 1.5 * length share)
-    assert bm25("dulcimer", ["dulcimer x", "y z", "u v"])[0] == pytest.approx(0.9808, abs=1e-4)
+    assert BM25(["dulcimer x", "y z", "u v"], 1.5, 0.75).scores("dulcimer")[0] == pytest.approx(
+        0.9808, abs=1e-4
+    )
 
 
 def test_bm25_baseline_keeps_the_documents_order() -> None:
