@@ -158,5 +158,8 @@ for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"
 EOF
 
 echo "== $OUT/remamba-tiny after $SECONDS s; to measure it beside plain Mamba:" >&2
-echo "$PYTHON $root/examples/eval_facts.py --model $OUT/remamba-tiny --plain $OUT/plain-long" \
-  "--books $BOOKS/dev.jsonl.xz --tokens 1000 2000 4000 --questions 200 --output $OUT/facts.json"
+echo "$PYTHON -m remamba.cli data build planted --books $BOOKS/dev.jsonl.xz --split dev" \
+  "--documents 50 --questions 4 --tokens 4000 4000 --tokenizer $OUT/remamba-tiny" \
+  "--output $OUT/data/dev-4000.jsonl &&" \
+  "$PYTHON -m remamba.cli eval planted --data $OUT/data/dev-4000.jsonl" \
+  "--model $OUT/remamba-tiny --plain $OUT/plain-long --output $OUT/planted"

@@ -106,15 +106,12 @@ def test_an_output_is_not_replaced_unasked(books: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
 
 
-def test_base_is_made_and_evaluated(
-    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import eval_facts
+def test_base_is_made(books: Path, tmp_path: Path) -> None:
     import torch
 
     from remamba import ReMambaForCausalLM
 
-    base, report = tmp_path / "base", tmp_path / "facts.json"
+    base = tmp_path / "base"
     size = ["--vocab-size", "1024", "--hidden-size", "32", "--layers", "1", "--head-dim", "16"]
     size += ["--state-size", "8", "--sample-mb", "0.02", "--word-weight", "2"]
     assert make_base.main(["--books", str(books), "--output", str(base), *size]) == 0
@@ -127,32 +124,9 @@ def test_base_is_made_and_evaluated(
     assert ((step >= 0.01) & (step <= 0.1)).tolist() == [True] * 2 + [False] * 2  # slow, local
     assert (step[2:] >= 0.1).all() and (step[2:] <= 1).all()
 
-    asked = ["--tokens", "150", "--questions", "3", "--per-document", "2", "--device", "cpu"]
-    given = ["--model", str(base), "--plain", str(base), "--books", str(books)]
-    assert eval_facts.main([*given, *asked, "--output", str(report)]) == 0
-    assert "| 150 | ReMamba | " in capsys.readouterr().out
-    rows = json.loads(report.read_text())["results"]
-    assert [row["questions"] for row in rows] == [3] * 6
-    by_name = {row["name"]: row for row in rows}
-    assert by_name["ReMamba"]["kept"] == by_name["fixed selection"]["kept"] == 8  # ceil(.05 * 150)
-    # the same weights without compression answer alike, read by whichever model
-    assert by_name["stage 1 alone"]["predictions"] == by_name["plain"]["predictions"]
-
-
-def test_evaluation_counts_tokens_and_intervals() -> None:
-    import eval_facts
-
-    low, high = eval_facts.wilson(50, 100)
-    assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
-    assert eval_facts.wilson(0, 10)[0] == 0.0
-    offsets = [(0, 4), (4, 8), (8, 9), (9, 15)]
-    assert eval_facts.tokens_at(offsets, [(5, 9)]) == {1, 2}
-    document = "Red. Ada's coat is red. Yes: red. Red."
-    question = {"response": " red", "evidence": [5, 33]}
-    assert eval_facts.value_spans(document, question) == [(19, 22), (29, 32)]
-
 
 RECIPE = EXAMPLES.parent / "recipes" / "remamba_tiny.sh"
+CLI = ["-m", "remamba.cli"]
 STUB = """
 import json, os, sys
 from pathlib import Path
@@ -179,12 +153,12 @@ else:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) -> None:
-    import eval_facts
     import torch
     from safetensors.torch import load_file
 
     from remamba.cli import _parse
     from remamba.commands.data_planted import Args as Planted
+    from remamba.commands.eval_planted import Args as EvalPlanted
     from remamba.train.config import TrainArgs
 
     subprocess.run(["bash", "-n", str(RECIPE)], check=True)
@@ -233,8 +207,13 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
     assert load_file(out / "remamba-tiny" / "model.safetensors")["w"].dtype == torch.bfloat16
     config = json.loads((out / "remamba-tiny" / "config.json").read_text())
     assert config == {"dtype": "bfloat16", "model_type": "remamba"}
-    assert Path(printed[1]) == EXAMPLES / "eval_facts.py"
-    eval_facts.build_parser().parse_args(printed[2:])
+    end = printed.index("&&")
+    build, asking = printed[1:end], printed[end + 2 :]
+    built = _parse(Planted, "data build planted", build[5:])
+    assert [*build[:5], *asking[:4]] == [*CLI, *BUILD, *CLI, "eval", "planted"]
+    asked = _parse(EvalPlanted, "eval planted", asking[4:])
+    assert asked.data == (built.output,)
+    assert (built.tokenizer, Path(asked.plain)) == (out / "remamba-tiny", out / "plain-long")
 
     (out / "long" / "train.json").write_text('{"status": "running"}')  # cut off; the rest is there
     run()

@@ -60,22 +60,24 @@ def read_documents(
     """The rows of files, and the files' sha256 by name.
 
     A row without `task`, `metric`, `new_tokens` or `answers` is of facts, scored by exact match
-    with the response, at most 8 new tokens.
+    with the response, at most 8 new tokens. A row with the id of one in an earlier file (which was
+    built with the same seed) is told apart by its file: "test-2000/facts-test-0-1".
 
     Args:
         lengths: what lengths are reported; each document counts with the nearest.
         limit: only the first so many documents of each task and length.
 
     Raises:
-        InputError: a row cannot be used, or two have one id.
+        InputError: a row cannot be used, or two of one file have one id.
     """
     documents: dict[str, PlantedDocument] = {}
     hashes: dict[str, str] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for file in files:
-        lines = JsonLines(file)
+        lines, earlier = JsonLines(file), set(documents)
         for row in lines:
-            document = _document(row, lengths)
+            name = row.get_text("id", empty=False)
+            document = _document(row, f"{_stem(file)}/{name}" if name in earlier else name, lengths)
             if document.id in documents:
                 raise InputError(f"{row.where}: id {document.id!r} is also another row's")
             counts[document.task, document.length] += 1
@@ -85,8 +87,13 @@ def read_documents(
     return list(documents.values()), hashes
 
 
-def _document(row: Row, lengths: Sequence[int]) -> PlantedDocument:
-    name, text = row.get_text("id", empty=False), row.get_text("document", empty=False)
+def _stem(file: Path) -> str:
+    """The file's name without what it ends in: test-2000.jsonl.gz -> test-2000."""
+    return file.name.split(".")[0]
+
+
+def _document(row: Row, name: str, lengths: Sequence[int]) -> PlantedDocument:
+    text = row.get_text("document", empty=False)
     task = _choice(row, "task", DATASETS)
     metric = _choice(row, "metric", METRICS)
     new_tokens = row.get_number("new_tokens") if "new_tokens" in row else NEW_TOKENS

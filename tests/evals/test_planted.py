@@ -61,8 +61,11 @@ def test_rows_that_cannot_be_used(
 
 def test_two_rows_of_one_id(write: Any, tmp_path: Path) -> None:
     files = [write(tmp_path / name, ROW) for name in ("f.jsonl", "g.jsonl")]
-    with pytest.raises(InputError, match="'a' is also another row's"):
-        read_documents(files)
+    assert [document.id for document in read_documents(files)[0]] == ["a", "g/a"]
+    with pytest.raises(InputError, match="'g/a' is also another row's"):
+        read_documents([*files, files[1]])
+    with pytest.raises(InputError, match=r"f\.jsonl:2: id 'a' is also another row's"):
+        read_documents([write(files[0], ROW, ROW)])
 
 
 @pytest.mark.parametrize(
