@@ -1,43 +1,45 @@
-"""Make the untrained base of a tiny ReMamba model: a tokenizer for books and facts, random weights.
+"""Make the untrained base of a small ReMamba model: a tokenizer for planted data, random weights.
 
-The tokenizer is a byte-level BPE trained on books and on the sentences of planted facts. The words
-that facts are made of (names, places, colours, numbers of two digits ...) are fed to it so often
-that nearly each becomes one token: a small model then copies an answer in one step.
+The tokenizer is a byte-level BPE trained on books and on rows of the planted suite. The words that
+training's facts are made of (names, places, colours, numbers of two digits ...) are fed to it so
+often that nearly each becomes one token: a small model then copies an answer in one step. Words of
+the other splits get no such weight: they are spelled as prose taught it.
 
 The weights are random, with a start from which recall is learnt within thousands of steps instead
-of millions (--no-recall-start leaves it out). In every layer, B begins as a copy of C, one token
-back, while C and x look at the token itself: what followed a token is written under that
-token, and the same token asked again reads it. Half of the heads are slow (facts are kept in them),
-half are local (they carry a name or an attribute over a few tokens); measured: with all heads slow,
-accuracy after 500 steps was 88.5 % in place of 89.3 %, and next-token loss on the documents 2.245
-in place of 2.079 (step 350).
+of millions (--no-recall-start leaves it out): see `recall_start`.
 
 Example:
 
-    python examples/make_base.py --books train-*.jsonl.xz --output tiny-base
-    remamba train --base tiny-base ...
+    python examples/make_base.py --family mamba --size 10m --books train-*.jsonl.xz --output base
+    remamba train --base base ...
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remamba.errors import InputError
-from remamba.planted import facts, language, prose
+from remamba.planted import prose
+from remamba.planted.build import load_tokenizer
+from remamba.planted.language import words_of
+from remamba.planted.suite import TASKS, Options, Suite, make_tasks
+from remamba.planted.task import SPLITS, Source
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from remamba import ReMambaForCausalLM
+    from remamba import ReMambaConfig, ReMambaForCausalLM
 
 END, PAD = "<|endoftext|>", "<|pad|>"  # ids 0 and 1
 
@@ -47,19 +49,43 @@ WORDS = (
 )
 
 
-def fact_words() -> list[str]:
-    """Every word that a tokenizer should know whole: names and values, with the space before."""
-    words = [*language.FIRST_NAMES, *language.SURNAMES]
-    for attribute in language.ATTRIBUTES:
-        values = attribute.values
-        words += language.TWO_DIGITS if values is language.NUMBERS else values
-    return [" " + word for word in dict.fromkeys(words)]
+@dataclass(frozen=True)
+class Size:
+    """Width and layers of a model; with 8,192 tokens both families have about as many parameters
+    as the size's name says."""
+
+    hidden_size: int
+    layers: int
+
+
+SIZES = {"4m": Size(256, 4), "10m": Size(384, 6), "16m": Size(512, 6)}
+STATES = {"mamba": 32, "mamba2": 64}  # the state of a channel
+
+
+def fact_words(split: str) -> list[str]:
+    """Every word that the facts of a split are made of, with the space before."""
+    return [" " + word for word in words_of(split)]
+
+
+def planted_rows(
+    books: list[list[str]], classes: Path | None, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Endless rows of all tasks' training split; of few-shot if there are labelled questions."""
+    names = tuple(name for name in TASKS if name != "few-shot" or classes is not None)
+    options = Options(
+        tasks=names, tokens=(150, 600), seed=seed, facts_per_1000=60.0, classes=classes
+    )
+    lengths = prose.Lengths(None)
+    source = Source(prose.Prose(books, lengths), lengths, "train")
+    suite = Suite(source, options, make_tasks(options))
+    for number in itertools.count():
+        yield suite.make(number).row
 
 
 def training_text(
-    books: list[list[str]], megabytes: float, word_weight: int, seed: int
+    books: list[list[str]], megabytes: float, word_weight: int, seed: int, classes: Path | None
 ) -> Iterator[str]:
-    """A sample of the books, a fifth as much of facts and questions, and the words many times."""
+    """A sample of the books, two fifths as much of planted rows, and the words many times."""
     rng = random.Random(seed)
     paragraphs = [paragraph for book in books for paragraph in book]
     rng.shuffle(paragraphs)
@@ -69,15 +95,15 @@ def training_text(
         room -= len(paragraph)
         if room < 0:
             break
-    maker = facts.FactMaker(books, facts.Options(seed=seed))
-    room = megabytes * 1e6 / 5
-    while room > 0:
-        for fact in maker.facts(rng, 100):
-            question = rng.choice(fact.attribute.questions).replace("{p}", fact.person)
-            text = f" {fact.text}{language.QUESTION.replace('{q}', question)} {fact.value}"
-            yield text
-            room -= len(text)
-    for word in fact_words():
+    room = megabytes * 1e6 * 2 / 5
+    for row in planted_rows(books, classes, seed):
+        asked = [question["question"] + question["response"] for question in row["questions"]]
+        text = row["document"] + "".join(asked)
+        yield text
+        room -= len(text)
+        if room < 0:
+            break
+    for word in fact_words("train"):
         yield word * word_weight
 
 
@@ -88,6 +114,7 @@ def train_tokenizer(
     megabytes: float = 10.0,
     word_weight: int = 2000,
     seed: int = 0,
+    classes: Path | None = None,
 ) -> Tokenizer:
     """Train the byte-level BPE tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -106,7 +133,8 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(training_text(books, megabytes, word_weight, seed), trainer)
+    text = training_text(books, megabytes, word_weight, seed, classes)
+    tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
 
@@ -124,53 +152,113 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     fast.save_pretrained(directory)
 
 
-def one_token_share(tokenizer: Any, words: Sequence[str]) -> float:
-    """The share of the words that are one token."""
-    return sum(len(tokenizer.encode(word).ids) == 1 for word in words) / len(words)
+def tokens_per_word(tokenizer: Any, words: Sequence[str]) -> float:
+    """Mean number of tokens of the words."""
+    return sum(len(tokenizer.encode(word).ids) for word in words) / len(words)
+
+
+def _normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> None:
+    import torch
+
+    weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+
+
+def _uniform(
+    shape: Sequence[int], low: float, high: float, generator: torch.Generator
+) -> torch.Tensor:
+    import torch
+
+    return torch.empty(tuple(shape)).uniform_(low, high, generator=generator)
+
+
+def _step_bias(step: torch.Tensor) -> torch.Tensor:
+    """What softplus turns into the time step."""
+    import torch
+
+    return step + torch.log(-torch.expm1(-step))
 
 
 def recall_start(model: ReMambaForCausalLM, generator: torch.Generator) -> None:
-    """Draw the weights of a Mamba-2 model so that recall is near (see the top of this file).
+    """Draw weights from which recall is near.
 
-    in_proj's rows are [gate (e), x (e), B (g n), C (g n), dt (h)]; conv1d's channels are [x, B, C].
+    In every layer B begins as C one token back, while C and x look at the token itself: what
+    followed a token is written under that token, and the same token asked again reads it.
+    docs/LOG.md has what this start gains.
     """
     import torch
 
-    config = model.config
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    states = config.n_groups * config.state_size
-
-    def normal(weight: torch.Tensor, std: float) -> None:
-        weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
-
-    def uniform(weight: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        return torch.empty(weight.shape).uniform_(low, high, generator=generator)
-
+    config: Any = model.config
+    start = _start_mamba2 if config.backbone_type == "mamba2" else _start_mamba
     with torch.no_grad():
-        normal(model.backbone.embeddings.weight, 0.05)
+        _normal(model.backbone.embeddings.weight, 0.05, generator)
         for layer in model.backbone.layers:
-            mixer = layer.mixer
-            projection, taps = mixer.in_proj.weight, mixer.conv1d.weight  # (rows, d), (c, 1, w)
-            inner = mixer.out_proj.weight.shape[1]
-            normal(projection, 0.7 * hidden**-0.5)
-            normal(mixer.out_proj.weight, 0.7 * (inner * layers) ** -0.5)
-            b_rows = slice(2 * inner, 2 * inner + states)
-            c_rows = slice(2 * inner + states, 2 * inner + 2 * states)
-            projection[b_rows] = projection[c_rows]
+            start(layer.mixer, config, generator)
 
-            normal(taps, 0.09)
-            b_taps = slice(inner, inner + states)
-            taps[:, 0, -1] += 1.0  # the token itself ...
-            taps[b_taps, 0, -1] -= 1.0
-            taps[b_taps, 0, -2] += 1.0  # ... and for B the one before it
-            if mixer.conv1d.bias is not None:
-                mixer.conv1d.bias.zero_()
 
-            mixer.A_log.copy_(uniform(mixer.A_log, 0.1, 1.0).log())
-            step = uniform(mixer.dt_bias, math.log(0.01), math.log(0.1)).exp()
-            step[len(step) // 2 :] *= 10  # slow heads .01 to .1, then local heads .1 to 1
-            mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step
-            mixer.D.fill_(1.0)
+def _start_mamba(mixer: Any, config: ReMambaConfig, generator: torch.Generator) -> None:
+    """In Mamba B, C and x all come from the convolved channels. Half of these look at the token,
+    half are their copies that look at the one before it; C reads the first half, and B the second
+    with the same weights. out_proj leans to the transpose of in_proj, so that what was read comes
+    out as the token it went in as. x_proj's rows are [dt (r), B (n), C (n)].
+    """
+    hidden, states = config.hidden_size, config.state_size
+    rank, inner = config.time_step_rank, mixer.out_proj.weight.shape[1]
+    half = inner // 2
+    projection, taps = mixer.in_proj.weight, mixer.conv1d.weight  # (2 e, d), (e, 1, w)
+    _normal(projection, 0.7 * hidden**-0.5, generator)
+    projection[half:inner] = projection[:half]
+    _normal(mixer.out_proj.weight, 0.7 * (inner * config.num_hidden_layers) ** -0.5, generator)
+    mixer.out_proj.weight[:, :half] += 0.5 * projection[:half].T
+    mixer.out_proj.weight[:, half:] *= 0.3
+    _normal(taps, 0.09, generator)
+    taps[:half, 0, -1] += 1.0
+    taps[half:, 0, -2] += 1.0
+    if mixer.conv1d.bias is not None:
+        mixer.conv1d.bias.zero_()
+
+    key = mixer.x_proj.weight.new_empty(states, half)
+    _normal(key, half**-0.5, generator)
+    key -= key.mean(dim=1, keepdim=True)  # SiLU's mean would make all keys alike
+    rows = mixer.x_proj.weight
+    _normal(rows[:rank], inner**-0.5, generator)
+    rows[rank:] = 0.0
+    rows[rank : rank + states, half:] = key
+    rows[rank + states :, :half] = key
+
+    mixer.A_log.copy_(_uniform((inner, 1), 0.1, 1.0, generator).log().expand_as(mixer.A_log))
+    step = _uniform((inner,), math.log(0.01), math.log(0.1), generator).exp()
+    mixer.dt_proj.bias.copy_(_step_bias(step))
+    mixer.D.fill_(1.0)
+
+
+def _start_mamba2(mixer: Any, config: ReMambaConfig, generator: torch.Generator) -> None:
+    """in_proj's rows are [gate (e), x (e), B (g n), C (g n), dt (h)]; conv1d's channels [x, B, C].
+
+    Half of the heads are slow (facts are kept in them), half are local (they carry a name or an
+    attribute over a few tokens).
+    """
+    hidden, states = config.hidden_size, config.n_groups * config.state_size
+    projection, taps = mixer.in_proj.weight, mixer.conv1d.weight  # (rows, d), (c, 1, w)
+    inner = mixer.out_proj.weight.shape[1]
+    _normal(projection, 0.7 * hidden**-0.5, generator)
+    _normal(mixer.out_proj.weight, 0.7 * (inner * config.num_hidden_layers) ** -0.5, generator)
+    b_rows = slice(2 * inner, 2 * inner + states)
+    c_rows = slice(2 * inner + states, 2 * inner + 2 * states)
+    projection[b_rows] = projection[c_rows]
+
+    _normal(taps, 0.09, generator)
+    b_taps = slice(inner, inner + states)
+    taps[:, 0, -1] += 1.0  # the token itself ...
+    taps[b_taps, 0, -1] -= 1.0
+    taps[b_taps, 0, -2] += 1.0  # ... and for B the one before it
+    if mixer.conv1d.bias is not None:
+        mixer.conv1d.bias.zero_()
+
+    mixer.A_log.copy_(_uniform(mixer.A_log.shape, 0.1, 1.0, generator).log())
+    step = _uniform(mixer.dt_bias.shape, math.log(0.01), math.log(0.1), generator).exp()
+    step[len(step) // 2 :] *= 10  # slow heads .01 to .1, then local heads .1 to 1
+    mixer.dt_bias.copy_(_step_bias(step))
+    mixer.D.fill_(1.0)
 
 
 def make_model(args: argparse.Namespace, vocab_size: int) -> ReMambaForCausalLM:
@@ -181,7 +269,7 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> ReMambaForCausalLM:
 
     torch.manual_seed(args.seed)
     config = ReMambaConfig(
-        backbone_type="mamba2",
+        backbone_type=args.family,
         vocab_size=vocab_size,
         hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,
@@ -216,13 +304,27 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--books", nargs="+", required=True, metavar="F", help="books: .jsonl or .jsonl.xz")
+    add("--books", nargs="+", metavar="F", help="books: .txt, .md, .jsonl; also as .gz or .xz")
     add("--output", required=True, metavar="DIR", help="where tokenizer and model go")
-    add("--vocab-size", type=int, default=4096, help="tokens (default: 4096)")
-    add("--hidden-size", type=int, default=256, help="width (default: 256)")
-    add("--layers", type=int, default=6, help="layers (default: 6)")
-    add("--state-size", type=int, default=64, help="state of a channel (default: 64)")
-    add("--head-dim", type=int, default=64, help="channels a head (default: 64)")
+    add("--family", choices=STATES, default="mamba2", help="backbone (default: mamba2)")
+    add("--size", choices=SIZES, default="10m", help="parameters, about (default: 10m)")
+    add("--vocab-size", type=int, default=8192, help="tokens (default: 8192)")
+    add("--hidden-size", type=int, metavar="N", help="width (default: the size's)")
+    add("--layers", type=int, metavar="N", help="layers (default: the size's)")
+    add(
+        "--state-size",
+        type=int,
+        metavar="N",
+        help="state of a channel (default: 32 for mamba, 64 for mamba2)",
+    )
+    add("--head-dim", type=int, default=64, help="channels a head of mamba2 (default: 64)")
+    add(
+        "--classes",
+        type=Path,
+        metavar="F",
+        help="TREC's labelled questions, for words of the task few-shot",
+    )
+    add("--tokenizer", metavar="DIR", help="take the tokenizer of this base; train none")
     add("--seed", type=int, default=0, help="of the weights and of the text sample (default: 0)")
     add(
         "--sample-mb",
@@ -254,25 +356,33 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--output {output}: is not empty; give another directory or --overwrite")
     if args.vocab_size < 512:
         raise InputError(f"--vocab-size {args.vocab_size}: give 512 or more")
-    if 2 * args.hidden_size % args.head_dim:
+    size = SIZES[args.size]
+    args.hidden_size = args.hidden_size or size.hidden_size
+    args.layers = args.layers or size.layers
+    args.state_size = args.state_size or STATES[args.family]
+    if args.family == "mamba2" and 2 * args.hidden_size % args.head_dim:
         raise InputError(f"--head-dim {args.head_dim}: must divide {2 * args.hidden_size}")
-    books = prose.read_books(args.books)
-    print(f"{len(books)} books; training the tokenizer", file=sys.stderr, flush=True)
-    tokenizer = train_tokenizer(
-        books,
-        args.vocab_size,
-        megabytes=args.sample_mb,
-        word_weight=args.word_weight,
-        seed=args.seed,
-    )
+    if (args.books is None) == (args.tokenizer is None):
+        raise InputError("give --books to train a tokenizer, or --tokenizer to take one")
+    if args.tokenizer is not None:
+        tokenizer = load_tokenizer(args.tokenizer)
+    else:
+        books = prose.read_books(args.books)
+        print(f"{len(books)} books; training the tokenizer", file=sys.stderr, flush=True)
+        tokenizer = train_tokenizer(
+            books,
+            args.vocab_size,
+            megabytes=args.sample_mb,
+            word_weight=args.word_weight,
+            seed=args.seed,
+            classes=args.classes,
+        )
     output.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, output)
-    sample = "\n\n".join(books[0])[:200_000]
-    report = {
-        "vocabulary": tokenizer.get_vocab_size(),
-        "one_token_words": round(one_token_share(tokenizer, fact_words()), 3),
-        "prose_chars_per_token": round(len(sample) / len(tokenizer.encode(sample).ids), 2),
-    }
+    report: dict[str, Any] = {"vocabulary": tokenizer.get_vocab_size()}
+    for split in SPLITS:
+        words = tokens_per_word(tokenizer, fact_words(split))
+        report[f"tokens_per_{split}_word"] = round(words, 3)
     if not args.tokenizer_only:
         model = make_model(args, tokenizer.get_vocab_size())
         model.save_pretrained(output)

@@ -66,7 +66,7 @@ stage() {
 
 if [[ ! -f $OUT/base/model.safetensors ]]; then
   timed base "$PYTHON" "$root/examples/make_base.py" --books "${books[@]}" \
-    --output "$OUT/base" --overwrite
+    --output "$OUT/base" --hidden-size 256 --layers 6 --vocab-size 4096 --overwrite
 fi
 
 # -- the data --

@@ -1,0 +1,322 @@
+#!/usr/bin/env bash
+# The evidence: one base, and from it plain Mamba and the forms of ReMamba, all trained on the same
+# data in the same order for the same steps, then asked the planted suite.
+#
+#   BOOKS=books OUT=evidence FAMILY=mamba2 recipes/evidence.sh
+#
+# BOOKS     folder with train-*.jsonl.xz and dev.jsonl.xz, books as JSON lines with a "text"
+# OUT       folder for data, models and results
+# CLASSES   TREC's labelled questions (trec_train.txt); without them the task few-shot is left out
+# FAMILY    mamba2 or mamba (default: mamba2); the data serve both
+# SIZE      4m, 10m or 16m (default: 10m)
+# SEEDS     seeds of the branches: order, questions, drawn ratios (default: "1 2")
+# BRANCHES  names from the table below (default: all of it)
+# ROWS      documents of the test at each length (default: 240)
+# JOBS      branches that train at once on the GPU (default: 1)
+# PYTHON    interpreter with remamba[train,eval] (default: python)
+# WORKERS   processes that write data (default: all cores)
+# SCALE     full, or toy: the whole chain in minutes on two CPU cores; it learns nothing
+#
+# What is there already is skipped, so a chain that was cut off goes on where it was. Planned for
+# one H100 and 10 million parameters: the base reads about 140 million tokens; a branch 35 (plain),
+# 45 (whole document) or 150 million (a part of the document, which reads the rest again for each
+# question). These are estimates; train.json of each run tells what it took.
+set -euo pipefail
+
+: "${BOOKS:?set BOOKS to the folder with train-*.jsonl.xz}"
+: "${OUT:?set OUT to the folder for data, models and results}"
+PYTHON=${PYTHON:-python} CLASSES=${CLASSES:-} SCALE=${SCALE:-full}
+WORKERS=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
+FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} JOBS=${JOBS:-1}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+
+fail() {
+  echo "evidence.sh: $*" >&2
+  exit 2
+}
+
+books=("$BOOKS"/train-*.jsonl.xz)
+[[ -f ${books[0]} ]] || fail "$BOOKS holds no train-*.jsonl.xz; set BOOKS to the folder of books"
+[[ -f $BOOKS/dev.jsonl.xz ]] || fail "$BOOKS holds no dev.jsonl.xz; set BOOKS to the folder of books"
+[[ $FAMILY == mamba || $FAMILY == mamba2 ]] || fail "FAMILY=$FAMILY: give mamba or mamba2"
+
+# -- the branches --
+
+# Of the whole document (p = 1); the last one of two equal options counts.
+whole="--length 1 1 --stage1-loss 1 --score-loss 1 --adaption multiplicative --document-loss 0.3"
+# Of a part of it (s = 0): no loss on the document, whose vectors would see what comes later.
+part="--start 0 --adaption selective --accumulate 4"
+
+# form NAME: how a branch differs from plain Mamba, and the last rho
+form() {
+  rho=0.015
+  case $1 in
+    plain | plain-more) options="--document-loss 0.3" ;;
+    plain-bare) options="" ;; # beside the forms that have no loss on the document
+    whole) options=$whole ;;
+    whole-evidence) options="$whole --score-target evidence" ;;
+    whole-no-score) options="$whole --score-loss 0" ;;
+    whole-true) options="$whole --score-gradient true" ;;
+    whole-none | whole-selective | whole-exact) options="$whole --adaption ${1#whole-}" ;;
+    whole-random | whole-fixed) options="$whole --selector ${1#whole-} --score-loss 0" ;;
+    whole-before) options="$whole --placement before_question" ;;
+    whole-append) options="$whole --placement append --document-loss 0 --accumulate 4" ;;
+    paper) options="$part --length 0.18 0.18" rho=0.009 ;;
+    paper-score) options="$part --length 0.18 0.18 --stage1-loss 1 --score-loss 1" rho=0.009 ;;
+    p20) options="$part --length 0.2 0.2" rho=0.05 ;;
+    p20-score) options="$part --length 0.2 0.2 --stage1-loss 1 --score-loss 1" rho=0.05 ;;
+    *) fail "BRANCHES: $1 is unknown; the table of branches is in recipes/evidence.sh" ;;
+  esac
+}
+
+all="plain plain-more plain-bare whole whole-evidence whole-no-score whole-true whole-none
+  whole-selective whole-exact whole-random whole-fixed whole-before whole-append paper paper-score
+  p20 p20-score"
+
+# -- the sizes --
+
+case $SCALE in
+  full)
+    SEEDS=${SEEDS:-1 2} BRANCHES=${BRANCHES:-$all} ROWS=${ROWS:-240}
+    test_lengths=(500 1000 2000 4000 8000)
+    tokenizer_options=() base_options=(--size "$SIZE")
+    # documents of each file of data
+    short=120000 names=150000 text=30000 middle=24000 long=12000
+    # steps and documents a step
+    recall_steps=500 names_steps=1000 mixed_steps=800 wide_steps=600
+    readout_steps=80 select_steps=250 middle_steps=300 long_steps=300
+    recall_batch=256 select_batch=192 middle_batch=64 long_batch=32
+    middle_tokens=(250 900) long_tokens=(700 2000)
+    ;;
+  toy)
+    books=("${books[0]}")
+    SEEDS=${SEEDS:-1} BRANCHES=${BRANCHES:-plain whole paper} ROWS=${ROWS:-8}
+    test_lengths=(300)
+    tokenizer_options=(--vocab-size 1024 --sample-mb 0.2 --word-weight 20)
+    SIZE=toy base_options=(--hidden-size 64 --layers 2 --state-size 16 --head-dim 16)
+    short=64 names=64 text=16 middle=32 long=16
+    recall_steps=6 names_steps=4 mixed_steps=4 wide_steps=2
+    readout_steps=2 select_steps=2 middle_steps=2 long_steps=2
+    recall_batch=8 select_batch=8 middle_batch=4 long_batch=4
+    middle_tokens=(250 400) long_tokens=(300 500)
+    ;;
+  *) fail "SCALE=$SCALE: give full or toy" ;;
+esac
+for name in $BRANCHES; do form "$name"; done # an unknown name ends it here
+
+# timed NAME COMMAND...
+timed() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "== $name" >&2
+  "$@"
+  echo "== $name: $((SECONDS - start)) s, $SECONDS s in all" >&2
+}
+
+# -- the tokenizer and the data --
+
+with_classes=()
+tasks=(facts two-hop many-facts retrieval count dictionary)
+if [[ -n $CLASSES ]]; then
+  tasks+=(few-shot)
+  with_classes=(--classes "$CLASSES")
+fi
+
+if [[ ! -f $OUT/tokenizer/tokenizer.json ]]; then
+  timed tokenizer "$PYTHON" "$root/examples/make_base.py" --books "${books[@]}" \
+    --output "$OUT/tokenizer" --tokenizer-only --overwrite \
+    ${with_classes[@]+"${with_classes[@]}"} ${tokenizer_options[@]+"${tokenizer_options[@]}"}
+fi
+
+# data NAME DOCUMENTS OPTIONS...: training data, or what other --books and --split say
+data() {
+  local name=$1 documents=$2 file=$OUT/data/$1.jsonl
+  shift 2
+  if [[ -f $file ]]; then
+    echo "== data $name: is there" >&2
+    return
+  fi
+  timed "data $name" "$PYTHON" -m remamba.cli data build planted --books "${books[@]}" \
+    --output "$file" --documents "$documents" --tokenizer "$OUT/tokenizer" \
+    --workers "$WORKERS" "$@"
+}
+
+# short documents, dense with facts
+data short "$short" --tasks facts many-facts two-hop dictionary --weights 5 1 1 1 --tokens 60 160 \
+  --facts-per-1000 50 --questions 6 --seed 20
+# one or two kinds of facts: only the name tells them apart
+data names "$names" --tasks facts --kinds 1 2 --tokens 60 160 --facts-per-1000 60 --questions 6 \
+  --seed 21
+# plain text: the books and what is planted in them
+data text "$text" --tasks "${tasks[@]}" --tokens 400 1200 --no-questions --seed 22 \
+  ${with_classes[@]+"${with_classes[@]}"}
+# all tasks; then as long as training goes
+data middle "$middle" --tasks "${tasks[@]}" --tokens "${middle_tokens[@]}" --facts-per-1000 30 \
+  --seed 23 ${with_classes[@]+"${with_classes[@]}"}
+data long "$long" --tasks "${tasks[@]}" --tokens "${long_tokens[@]}" --facts-per-1000 15 \
+  --seed 24 ${with_classes[@]+"${with_classes[@]}"}
+# the test: other books, people, words, values and phrasings
+for tokens in "${test_lengths[@]}"; do
+  data "test-$tokens" "$ROWS" --books "$BOOKS/dev.jsonl.xz" --split test --tasks "${tasks[@]}" \
+    --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) --questions 4 --seed 90 \
+    ${with_classes[@]+"${with_classes[@]}"}
+done
+
+# -- training --
+
+models=$OUT/$FAMILY-$SIZE
+
+# stage RUN BASE "DATA ..." OPTIONS...: one run of remamba train
+stage() {
+  local name=$1 base=$2 files=() word
+  for word in $3; do files+=("$OUT/data/$word.jsonl"); done
+  shift 3
+  local run=$models/$name
+  if grep -qs '"status": "finished"' "$run/train.json"; then
+    echo "== $name: is there" >&2
+    return
+  fi
+  if [[ -f $run/train.json ]]; then set -- "$@" --overwrite; fi # was cut off
+  timed "$name" "$PYTHON" -m remamba.cli train --base "$models/$base" --data "${files[@]}" \
+    --output "$run" --save-steps 0 "$@"
+}
+
+if [[ ! -f $models/base/model.safetensors ]]; then
+  timed base "$PYTHON" "$root/examples/make_base.py" --family "$FAMILY" \
+    --tokenizer "$OUT/tokenizer" --output "$models/base" --overwrite "${base_options[@]}"
+fi
+
+plain=(--method mamba --document-loss 0.3)
+# Recall: answers by the kind of fact alone.
+stage base-recall base short "${plain[@]}" --max-steps "$recall_steps" \
+  --batch-size "$recall_batch" --questions-per-document 4 --learning-rate 2e-3 --warmup-steps 100
+# Documents with one or two kinds of facts force it to read names.
+stage base-names base-recall names "${plain[@]}" --max-steps "$names_steps" \
+  --batch-size "$recall_batch" --questions-per-document 6 --learning-rate 2e-3 --warmup-steps 50 \
+  --lr-scheduler linear --min-learning-rate-share 0.3 --stop-accuracy 0.9 --stop-window 25
+# All tasks, and text.
+stage base-mixed base-names "short middle text" "${plain[@]}" --max-steps "$mixed_steps" \
+  --batch-size "$middle_batch" --questions-per-document 8 --learning-rate 1.5e-3 \
+  --warmup-steps 20 --min-learning-rate-share 0.3
+stage base-wide base-mixed "middle long text" "${plain[@]}" --max-steps "$wide_steps" \
+  --batch-size "$long_batch" --questions-per-document 8 --learning-rate 1e-3 --warmup-steps 20 \
+  --min-learning-rate-share 0.3
+
+# keep RUN NAME: its weights in half the bytes, with config and tokenizer
+keep() {
+  "$PYTHON" - "$models/$1" "$models/kept/$2" <<'PY'
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+source, target = map(Path, sys.argv[1:])
+target.mkdir(parents=True, exist_ok=True)
+for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    if (source / name).is_file():
+        shutil.copyfile(source / name, target / name)
+config = {**json.loads((source / "config.json").read_text()), "dtype": "bfloat16"}
+(target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+weights = load_file(source / "model.safetensors")
+weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
+save_file(weights, target / "part.safetensors", metadata={"format": "pt"})
+(target / "part.safetensors").rename(target / "model.safetensors")  # last: it tells that all is there
+PY
+}
+
+# branch NAME SEED: four stages from the base
+branch() {
+  local name=$1 seed=$2 run=$1-s$2 previous=base-wide number=0 times=1 options rho
+  if [[ -f $models/kept/$run/model.safetensors ]]; then
+    echo "== $run: is there" >&2
+    return
+  fi
+  form "$name"
+  if [[ $name == plain-more ]]; then times=2; fi # about the compute of two stages
+
+  # next NAME DATA LO HI STEPS OPTIONS...: rho falls from HI to LO
+  next() {
+    local stage=$1 files=$2 low=$3 high=$4 steps=$5 own=(--method mamba)
+    shift 5
+    if [[ $name != plain* ]]; then
+      own=(--method remamba --keep-ratio-schedule anneal --keep-ratio "$low" "$high")
+    fi
+    number=$((number + 1))
+    # shellcheck disable=SC2086 # options are words
+    stage "$run/$stage" "$previous" "$files" "${own[@]}" --max-steps $((steps * times)) \
+      --warmup-steps 20 --seed $((10 * seed + number)) "$@" $options
+    previous=$run/$stage
+  }
+
+  # Nearly every place is kept: Value learns to be read before anything is left out.
+  next read-out names 0.99 1 "$readout_steps" --batch-size "$recall_batch" \
+    --questions-per-document 3 --learning-rate 1e-3 --lr-scheduler constant
+  # Fewer and fewer places are kept: the score learns which.
+  next select short 0.08 0.4 "$select_steps" --batch-size "$select_batch" \
+    --questions-per-document 4 --learning-rate 1.2e-3 --min-learning-rate-share 0.5
+  # All tasks; then the length and the ratio that the model is for.
+  next middle middle 0.05 0.1 "$middle_steps" --batch-size "$middle_batch" \
+    --questions-per-document 4 --learning-rate 1e-3 --min-learning-rate-share 0.5
+  next long long "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
+    --questions-per-document 4 --learning-rate 8e-4
+  keep "$previous" "$run"
+  rm -f "$models/$run"/*/model.safetensors # logs and settings stay
+}
+
+# in_parallel COMMAND: `COMMAND NAME SEED` of all branches, JOBS at once; a log each
+in_parallel() {
+  local command=$1 name seed log
+  mkdir -p "$models/logs"
+  rm -f "$models/logs/failed"
+  for seed in $SEEDS; do
+    for name in $BRANCHES; do
+      while (($(jobs -rp | wc -l) >= JOBS)); do wait -n || true; done
+      if [[ -f $models/logs/failed ]]; then break 2; fi
+      log=$models/logs/$command-$name-s$seed.log
+      echo "== $command $name, seed $seed: $SECONDS s in all, log in $log" >&2
+      (
+        trap 'if (($?)); then echo "$log" >>"$models/logs/failed"; fi' EXIT
+        "$command" "$name" "$seed" >"$log" 2>&1
+      ) &
+    done
+  done
+  wait
+  if [[ -f $models/logs/failed ]]; then
+    echo "evidence.sh: failed; see $(tr '\n' ' ' <"$models/logs/failed")" >&2
+    exit 1
+  fi
+}
+
+# ask NAME SEED: the test; beside two stages the controls that share their weights
+ask() {
+  local name=$1 seed=$2 output=$models/asked/$1-s$2 files=() conditions="two-stage stage1" tokens
+  local kept=$models/kept with=()
+  for tokens in "${test_lengths[@]}"; do files+=("$OUT/data/test-$tokens.jsonl"); done
+  case $name in
+    plain*) conditions=stage1 ;; # of a plain model: itself
+    whole)
+      conditions="two-stage stage1 random fixed drop model-bm25 constant"
+      if [[ -d $kept/plain-s$seed ]]; then
+        conditions+=" plain plain-drop20 plain-truncate plain-bm25"
+        with=(--plain "$kept/plain-s$seed")
+      fi
+      ;;
+  esac
+  if grep -qs '"status": "finished"' "$output/run.json"; then
+    echo "== asked $name-s$seed: is there" >&2
+    return
+  fi
+  if [[ -f $output/run.json ]]; then with+=(--resume); fi
+  # shellcheck disable=SC2086 # conditions are words
+  "$PYTHON" -m remamba.cli eval planted --data "${files[@]}" --model "$kept/$name-s$seed" \
+    --output "$output" --lengths "${test_lengths[@]}" --seed "$seed" --conditions $conditions \
+    ${with[@]+"${with[@]}"}
+}
+
+in_parallel branch
+in_parallel ask
+echo "== $models after $SECONDS s: weights in kept/, results in asked/*/report.md" >&2
