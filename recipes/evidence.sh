@@ -117,7 +117,7 @@ timed() {
 # -- the tokenizer and the data --
 
 with_classes=()
-tasks=(facts two-hop many-facts retrieval count dictionary)
+tasks=(facts two-hop many-facts retrieval count dictionary code)
 if [[ -n $CLASSES ]]; then
   tasks+=(few-shot)
   with_classes=(--classes "$CLASSES")

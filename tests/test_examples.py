@@ -106,25 +106,6 @@ def test_an_output_is_not_replaced_unasked(books: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
 
 
-def test_base_is_made(books: Path, tmp_path: Path) -> None:
-    import torch
-
-    from remamba import ReMambaForCausalLM
-
-    base = tmp_path / "base"
-    size = ["--vocab-size", "1024", "--hidden-size", "32", "--layers", "1", "--head-dim", "16"]
-    size += ["--state-size", "8", "--sample-mb", "0.02", "--word-weight", "2"]
-    assert make_base.main(["--books", str(books), "--output", str(base), *size]) == 0
-    mixer = ReMambaForCausalLM.from_pretrained(base).backbone.layers[0].mixer
-    projection, taps = mixer.in_proj.weight, mixer.conv1d.weight[:, 0]
-    assert torch.equal(projection[128:136], projection[136:144])  # B's rows are C's
-    lag = 3 - taps.abs().argmax(dim=1)
-    assert lag.tolist() == [0] * 64 + [1] * 8 + [0] * 8
-    step = torch.nn.functional.softplus(mixer.dt_bias)
-    assert ((step >= 0.01) & (step <= 0.1)).tolist() == [True] * 2 + [False] * 2  # slow, local
-    assert (step[2:] >= 0.1).all() and (step[2:] <= 1).all()
-
-
 RECIPE = EXAMPLES.parent / "recipes" / "remamba_tiny.sh"
 CLI = ["-m", "remamba.cli"]
 STUB = """
