@@ -16,7 +16,10 @@ from remamba.planted.task import Asked, Draft, Source
 
 LEAST = 4  # facts: two of each of two people
 KINDS = (2, 10)
-"""Attributes in a context: each known of 3 people or more on average, as far as these allow."""
+"""Attributes in a context: each known of 3 people or more on average, as far as these allow.
+
+One alone where facts are few and people are named by a relation.
+"""
 RELATIONS = 3
 """Relations in a context at most."""
 
@@ -55,10 +58,13 @@ class TwoHopTask:
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact | Bond]:
         """`count` facts, at least 4, in random order: some are relations."""
         bonds = round(self.relations * count)
-        bonds = 0 if bonds < 2 else bonds
+        if bonds == 1:  # one alone names nobody in particular
+            bonds = 2 * (rng.random() < self.relations * count / 2)
         plain = count - bonds
         known = language(split)
         fewest, most = (min(max(plain // holders, KINDS[0]), KINDS[1]) for holders in (15, 3))
+        if bonds and plain < LEAST:
+            fewest = most = 1
         kinds = rng.sample(known.attributes, rng.randint(fewest, most))
         sorts = rng.sample(known.relations, min(RELATIONS, bonds // 2))
         least = 2 * -(-bonds // len(sorts)) if sorts else 2

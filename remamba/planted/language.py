@@ -85,8 +85,6 @@ DESCRIPTIONS = {
     "test": ("the person who {c}", "the one who {c}"),
 }
 
-QUESTION = "\n\nQuestion: {q}\nAnswer:"
-
 
 @dataclass(frozen=True)
 class Attribute:

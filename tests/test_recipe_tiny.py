@@ -1,21 +1,15 @@
-"""Facts planted in books, and the scripts in examples/: the tiny model's base, its evaluation."""
+"""The recipe of the embedded model: its commands exist, and what is there already is skipped."""
 
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from remamba.cli import main
-from remamba.planted import facts, prose
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -23,89 +17,6 @@ sys.path.insert(0, str(EXAMPLES))
 import make_base  # noqa: E402
 
 BUILD = ["data", "build", "planted"]
-SENTENCES = [
-    "It was late when Mr. Grey came down to the harbour.",
-    '"You will not find a boat tonight," said the keeper, "nor tomorrow."',
-    "The wind had risen, and nobody answered him!",
-    "Why should they go, he thought, while the tide was still against them?",
-    "Far out a bell rang twice; then all was quiet again.",
-]
-
-
-def book(number: int, paragraphs: int = 60) -> str:
-    """A book with headings, hard-wrapped lines and paragraphs of different lengths."""
-    blocks = ["# A Book", "## CHAPTER I."]
-    for i in range(paragraphs):
-        sentences = [SENTENCES[(number + i * k) % len(SENTENCES)] for k in range(1, 2 + i % 4)]
-        blocks.append(f"On day {i} of year {number} it rained.\r\n" + " ".join(sentences))
-    return "\r\n\r\n".join(blocks)
-
-
-@pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("books") / "books.jsonl.xz"
-    with lzma.open(path, "wt", encoding="utf-8") as file:
-        for number in range(3):
-            file.write(json.dumps({"title": str(number), "text": book(number)}) + "\n")
-    return path
-
-
-@pytest.fixture
-def make(books: Path) -> Callable[..., list[dict[str, Any]]]:
-    """`make(documents, tokenizer, **options)`: rows as they would be written."""
-
-    def rows(
-        documents: int = 20, tokenizer: Any = None, workers: int = 1, **options: Any
-    ) -> list[dict[str, Any]]:
-        options.setdefault("tokens", (200, 400))
-        maker = facts.FactMaker(prose.read_books([books]), facts.Options(**options), tokenizer)
-        lines = "".join(facts.make_rows(maker, documents, workers, chunk=3))
-        return [json.loads(line) for line in lines.splitlines()]
-
-    return rows
-
-
-def test_same_seed_same_documents_whatever_the_workers(make: Callable[..., Any]) -> None:
-    alone = make(10, seed=5)
-    assert alone == make(10, seed=5, workers=2)
-    assert alone[:4] == make(4, seed=5)
-    assert alone != make(10, seed=6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--books", "none.jsonl"], "none.jsonl: there is no such file"),
-        (["--tokens", "900", "100"], "LO <= HI"),
-        (["--tokens", "99999", "99999"], "too short"),
-        (["--documents", "0"], "give 1 or more"),
-        (["--kinds", "0", "2"], "1 <= LO <= HI"),
-        (["--kinds", "3", "2"], "1 <= LO <= HI"),
-        (["--kinds", "1", "14"], "HI <= 13"),
-    ],
-)
-def test_what_cannot_be_used_is_said_in_one_line(
-    books: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "1"]
-    assert main([*BUILD, *given, *arguments]) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("remamba: ") and words in last
-
-
-def test_an_output_is_not_replaced_unasked(books: Path, tmp_path: Path) -> None:
-    given = ["--books", str(books), "--output", str(tmp_path / "f.jsonl"), "--documents", "2"]
-    given += ["--tokens", "100", "200"]
-    assert main([*BUILD, *given]) == 0
-    assert main([*BUILD, *given]) == 2
-    assert main([*BUILD, *given, "--overwrite"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
-
-
 RECIPE = EXAMPLES.parent / "recipes" / "remamba_tiny.sh"
 CLI = ["-m", "remamba.cli"]
 STUB = """
@@ -140,6 +51,7 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
     from remamba.cli import _parse
     from remamba.commands.data_planted import Args as Planted
     from remamba.commands.eval_planted import Args as EvalPlanted
+    from remamba.planted.suite import Options
     from remamba.train.config import TrainArgs
 
     subprocess.run(["bash", "-n", str(RECIPE)], check=True)
@@ -163,7 +75,7 @@ def test_recipe_runs_commands_that_exist_and_skips_what_is_done(tmp_path: Path) 
         if words[2:5] == BUILD:
             args = _parse(Planted, "data build planted", words[5:])
             assert args.tokenizer == out / "base" and args.workers == 3
-            facts.Options(kinds=args.kinds, tokens=args.tokens)
+            Options(kinds=args.kinds, tokens=args.tokens)
         elif Path(words[0]).name == "make_base.py":
             make_base.build_parser().parse_args(words[1:])
         else:
