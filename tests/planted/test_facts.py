@@ -314,6 +314,15 @@ def test_relations_are_pairs_of_different_people() -> None:
         TwoHopTask(relations=0.6)
 
 
+def test_few_facts_still_make_chains_of_both_sorts() -> None:
+    shapes = set()
+    for seed in range(40):
+        made = TwoHopTask().facts(random.Random(seed), 4, "train")
+        assert len(made) == 4
+        shapes |= {type(made[first]) for first, _ in find_chains(made)}
+    assert shapes == {Fact, Bond}
+
+
 # -- lists --
 
 
