@@ -2,8 +2,8 @@
 
 "By the word sorvane they mean a kind of blue cloth." Many words differ from another in one or two
 letters, so that an answer needs the whole word. Words, meanings, and the sentences that tell and
-ask for them belong to one split each; the questions of dev and test are put in other words than
-anything in training.
+ask for them belong to one split each. The questions of dev and test share no word that matters with
+the sentences that tell: training knows their words from its own questions alone.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ ASK_MEANING = {
         "What do they mean by {w}?",
         "For what does the word {w} stand?",
         "What kind of thing is called {w}?",
+        "How do you explain the term {w}?",
+        "How do you define the term {w}?",
+        "What does one understand by the expression {w}?",
     ),
-    "dev": ("How would you explain {w} to a child?", "What should one understand by {w}?"),
-    "test": ("How is {w} defined?", "How would one translate {w}?"),
+    "dev": ("How would one explain the term {w}?", "What should one understand by the term {w}?"),
+    "test": ("How would one explain the expression {w}?", "How would you define {w}?"),
 }
 ASK_WORD = {
     "train": (
@@ -61,9 +64,11 @@ ASK_WORD = {
         "Which word stands for a kind of {m}?",
         "What do they call a kind of {m}?",
         "What is the name of a kind of {m}?",
+        "Which term denotes a kind of {m}?",
+        "Which expression do they use for a kind of {m}?",
     ),
-    "dev": ("How did one express {m} there?", "Which expression would describe {m}?"),
-    "test": ("What is the term for {m}?", "Which vocable denotes {m}?"),
+    "dev": ("Which term do they use for {m}?", "What expression denotes {m}?"),
+    "test": ("Which expression denotes {m}?", "What term would one use for {m}?"),
 }
 
 

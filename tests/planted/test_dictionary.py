@@ -110,14 +110,15 @@ def test_splits_share_no_word_no_value_and_no_sentence() -> None:
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_questions_of_dev_and_test_share_no_content_word_with_entries(split: str) -> None:
+def test_questions_of_dev_and_test_have_the_words_of_trainings_questions_alone(split: str) -> None:
     def content(*groups: tuple[str, ...]) -> set[str]:
         text = " ".join(sentence for group in groups for sentence in group).lower()
         return set(re.findall(r"[a-z]+", re.sub(r"\{.\}", "", text))) - set(FUNCTION_WORDS.split())
 
     told = content(dictionary.ENTRIES["train"], dictionary.ENTRIES[split])
     trained = content(dictionary.ASK_MEANING["train"], dictionary.ASK_WORD["train"])
-    assert not content(dictionary.ASK_MEANING[split], dictionary.ASK_WORD[split]) & (told | trained)
+    asked = content(dictionary.ASK_MEANING[split], dictionary.ASK_WORD[split])
+    assert asked <= trained - told
 
 
 def test_every_sentence_has_its_places() -> None:
