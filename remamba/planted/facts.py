@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from remamba.errors import InputError
-from remamba.planted.language import ATTRIBUTES, language
+from remamba.planted.language import language
 from remamba.planted.people import Fact, draw_facts, draw_kinds, draw_people
 from remamba.planted.planting import compose
 from remamba.planted.task import Asked, Draft, Source
@@ -45,9 +45,10 @@ class FactsTask:
 
     def __post_init__(self) -> None:
         check_density(self.facts_per_1000, self.echo)
-        if self.kinds is not None and not 1 <= self.kinds[0] <= self.kinds[1] <= len(ATTRIBUTES):
-            low, high = self.kinds
-            raise InputError(f"--kinds {low} {high}: give 1 <= LO <= HI <= {len(ATTRIBUTES)}")
+        if self.kinds is not None:
+            (low, high), most = self.kinds, len(language("train").attributes)
+            if not 1 <= low <= high <= most:
+                raise InputError(f"--kinds {low} {high}: give 1 <= LO <= HI <= {most}")
         if self.depth is not None and not 0 <= self.depth <= 1:
             raise InputError(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
 

@@ -181,10 +181,6 @@ def _read(file: str) -> dict[str, dict[str, list[str]]]:
     return sections
 
 
-ATTRIBUTES = language("train").attributes
-"""What training sees."""
-
-
 def words_of(split: str) -> list[str]:
     """Every word that the facts of a split are made of: names, values, numbers of two digits."""
     words = [*FIRST_NAMES, *SURNAMES]
