@@ -129,7 +129,8 @@ if [[ ! -f $OUT/tokenizer/tokenizer.json ]]; then
     ${with_classes[@]+"${with_classes[@]}"} ${tokenizer_options[@]+"${tokenizer_options[@]}"}
 fi
 
-# data NAME DOCUMENTS OPTIONS...: training data, or what other --books and --split say
+# data NAME DOCUMENTS OPTIONS...: training data, or what other --books and --split say; begun only
+writing=()
 data() {
   local name=$1 documents=$2 file=$OUT/data/$1.jsonl
   shift 2
@@ -139,7 +140,8 @@ data() {
   fi
   timed "data $name" "$PYTHON" -m remamba.cli data build planted --books "${books[@]}" \
     --output "$file" --documents "$documents" --tokenizer "$OUT/tokenizer" \
-    --workers "$WORKERS" "$@"
+    --workers "$WORKERS" "$@" &
+  writing+=($!)
 }
 
 # short documents, dense with facts
@@ -162,6 +164,8 @@ for tokens in "${test_lengths[@]}"; do
     --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) --questions 4 --seed 90 \
     ${with_classes[@]+"${with_classes[@]}"}
 done
+
+for job in ${writing[@]+"${writing[@]}"}; do wait "$job"; done # one that failed ends it here
 
 # -- training --
 

@@ -191,7 +191,7 @@ class Suite:
                 reason = error
                 continue
             return Made(self._row(name, number, draft), attempt + 1)
-        raise reason
+        raise InputError(f"{reason} (the task is {name})")
 
     def _draft(self, name: str, rng: random.Random) -> Draft:
         options, (low, high) = self.options, self.options.tokens
