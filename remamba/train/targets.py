@@ -55,7 +55,9 @@ class AnswerFinder:
         return found
 
     def mask_within(self, tokens: NDArray, answers: NDArray, ranges: NDArray) -> NDArray:
-        """The answers inside the evidence, or where they are not there, the evidence's last token.
+        """The answers inside the evidence, and the evidence's last token.
+
+        An answer may stand before what it is about; at the end both have been read.
 
         Args:
             ranges: (n, 2) positions of the evidence, from and up to; -1 -1 finds nothing.
@@ -63,7 +65,7 @@ class AnswerFinder:
         position = np.arange(len(tokens))
         inside = (position >= ranges[:, :1]) & (position < ranges[:, 1:])
         found = self.mask(tokens, answers) & inside
-        rows = np.flatnonzero(~found.any(axis=1) & inside.any(axis=1))
+        rows = np.flatnonzero(inside.any(axis=1))
         found[rows, ranges[rows, 1] - 1] = True
         return found
 

@@ -265,7 +265,7 @@ def test_answers_are_found_in_every_form_but_not_inside_words(tmp_path: Path) ->
     assert targets_of(tmp_path, row, "answer") == []
 
 
-def test_evidence_marks_the_answer_inside_it_or_its_end(tmp_path: Path) -> None:
+def test_evidence_marks_the_answer_inside_it_and_its_end(tmp_path: Path) -> None:
     document = " key1 val1. key2 val1. key2 val1. key3 val3."
     row = {
         "document": document,
@@ -273,11 +273,14 @@ def test_evidence_marks_the_answer_inside_it_or_its_end(tmp_path: Path) -> None:
         "response": " val1",
         "evidence": " key2 val1. key2 val1.",
     }
-    both = [" key1 val1. key2 val1", " key1 val1. key2 val1. key2 val1"]
-    assert targets_of(tmp_path, row, "evidence") == both
+    first, second = " key1 val1. key2 val1", " key1 val1. key2 val1. key2 val1"
+    assert targets_of(tmp_path, row, "evidence") == [first, second, second + "."]
     start = document.index(" key2")
     row["evidence"] = [start, start + len(" key2 val1.")]
-    assert targets_of(tmp_path, row, "evidence") == both[:1]
+    assert targets_of(tmp_path, row, "evidence") == [first, first + "."]
+    row["evidence"][1] -= len(".")
+    assert targets_of(tmp_path, row, "evidence") == [first]
+    row["evidence"][1] += len(".")
     row["answer"] = "val9"
     assert targets_of(tmp_path, row, "evidence") == [" key1 val1. key2 val1."]
 
@@ -307,9 +310,9 @@ def test_each_span_of_evidence_has_its_own_targets(tmp_path: Path) -> None:
         for question, targets in zip(asked, batch["score_targets"], strict=True)
     }
     assert found == {
-        # the answer is in the second span; of the first, the last token
+        # the answer is in the second span, at its end; of the first, the last token
         " key1": [[" key1 val1. w1 key2 w2 w3."], [SPANS["document"].removesuffix(".")]],
-        " key2": [[" key1 val1"], []],
+        " key2": [[" key1 val1", " key1 val1."], []],
         " key3": [[], []],
     }
     apart = batches(data, **options, shared=False)[0]["score_targets"]
