@@ -30,6 +30,7 @@ WORKERS=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
 FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} JOBS=${JOBS:-1}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+source "$root/recipes/chain.sh"
 
 fail() {
   echo "evidence.sh: $*" >&2
@@ -105,15 +106,6 @@ case $SCALE in
 esac
 for name in $BRANCHES; do form "$name"; done # an unknown name ends it here
 
-# timed NAME COMMAND...
-timed() {
-  local name=$1 start=$SECONDS
-  shift
-  echo "== $name" >&2
-  "$@"
-  echo "== $name: $((SECONDS - start)) s, $SECONDS s in all" >&2
-}
-
 # -- the tokenizer and the data --
 
 with_classes=()
@@ -171,21 +163,6 @@ for job in ${writing[@]+"${writing[@]}"}; do wait "$job"; done # one that failed
 
 models=$OUT/$FAMILY-$SIZE
 
-# stage RUN BASE "DATA ..." OPTIONS...: one run of remamba train
-stage() {
-  local name=$1 base=$2 files=() word
-  for word in $3; do files+=("$OUT/data/$word.jsonl"); done
-  shift 3
-  local run=$models/$name
-  if grep -qs '"status": "finished"' "$run/train.json"; then
-    echo "== $name: is there" >&2
-    return
-  fi
-  if [[ -f $run/train.json ]]; then set -- "$@" --overwrite; fi # was cut off
-  timed "$name" "$PYTHON" -m remamba.cli train --base "$models/$base" --data "${files[@]}" \
-    --output "$run" --save-steps 0 "$@"
-}
-
 if [[ ! -f $models/base/model.safetensors ]]; then
   timed base "$PYTHON" "$root/examples/make_base.py" --family "$FAMILY" \
     --tokenizer "$OUT/tokenizer" --output "$models/base" --overwrite "${base_options[@]}"
@@ -206,31 +183,6 @@ stage base-mixed base-names "short middle text" "${plain[@]}" --max-steps "$mixe
 stage base-wide base-mixed "middle long text" "${plain[@]}" --max-steps "$wide_steps" \
   --batch-size "$long_batch" --questions-per-document 8 --learning-rate 1e-3 --warmup-steps 20 \
   --min-learning-rate-share 0.3
-
-# keep RUN NAME: its weights in half the bytes, with config and tokenizer
-keep() {
-  "$PYTHON" - "$models/$1" "$models/kept/$2" <<'PY'
-import json
-import shutil
-import sys
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
-
-source, target = map(Path, sys.argv[1:])
-target.mkdir(parents=True, exist_ok=True)
-for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-    if (source / name).is_file():
-        shutil.copyfile(source / name, target / name)
-config = {**json.loads((source / "config.json").read_text()), "dtype": "bfloat16"}
-(target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-weights = load_file(source / "model.safetensors")
-weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
-save_file(weights, target / "part.safetensors", metadata={"format": "pt"})
-(target / "part.safetensors").rename(target / "model.safetensors")  # last: it tells that all is there
-PY
-}
 
 # branch NAME SEED: four stages from the base
 branch() {
@@ -267,7 +219,7 @@ branch() {
     --questions-per-document 4 --learning-rate 1e-3 --min-learning-rate-share 0.5
   next long long "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
     --questions-per-document 4 --learning-rate 8e-4
-  keep "$previous" "$run"
+  in_bfloat16 "$models/$previous" "$models/kept/$run"
   rm -f "$models/$run"/*/model.safetensors # logs and settings stay
 }
 

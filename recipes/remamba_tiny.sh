@@ -19,21 +19,14 @@ PYTHON=${PYTHON:-python}
 WORKERS=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+models=$OUT
+source "$root/recipes/chain.sh"
 
 books=("$BOOKS"/train-*.jsonl.xz)
 if [[ ! -f ${books[0]} ]]; then
   echo "remamba_tiny.sh: $BOOKS holds no train-*.jsonl.xz; set BOOKS to the folder of books" >&2
   exit 2
 fi
-
-# timed NAME COMMAND...
-timed() {
-  local name=$1 start=$SECONDS
-  shift
-  echo "== $name" >&2
-  "$@"
-  echo "== $name: $((SECONDS - start)) s, $SECONDS s in all" >&2
-}
 
 # facts NAME OPTIONS...: documents with facts, counted in the tokens of the base
 facts() {
@@ -45,21 +38,6 @@ facts() {
   fi
   timed "data $name" "$PYTHON" -m remamba.cli data build planted --books "${books[@]}" \
     --output "$file" --tokenizer "$OUT/base" --workers "$WORKERS" "$@"
-}
-
-# stage NAME BASE "DATA ..." OPTIONS...: one run of remamba train
-stage() {
-  local name=$1 base=$2 data=() word
-  for word in $3; do data+=("$OUT/data/$word.jsonl"); done
-  shift 3
-  local run=$OUT/$name
-  if grep -qs '"status": "finished"' "$run/train.json"; then
-    echo "== stage $name: is there" >&2
-    return
-  fi
-  if [[ -f $run/train.json ]]; then set -- "$@" --overwrite; fi # was cut off
-  timed "stage $name" "$PYTHON" -m remamba.cli train --base "$OUT/$base" \
-    --data "${data[@]}" --output "$run" "$@"
 }
 
 # -- the base: tokenizer and random weights, half of the heads slow, half local --
@@ -136,26 +114,7 @@ branch mamba plain-
 
 # -- the model as it is embedded: half the bytes --
 
-"$PYTHON" - "$OUT/long" "$OUT/remamba-tiny" <<'EOF'
-import json
-import shutil
-import sys
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
-
-source, target = map(Path, sys.argv[1:])
-target.mkdir(parents=True, exist_ok=True)
-weights = load_file(source / "model.safetensors")
-weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
-save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-config = {**json.loads((source / "config.json").read_text()), "dtype": "bfloat16"}
-(target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-    if (source / name).is_file():
-        shutil.copyfile(source / name, target / name)
-EOF
+in_bfloat16 "$OUT/long" "$OUT/remamba-tiny"
 
 echo "== $OUT/remamba-tiny after $SECONDS s; to measure it beside plain Mamba:" >&2
 echo "$PYTHON -m remamba.cli data build planted --books $BOOKS/dev.jsonl.xz --split dev" \

@@ -48,9 +48,9 @@ def op(name: str) -> Callable[[Callable[..., Any]], Op]:
 
 
 def with_gradient(
-    forward: Op, backward: Op, save: Callable[..., None], gradients: Callable[..., Any]
+    forward_op: Op, backward_op: Op, save: Callable[..., None], gradients: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """The function to call where `is_recorded`: `forward` with its gradient.
+    """The function to call where `is_recorded`: `forward_op` with its gradient.
 
     A compiler sees the two ops. In eager mode an autograd.Function calls the bare functions, which
     saves the host 0.1 ms a call and gradient.
@@ -60,23 +60,23 @@ def with_gradient(
         gradients: gradients(ctx, backward, *grads) of the inputs; `backward` is what to call, the
             op or its bare function.
     """
-    forward.register_autograd(lambda ctx, *grads: gradients(ctx, backward, *grads), save)
+    forward_op.register_autograd(lambda ctx, *grads: gradients(ctx, backward_op, *grads), save)
 
     class Recorded(torch.autograd.Function):
         setup_context = staticmethod(save)
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
-            return forward.function(*arguments)
+            return forward_op.function(*arguments)
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *grads: Any) -> Any:
-            return gradients(ctx, backward.function, *grads)
+            return gradients(ctx, backward_op.function, *grads)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return forward(*arguments)
+            return forward_op(*arguments)
         return Recorded.apply(*arguments)
 
     return call
