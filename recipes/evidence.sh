@@ -270,6 +270,7 @@ ask() {
   # shellcheck disable=SC2086 # conditions are words
   "$PYTHON" -m remamba.cli eval planted --data "${files[@]}" --model "$kept/$name-s$seed" \
     --output "$output" --lengths "${test_lengths[@]}" --seed "$seed" --conditions $conditions \
+    --dtype float32 \
     ${with[@]+"${with[@]}"}
 }
 
