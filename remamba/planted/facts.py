@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from remamba.errors import InputError
 from remamba.planted.language import language
-from remamba.planted.people import Fact, draw_facts, draw_kinds, draw_people
+from remamba.planted.people import Fact, draw_facts, draw_kinds, draw_people, with_open_values
 from remamba.planted.planting import compose
 from remamba.planted.task import Asked, Draft, Source
 
@@ -28,6 +28,7 @@ class FactsTask:
         echo: share of facts that the next sentence says once more.
         kinds: kinds of facts in a document, drawn from this range; None: all.
         depth: the asked facts stand at this share of the document; None: anywhere.
+        open_values: share of kinds whose values are any words of books.
 
     Raises:
         InputError: an option is out of its range.
@@ -37,6 +38,7 @@ class FactsTask:
     echo: float = 0.5
     kinds: tuple[int, int] | None = None
     depth: float | None = None
+    open_values: float = 0.0
 
     name = "facts"
     metric = "exact"
@@ -44,7 +46,7 @@ class FactsTask:
     new_tokens = 8
 
     def __post_init__(self) -> None:
-        check_density(self.facts_per_1000, self.echo)
+        check_shares(self.facts_per_1000, self.echo, self.open_values)
         if self.kinds is not None:
             (low, high), most = self.kinds, len(language("train").attributes)
             if not 1 <= low <= high <= most:
@@ -55,6 +57,7 @@ class FactsTask:
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
         kinds = draw_kinds(rng, language(split).attributes, self.kinds)
+        kinds = with_open_values(rng, kinds, self.open_values)
         people = draw_people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))), split)
         return draw_facts(rng, split, kinds, people, count, self.echo)
 
@@ -92,12 +95,14 @@ class FactsTask:
         )
 
 
-def check_density(facts_per_1000: float, echo: float) -> None:
-    """Raises InputError where one of the two is out of its range."""
+def check_shares(facts_per_1000: float, echo: float, open_values: float) -> None:
+    """Raises InputError where one of them is out of its range."""
     if not 0 <= facts_per_1000 <= 100:
         raise InputError(f"--facts-per-1000 {facts_per_1000}: give a number from 0 to 100")
     if not 0 <= echo <= 1:
         raise InputError(f"--echo {echo}: give a probability from 0 to 1")
+    if not 0 <= open_values <= 1:
+        raise InputError(f"--open-values {open_values}: give a share from 0 to 1")
 
 
 def check_asked(questions: int, facts_per_1000: float) -> None:

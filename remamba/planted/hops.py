@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remamba.errors import InputError
-from remamba.planted.facts import check_asked, check_density
+from remamba.planted.facts import check_asked, check_shares
 from remamba.planted.language import Attribute, fill_in, language
-from remamba.planted.people import Bond, Fact, draw_facts, draw_people, state_bond
+from remamba.planted.people import Bond, Fact, draw_facts, draw_people, state_bond, with_open_values
 from remamba.planted.planting import compose
 from remamba.planted.task import Asked, Draft, Source
 
@@ -35,6 +35,7 @@ class TwoHopTask:
     Args:
         facts_per_1000: facts in every 1,000 tokens, as far as they fit in 4/5 of the text.
         echo: share of facts that the next sentence says once more; relations are said once.
+        open_values: share of kinds whose values are any words of books.
         relations: share of facts that are relations between people.
 
     Raises:
@@ -43,6 +44,7 @@ class TwoHopTask:
 
     facts_per_1000: float = 20.0
     echo: float = 0.25
+    open_values: float = 0.0
     relations: float = 0.3
 
     name = "two-hop"
@@ -51,7 +53,7 @@ class TwoHopTask:
     new_tokens = 8
 
     def __post_init__(self) -> None:
-        check_density(self.facts_per_1000, self.echo)
+        check_shares(self.facts_per_1000, self.echo, self.open_values)
         if not 0 <= self.relations <= 0.5:
             raise InputError(f"relations {self.relations}: give a share from 0 to 0.5")
 
@@ -66,6 +68,7 @@ class TwoHopTask:
         if bonds and plain < LEAST:
             fewest = most = 1
         kinds = rng.sample(known.attributes, rng.randint(fewest, most))
+        kinds = with_open_values(rng, kinds, self.open_values)
         sorts = rng.sample(known.relations, min(RELATIONS, bonds // 2))
         least = 2 * -(-bonds // len(sorts)) if sorts else 2
         people = draw_people(rng, max(least, -(-plain // min(len(kinds), 3))), split)

@@ -181,6 +181,13 @@ def _read(file: str) -> dict[str, dict[str, list[str]]]:
     return sections
 
 
+@cache
+def open_words() -> tuple[str, ...]:
+    """Words of books that are nobody's value: what facts of training may take for one."""
+    text = (ASSETS / "open_words.txt").read_text(encoding="utf-8")
+    return tuple(text.split("\n\n", 1)[1].split())
+
+
 def words_of(split: str) -> list[str]:
     """Every word that the facts of a split are made of: names, values, numbers of two digits."""
     words = [*FIRST_NAMES, *SURNAMES]

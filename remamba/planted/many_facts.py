@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remamba.planted.facts import check_asked, check_density
+from remamba.planted.facts import check_asked, check_shares
 from remamba.planted.language import VALUES, fill_in, language
-from remamba.planted.people import Fact, draw_people, draw_value, state
+from remamba.planted.people import Fact, draw_people, draw_value, state, with_open_values
 from remamba.planted.planting import compose
 from remamba.planted.task import Asked, Draft, Source
 
@@ -29,6 +29,7 @@ class ManyFactsTask:
     Args:
         facts_per_1000: facts in every 1,000 tokens, as far as they fit in 4/5 of the text.
         echo: share of facts that the next sentence says once more; not what one has several of.
+        open_values: share of kinds whose values are any words of books.
 
     Raises:
         InputError: an option is out of its range.
@@ -36,6 +37,7 @@ class ManyFactsTask:
 
     facts_per_1000: float = 20.0
     echo: float = 0.25
+    open_values: float = 0.0
 
     name = "many-facts"
     metric = "f1"
@@ -43,13 +45,14 @@ class ManyFactsTask:
     new_tokens = 32
 
     def __post_init__(self) -> None:
-        check_density(self.facts_per_1000, self.echo)
+        check_shares(self.facts_per_1000, self.echo, self.open_values)
 
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact]:
         """`count` facts, at least 4, in random order: for lists of values, for lists of people."""
         known = language(split)
         most = min(KINDS, max(1, count // 12))
         lists = rng.sample(known.lists, rng.randint(1, most))
+        lists = with_open_values(rng, lists, self.open_values)
         taken = [VALUES[kind.name] for kind in lists]
         # no two of these can be about the same thing, and a secret is not shared
         rest = [
@@ -57,7 +60,7 @@ class ManyFactsTask:
             for kind in known.attributes
             if kind.name != "password" and VALUES[kind.name] not in taken
         ]
-        attributes = rng.sample(rest, rng.randint(1, most))
+        attributes = with_open_values(rng, rng.sample(rest, rng.randint(1, most)), self.open_values)
         people = draw_people(rng, max(ITEMS[1], count // 2), split)
         free = [(person, kind) for kind in lists for person in people]
         rng.shuffle(free)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from remamba.planted.language import VALUES, Attribute, Relation, fill_in, language
-from remamba.planted.words import FIRST_NAMES, NUMBERS, SURNAMES, split_of
+from remamba.planted.language import Attribute, Relation, fill_in, language, open_words
+from remamba.planted.words import FIRST_NAMES, SURNAMES, split_of
 
 OPENED = 0.5  # share of facts that begin with an opening
 LIKENESS = 0.2  # share of people who take their first name from another, and as many the surname
 LONG_NUMBERS = 0.3  # share of numbers that have three digits
+OPEN_VALUES = 60  # values of a kind whose values are any words
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,26 @@ def draw_people(rng: random.Random, count: int, split: str) -> list[str]:
     return people
 
 
+def with_open_values(
+    rng: random.Random, attributes: Sequence[Attribute], share: float
+) -> list[Attribute]:
+    """The attributes, each with probability `share` with any words of books for its values.
+
+    Who has learnt from them copies what a sentence says, and not a value known from training.
+    """
+    if not share:
+        return list(attributes)
+    return [
+        replace(attribute, values=tuple(rng.sample(open_words(), OPEN_VALUES)))
+        if rng.random() < share
+        else attribute
+        for attribute in attributes
+    ]
+
+
 def draw_value(rng: random.Random, attribute: Attribute) -> str:
     """A value of the attribute; most numbers have two digits."""
-    if VALUES[attribute.name] is not NUMBERS:
+    if not attribute.values[0].isdigit():
         return rng.choice(attribute.values)
     digits = 3 if rng.random() < LONG_NUMBERS else 2
     while len(value := rng.choice(attribute.values)) != digits:

@@ -72,6 +72,7 @@ class Options:
         echo: share of facts that the next sentence says once more.
         kinds: kinds of facts in a document of `facts`, drawn from this range; None: all.
         depth: the asked facts of `facts` stand at this share of the document; None: anywhere.
+        open_values: share of the kinds of facts in a document whose values are any words of books.
         classes: labelled questions, for `few-shot`.
 
     Raises:
@@ -90,6 +91,7 @@ class Options:
     echo: float = 0.5
     kinds: tuple[int, int] | None = None
     depth: float | None = None
+    open_values: float = 0.0
     classes: Path | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +113,11 @@ class Options:
             raise InputError(f"--questions {self.questions}: give 1 or more, or --no-questions")
         if self.split not in SPLITS:
             raise InputError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
+        if self.open_values and self.split != "train":
+            raise InputError(
+                f"--open-values {self.open_values} goes with --split train alone: "
+                f"in {self.split} no value may be one that training can have seen"
+            )
         if self.prompts not in PROMPTS:
             raise InputError(f"--prompts {self.prompts}: give one of {', '.join(PROMPTS)}")
 
@@ -121,11 +128,11 @@ def make_tasks(options: Options) -> dict[str, Task]:
     Raises:
         InputError: an option is outside a task's range, or one that a task needs is missing.
     """
-    density = options.facts_per_1000, options.echo
+    shares = {name: getattr(options, name) for name in ("facts_per_1000", "echo", "open_values")}
     makers: dict[str, Callable[[], Task]] = {
-        "facts": lambda: FactsTask(*density, options.kinds, options.depth),
-        "two-hop": lambda: TwoHopTask(*density),
-        "many-facts": lambda: ManyFactsTask(*density),
+        "facts": lambda: FactsTask(**shares, kinds=options.kinds, depth=options.depth),
+        "two-hop": lambda: TwoHopTask(**shares),
+        "many-facts": lambda: ManyFactsTask(**shares),
         "retrieval": RetrievalTask,
         "count": CountTask,
         "few-shot": lambda: _few_shot(options),

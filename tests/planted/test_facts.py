@@ -9,9 +9,10 @@ from collections.abc import Iterable
 import pytest
 
 from remamba.errors import InputError
+from remamba.planted import words
 from remamba.planted.facts import FactsTask
 from remamba.planted.hops import TwoHopTask, find_chains
-from remamba.planted.language import VALUES, Relation, language
+from remamba.planted.language import VALUES, Relation, language, open_words
 from remamba.planted.many_facts import ManyFactsTask, find_lists
 from remamba.planted.people import Bond, Fact, draw_people
 from remamba.planted.planting import plant
@@ -381,3 +382,34 @@ def test_lists_and_attributes_are_about_different_things() -> None:
         assert not listed & single
         said = [(f.person, f.attribute.name) for f in made if f.attribute.clauses]
         assert len(set(said)) == len(said)
+
+
+# -- open values --
+
+
+def test_open_words_are_no_value_no_name_and_no_word_of_a_sentence() -> None:
+    found = open_words()
+    assert len(found) == len(set(found)) > 9000
+    taken = {*words.FIRST_NAMES, *words.SURNAMES, *(v for vs in VALUES.values() for v in vs)}
+    taken |= {word.lower() for word in taken}
+    for split in SPLITS:
+        known = language(split)
+        for kind in (*known.attributes, *known.lists):
+            for sentence in (*kind.facts, *kind.questions, *kind.clauses):
+                taken |= set(re.findall(r"[a-z]+", sentence.lower()))
+    assert not taken & set(found)
+
+
+@pytest.mark.parametrize("kind", [FactsTask, TwoHopTask, ManyFactsTask])
+def test_open_values_are_a_share_of_the_values(kind: type[Task]) -> None:
+    open_ones = set(open_words())
+    for share in (0.0, 0.5, 1.0):
+        made = [
+            fact.value in open_ones
+            for seed in range(60)
+            for fact in kind(open_values=share).facts(random.Random(seed), 30, "train")  # type: ignore[call-arg, attr-defined]
+            if isinstance(fact, Fact)
+        ]
+        assert sum(made) / len(made) == pytest.approx(share, abs=0.1 * (share == 0.5))
+    with pytest.raises(InputError, match="--open-values 2: give a share"):
+        kind(open_values=2)  # type: ignore[call-arg]
