@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -122,7 +123,12 @@ class Compressor(nn.Module):
         return torch.cat(pieces, dim=2).flatten(0, 1)
 
     def keep(
-        self, hidden: Tensor, scores: Tensor, span: Span, compression: CompressionConfig
+        self,
+        hidden: Tensor,
+        scores: Tensor,
+        span: Span,
+        compression: CompressionConfig,
+        embeddings: Callable[[Tensor], Tensor] | None = None,
     ) -> Kept:
         """The K kept positions in ascending order and their vectors (Eq. 4-6).
 
@@ -130,6 +136,8 @@ class Compressor(nn.Module):
             hidden: (b, m, d) states of the span.
             scores: (b * n, m).
             span: of the b documents.
+            embeddings: of the tokens at positions (b * n, k) of the rows, (b * n, k, d); only the
+                residual value asks for them.
         """
         documents, device = hidden.shape[0], scores.device
         per_document = scores.shape[0] // documents
@@ -140,11 +148,14 @@ class Compressor(nn.Module):
         kept_scores = scores.gather(1, index)
         values = take_positions(hidden, index.view(documents, -1)).unflatten(1, (per_document, k))
         values = self.value_proj(values.flatten(0, 1))
-        if compression.adaption == "multiplicative":
-            values = values * importance(kept_scores, compression).unsqueeze(-1).to(values.dtype)
         if bool(span.start.any()):
             start = span.start.repeat_interleave(per_document)
             index = index + to_device(start, device)[:, None]
+        if compression.value == "residual":
+            assert embeddings is not None, "the residual value is a sum with the tokens' embeddings"
+            values = values + embeddings(index).to(values.dtype)
+        if compression.adaption == "multiplicative":
+            values = values * importance(kept_scores, compression).unsqueeze(-1).to(values.dtype)
         if bool((kept_lengths < k).any()):
             pad = past_end(kept_lengths, k, device)
             index, kept_scores = index.masked_fill(pad, 0), kept_scores.masked_fill(pad, 0)

@@ -14,6 +14,7 @@ from remamba.errors import InputError
 SELECTORS = ("topk", "random", "fixed", "drop", "none")
 PLACEMENTS = ("replace", "append", "before_question")
 ADAPTIONS = ("selective", "exact", "multiplicative", "none")
+VALUES = ("hidden", "residual")
 SCORE_GRADIENTS = ("scaled", "true")
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
 COMPRESSOR_INITS = ("released", "paper", "tied")
@@ -47,6 +48,9 @@ class CompressionConfig:
     """Where the kept vectors stand: replace (the paper) | append | before_question."""
     adaption: str = "selective"
     """selective (Eq. 8, as released) | exact (alpha times Delta itself) | multiplicative | none."""
+    value: str = "hidden"
+    """What a kept vector is: hidden (Value of the state, Eq. 6) | residual (that plus the token's
+    own embedding, so that a token is read again even where Value never met it)."""
     score_gradient: str = "scaled"
     """Gradient into the scores: scaled (times alpha, as the paper) | true."""
     min_prompt_length: int = 0
@@ -76,6 +80,7 @@ class CompressionConfig:
         _one_of("selector", self.selector, SELECTORS)
         _one_of("placement", self.placement, PLACEMENTS)
         _one_of("adaption", self.adaption, ADAPTIONS)
+        _one_of("value", self.value, VALUES)
         _one_of("score_gradient", self.score_gradient, SCORE_GRADIENTS)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -150,10 +150,11 @@ def _reread(
     removed: Tensor,
     cache: StateCache | None,
     how: How,
+    embeddings: Callable[[Tensor], Tensor],
 ) -> Passage:
     """Selection and stage 2: K vectors go in at `at`, in place of `removed` tokens."""
     scores = compressor.scores(reading.hidden, reading.last_hidden)
-    kept = compressor.keep(reading.hidden, scores, reading.span, compression)
+    kept = compressor.keep(reading.hidden, scores, reading.span, compression, embeddings)
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
     plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
     adaption = plan_adaption(plan, kept, compression)
@@ -184,7 +185,13 @@ def read_twice(
         at, removed = batch.prompt_lengths, torch.zeros_like(limit)
     else:
         at, removed = span.start, span.length
-    return _reread(backbone, compressor, batch, reading, compression, at, removed, cache, how)
+
+    def embeddings(index: Tensor) -> Tensor:
+        return batch.take(backbone.embeddings, index)
+
+    return _reread(
+        backbone, compressor, batch, reading, compression, at, removed, cache, how, embeddings
+    )
 
 
 def read_documents(
@@ -241,4 +248,25 @@ def answer(
             states.reset()
         elif not bool(keeps.all()):
             states = states.scale_rows(to_device(keeps, batch.device))
-    return _reread(backbone, compressor, batch, reading, compression, nothing, nothing, states, how)
+
+    def embeddings(index: Tensor) -> Tensor:
+        if memory.input_ids is None:
+            raise InputError(
+                "this memory was read from embeddings, and the model's residual value needs the "
+                "document's tokens; read it again from token ids"
+            )
+        ids = memory.input_ids.gather(1, index.view(memory.batch_size, -1))
+        return backbone.embeddings(ids.view(index.shape))
+
+    return _reread(
+        backbone,
+        compressor,
+        batch,
+        reading,
+        compression,
+        nothing,
+        nothing,
+        states,
+        how,
+        embeddings,
+    )

@@ -136,6 +136,27 @@ def test_multiplicative_values_are_scaled_by_alpha(compressor):
     torch.testing.assert_close(scaled.values, expected)
 
 
+@pytest.mark.parametrize("adaption", ["none", "multiplicative"])
+def test_the_residual_value_adds_the_embedding_of_its_own_token(compressor, adaption):
+    span = Span(torch.tensor([1, 0]), torch.tensor([6, 3]))
+    hidden, embeds = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
+    scores = compressor.scores(hidden, torch.randn(4, 8))  # two questions a document
+    config = CompressionConfig(length=1.0, keep_ratio=0.5, adaption=adaption)
+    rows = embeds.repeat_interleave(2, 0)
+
+    def embeddings(index):
+        return rows.gather(1, index[..., None].expand(-1, -1, 8))
+
+    plain = compressor.keep(hidden, scores, span, config)
+    kept = compressor.keep(hidden, scores, span, config.replace(value="residual"), embeddings)
+    assert torch.equal(kept.index, plain.index) and kept.lengths.tolist() == [3, 3, 2, 2]
+    alpha = kept.scores.relu() if adaption == "multiplicative" else torch.ones_like(kept.scores)
+    for row, count in enumerate(kept.lengths.tolist()):
+        for i in range(count):
+            own = rows[row, kept.index[row, i]] * alpha[row, i]
+            torch.testing.assert_close(kept.values[row, i], plain.values[row, i] + own)
+
+
 @pytest.mark.parametrize("mode", ["scaled", "true"])
 def test_gradient_into_the_scores(mode):
     scores = torch.tensor([0.8, 0.1, -0.4], requires_grad=True)

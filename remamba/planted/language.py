@@ -5,6 +5,7 @@ The sentences themselves stand in remamba/assets/planted/, the words that fill t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +55,18 @@ OPENINGS = {
         "the neighbours will tell you that ",
         "nobody doubts that ",
         "it was written down that ",
+        "it has long been known that ",
+        "when all is said and done, ",
+        "if the letters may be trusted, ",
+        "I remember quite well that ",
+        "one reads in the papers that ",
+        "though few speak of it, ",
+        "to the surprise of some, ",
+        "in those days it was clear that ",
+        "at the mill they are sure that ",
+        "my aunt used to say that ",
+        "whatever else may be false, ",
+        "the truth of the matter is that ",
     ),
     "dev": ("everybody knows that ", "I was told that ", "as it happens, "),
     "test": ("it is said that ", "you may have heard that ", "without any doubt "),
@@ -68,6 +81,10 @@ ECHOES = {
         "Yes, {n}: {v}.",
         "If anyone asks about {n}, say {v}.",
         "When they speak of {n}, think of {v}.",
+        "Whoever inquires after {n} will hear {v}.",
+        "Once more, as to {n}: {v}.",
+        "Think of {n}, and you must think of {v}.",
+        "Beside {n} one may write {v}.",
     ),
     "dev": ("About {n}, the answer is {v}.", "If they ask about {n}, remember {v}."),
     "test": ("When anyone asks about {n}, the answer is {v}.", "Remember, for {n}, say {v}."),
@@ -75,12 +92,25 @@ ECHOES = {
 
 # How a person is asked for, and named, by a clause such as "lives in York".
 WHO = {
-    "train": ("Who {c}?", "Name everyone who {c}.", "Tell me who {c}."),
+    "train": (
+        "Who {c}?",
+        "Name everyone who {c}.",
+        "Tell me who {c}.",
+        "Who is it that {c}?",
+        "Find out who {c}.",
+        "Give the name of everyone who {c}.",
+    ),
     "dev": ("Tell me everyone who {c}.", "Name each one who {c}."),
     "test": ("Name each person who {c}.", "Tell me each one who {c}."),
 }
 DESCRIPTIONS = {
-    "train": ("the person who {c}", "the one who {c}", "whoever {c}"),
+    "train": (
+        "the person who {c}",
+        "the one who {c}",
+        "whoever {c}",
+        "the man or woman who {c}",
+        "the only person who {c}",
+    ),
     "dev": ("the one who {c}", "whoever {c}"),
     "test": ("the person who {c}", "the one who {c}"),
 }
@@ -183,9 +213,20 @@ def _read(file: str) -> dict[str, dict[str, list[str]]]:
 
 @cache
 def open_words() -> tuple[str, ...]:
-    """Words of books that are nobody's value: what facts of training may take for one."""
+    """Words of books that are nobody's value: what facts of training may take for one.
+
+    What any split's sentences about facts say is left out.
+    """
     text = (ASSETS / "open_words.txt").read_text(encoding="utf-8")
-    return tuple(text.split("\n\n", 1)[1].split())
+    known = [language(split) for split in OPENINGS]
+    said = {
+        word
+        for kinds in known
+        for kind in (*kinds.attributes, *kinds.lists)
+        for sentence in (*kind.facts, *kind.questions, *kind.clauses)
+        for word in re.findall(r"[a-z]+", sentence.lower())
+    }
+    return tuple(word for word in text.split("\n\n", 1)[1].split() if word not in said)
 
 
 def words_of(split: str) -> list[str]:

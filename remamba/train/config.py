@@ -146,6 +146,10 @@ class TrainArgs:
         OWN,
     ] = None
     """Which states are kept."""
+    value: Annotated[Literal["hidden", "residual"] | None, arg(metavar="hidden|residual"), OWN] = (
+        None
+    )
+    """What a kept vector is: Value of its state (the paper), or that plus the token's embedding."""
     score_gradient: Annotated[Literal["scaled", "true"] | None, arg(metavar="scaled|true"), OWN] = (
         None
     )

@@ -33,6 +33,7 @@ COMPRESSION: dict[str, Any] = {
     "selector": "topk",
     "placement": "replace",
     "adaption": "selective",
+    "value": "hidden",
     "score_gradient": "scaled",
     "eval_length": 0.18,
     "eval_keep_ratio": 0.009,

@@ -19,6 +19,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "exact": {"adaption": "exact"},
     "multiplicative": {"adaption": "multiplicative"},
     "none": {"adaption": "none"},
+    "residual": {"adaption": "multiplicative", "value": "residual"},
     "append": {"adaption": "selective", "placement": "append"},
     "before_question": {"adaption": "exact", "placement": "before_question"},
 }
