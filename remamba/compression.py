@@ -78,9 +78,22 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * alpha
 
 
-def importance(scores: Tensor, compression: CompressionConfig) -> Tensor:
-    """alpha = ReLU(score) (Eq. 8), its gradient times alpha when `score_gradient` is "scaled"."""
-    alpha = torch.relu(scores)
+def importance(scores: Tensor, lengths: Tensor, compression: CompressionConfig) -> Tensor:
+    """alpha of the kept vectors, its gradient times alpha when `score_gradient` is "scaled".
+
+    ReLU(score) (Eq. 8), or, where `importance` is "relative", what softmax(16 * score), the score
+    loss's own distribution, gives to a vector over what it gives to the best one.
+
+    Args:
+        scores: (b, k) of the kept positions.
+        lengths: (b,) how many of the k are real; alpha means nothing at the others.
+    """
+    if compression.importance == "relative" and scores.shape[1]:
+        pad = past_end(lengths, scores.shape[1], scores.device)
+        best = scores.masked_fill(pad, -torch.inf).amax(dim=1, keepdim=True)
+        alpha = (SCORE_LOSS_SCALE * (scores - best)).masked_fill(pad, 0.0).exp()
+    else:
+        alpha = torch.relu(scores)
     is_scaled = compression.score_gradient == "scaled" and alpha.requires_grad
     return _ScaleGradient.apply(alpha) if is_scaled else alpha
 
@@ -155,7 +168,8 @@ class Compressor(nn.Module):
             assert embeddings is not None, "the residual value is a sum with the tokens' embeddings"
             values = values + embeddings(index).to(values.dtype)
         if compression.adaption == "multiplicative":
-            values = values * importance(kept_scores, compression).unsqueeze(-1).to(values.dtype)
+            alpha = importance(kept_scores, kept_lengths, compression)
+            values = values * alpha.unsqueeze(-1).to(values.dtype)
         if bool((kept_lengths < k).any()):
             pad = past_end(kept_lengths, k, device)
             index, kept_scores = index.masked_fill(pad, 0), kept_scores.masked_fill(pad, 0)
@@ -284,5 +298,6 @@ def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> A
     if compression.adaption not in ("selective", "exact") or kept.values.shape[1] == 0:
         return None
     selected = plan.rank >= 0
-    alpha = importance(kept.scores, compression).gather(1, plan.rank.clamp(min=0))
+    alpha = importance(kept.scores, kept.lengths, compression)
+    alpha = alpha.gather(1, plan.rank.clamp(min=0))
     return Adaption(torch.where(selected, alpha, 1.0), selected, compression.adaption == "exact")

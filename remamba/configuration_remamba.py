@@ -15,6 +15,7 @@ SELECTORS = ("topk", "random", "fixed", "drop", "none")
 PLACEMENTS = ("replace", "append", "before_question")
 ADAPTIONS = ("selective", "exact", "multiplicative", "none")
 VALUES = ("hidden", "residual")
+IMPORTANCES = ("relu", "relative")
 SCORE_GRADIENTS = ("scaled", "true")
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
 COMPRESSOR_INITS = ("released", "paper", "tied")
@@ -51,6 +52,9 @@ class CompressionConfig:
     value: str = "hidden"
     """What a kept vector is: hidden (Value of the state, Eq. 6) | residual (that plus the token's
     own embedding, so that a token is read again even where Value never met it)."""
+    importance: str = "relu"
+    """alpha of a kept vector: relu (of its score, Eq. 8) | relative (exp(16 (score - best kept
+    score)): 1 for the best, near 0 for all that score clearly less)."""
     score_gradient: str = "scaled"
     """Gradient into the scores: scaled (times alpha, as the paper) | true."""
     min_prompt_length: int = 0
@@ -81,6 +85,7 @@ class CompressionConfig:
         _one_of("placement", self.placement, PLACEMENTS)
         _one_of("adaption", self.adaption, ADAPTIONS)
         _one_of("value", self.value, VALUES)
+        _one_of("importance", self.importance, IMPORTANCES)
         _one_of("score_gradient", self.score_gradient, SCORE_GRADIENTS)
 
     @property

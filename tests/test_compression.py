@@ -160,11 +160,21 @@ def test_the_residual_value_adds_the_embedding_of_its_own_token(compressor, adap
 @pytest.mark.parametrize("mode", ["scaled", "true"])
 def test_gradient_into_the_scores(mode):
     scores = torch.tensor([0.8, 0.1, -0.4], requires_grad=True)
-    alpha = importance(scores, CompressionConfig(score_gradient=mode))
-    assert alpha.tolist() == pytest.approx([0.8, 0.1, 0.0])
-    alpha.backward(torch.tensor([1.0, 2.0, 3.0]))
+    alpha = importance(scores[None], torch.tensor([3]), CompressionConfig(score_gradient=mode))
+    assert alpha[0].tolist() == pytest.approx([0.8, 0.1, 0.0])
+    alpha.backward(torch.tensor([[1.0, 2.0, 3.0]]))
     expected = [0.8, 0.2, 0.0] if mode == "scaled" else [1.0, 2.0, 0.0]
     assert scores.grad.tolist() == pytest.approx(expected)
+
+
+def test_relative_importance_is_a_softmax_over_its_best():
+    scores = torch.tensor([[0.3, 0.5, 0.4], [-0.2, 0.9, 0.9], [0.1, 0.2, 0.3]])
+    lengths = torch.tensor([3, 1, 0])  # a pad counts neither as the best nor at all
+    alpha = importance(scores, lengths, CompressionConfig(importance="relative"))
+    weights = (16 * scores[0]).softmax(dim=0)
+    torch.testing.assert_close(alpha[0], weights / weights.max())
+    assert alpha[1, 0] == 1 and bool(alpha.isfinite().all())
+    assert importance(scores[:, :0], lengths, CompressionConfig(importance="relative")).numel() == 0
 
 
 def test_splice_of_unequal_rows():

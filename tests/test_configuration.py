@@ -22,6 +22,7 @@ from remamba import CompressionConfig, InputError, ReMambaConfig
         ({"placement": "middle"}, "placement='middle'"),
         ({"adaption": "soft"}, "adaption='soft'"),
         ({"score_gradient": "half"}, "score_gradient='half'"),
+        ({"importance": "exp"}, "importance='exp'"),
         ({"value": "token"}, "value='token'"),
     ],
     ids=str,

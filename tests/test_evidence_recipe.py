@@ -76,7 +76,16 @@ elif "--tokenizer-only" not in words:
 FREE = {"base", "output", "accumulate"}
 FORM = {
     *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
-    *("selector", "value", "score_gradient", "score_loss", "score_target", "stage1_loss", "document_loss"),
+    *(
+        "selector",
+        "value",
+        "importance",
+        "score_gradient",
+        "score_loss",
+        "score_target",
+        "stage1_loss",
+        "document_loss",
+    ),
 }
 
 

@@ -150,6 +150,11 @@ class TrainArgs:
         None
     )
     """What a kept vector is: Value of its state (the paper), or that plus the token's embedding."""
+    importance: Annotated[Literal["relu", "relative"] | None, arg(metavar="relu|relative"), OWN] = (
+        None
+    )
+    """alpha, by which a kept vector counts: ReLU of its score (the paper), or its softmax weight
+    over the best one's."""
     score_gradient: Annotated[Literal["scaled", "true"] | None, arg(metavar="scaled|true"), OWN] = (
         None
     )

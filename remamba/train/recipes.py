@@ -34,6 +34,7 @@ COMPRESSION: dict[str, Any] = {
     "placement": "replace",
     "adaption": "selective",
     "value": "hidden",
+    "importance": "relu",
     "score_gradient": "scaled",
     "eval_length": 0.18,
     "eval_keep_ratio": 0.009,

@@ -49,7 +49,15 @@ class CompressionSchedule:
         Raises:
             InputError: start and length do not fit together.
         """
-        names = ("start", "placement", "adaption", "selector", "value", "score_gradient")
+        names = (
+            "start",
+            "placement",
+            "adaption",
+            "selector",
+            "value",
+            "importance",
+            "score_gradient",
+        )
         changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
         if base.selector == "none" and args.selector is None:
             changes["selector"] = "topk"
