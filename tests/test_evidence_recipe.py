@@ -145,7 +145,7 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == len(asked) == 18
+    assert len(branches) == len(asked) == 20
 
     forms = {}
     for branch in branches:

@@ -5,7 +5,6 @@ The sentences themselves stand in remamba/assets/planted/, the words that fill t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -213,20 +212,9 @@ def _read(file: str) -> dict[str, dict[str, list[str]]]:
 
 @cache
 def open_words() -> tuple[str, ...]:
-    """Words of books that are nobody's value: what facts of training may take for one.
-
-    What any split's sentences about facts say is left out.
-    """
+    """Words of books that are nobody's value: what facts of training may take for one."""
     text = (ASSETS / "open_words.txt").read_text(encoding="utf-8")
-    known = [language(split) for split in OPENINGS]
-    said = {
-        word
-        for kinds in known
-        for kind in (*kinds.attributes, *kinds.lists)
-        for sentence in (*kind.facts, *kind.questions, *kind.clauses)
-        for word in re.findall(r"[a-z]+", sentence.lower())
-    }
-    return tuple(word for word in text.split("\n\n", 1)[1].split() if word not in said)
+    return tuple(text.split("\n\n", 1)[1].split())
 
 
 def words_of(split: str) -> list[str]:
