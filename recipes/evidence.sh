@@ -11,7 +11,7 @@
 # SIZE      4m, 10m or 16m (default: 10m)
 # SEEDS     seeds of the branches: order, questions, drawn ratios (default: "1 2")
 # BRANCHES  names from the table below (default: all of it)
-# ROWS      documents of the test at each length (default: 240)
+# ROWS      documents of the test at each length, 4 questions each (default: 320)
 # JOBS      branches that train at once on the GPU (default: 1)
 # PYTHON    interpreter with remamba[train,eval] (default: python)
 # WORKERS   processes that write data (default: all cores)
@@ -59,7 +59,9 @@ form() {
     whole) options=$whole ;;
     whole-evidence) options=$evidence ;;
     evidence-residual) options="$evidence --value residual" ;;
-    evidence-relative) options="$evidence --value residual --adaption exact --importance relative" ;;
+    evidence-relative)
+      options="$evidence --value residual --adaption exact --importance relative"
+      ;;
     whole-no-score) options="$whole --score-loss 0" ;;
     whole-true) options="$whole --score-gradient true" ;;
     whole-none | whole-selective | whole-exact) options="$whole --adaption ${1#whole-}" ;;
@@ -82,7 +84,7 @@ all="plain plain-more plain-bare whole whole-evidence evidence-residual evidence
 
 case $SCALE in
   full)
-    SEEDS=${SEEDS:-1 2} BRANCHES=${BRANCHES:-$all} ROWS=${ROWS:-240}
+    SEEDS=${SEEDS:-1 2} BRANCHES=${BRANCHES:-$all} ROWS=${ROWS:-320}
     test_lengths=(500 1000 2000 4000 8000)
     tokenizer_options=() base_options=(--size "$SIZE")
     # documents of each file of data
@@ -113,7 +115,7 @@ for name in $BRANCHES; do form "$name"; done # an unknown name ends it here
 
 with_classes=()
 tasks=(facts two-hop many-facts retrieval count dictionary code)
-weights=(4 2 2 4 1 1 1) # in training: most of facts and of retrieval, which the claim is about
+weights=(4 2 2 4 1 1 1) # most of facts and of retrieval, which the claim is about
 if [[ -n $CLASSES ]]; then
   tasks+=(few-shot) weights+=(1)
   with_classes=(--classes "$CLASSES")
@@ -161,13 +163,16 @@ data text "$text" --tasks "${tasks[@]}" --tokens 400 1200 --no-questions "${open
   ${with_classes[@]+"${with_classes[@]}"}
 # all tasks; then as long as training goes
 data middle "$middle" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${open[@]}" --seed 23 ${with_classes[@]+"${with_classes[@]}"}
+  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${open[@]}" --seed 23 \
+  ${with_classes[@]+"${with_classes[@]}"}
 data long "$long" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${long_tokens[@]}" --facts-per-1000 15 "${open[@]}" --seed 24 ${with_classes[@]+"${with_classes[@]}"}
+  --tokens "${long_tokens[@]}" --facts-per-1000 15 "${open[@]}" --seed 24 \
+  ${with_classes[@]+"${with_classes[@]}"}
 # the test: other books, people, words, values and phrasings
 for tokens in "${test_lengths[@]}"; do
   data "test-$tokens" "$ROWS" --books "$BOOKS/dev.jsonl.xz" --split test --tasks "${tasks[@]}" \
-    --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) --questions 4 --seed 90 \
+    --weights "${weights[@]}" --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) \
+    --questions 4 --seed 90 \
     ${with_classes[@]+"${with_classes[@]}"}
 done
 

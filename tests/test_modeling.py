@@ -135,6 +135,23 @@ def test_inputs_embeds_are_as_good_as_ids():
     )
 
 
+def test_the_residual_value_takes_the_tokens_or_embeddings_given():
+    model, ids = tiny_model("mamba"), tokens(2, 30)
+    embeds = model.get_input_embeddings()(ids)
+    paper = FORMS["paper"].replace(value="residual")
+    found = model(ids, compression=paper).logits
+    torch.testing.assert_close(found, model(inputs_embeds=embeds, compression=paper).logits)
+    assert error(found, model(ids, compression=FORMS["paper"]).logits) > 1e-3
+    whole = {"compression": FORMS["whole"].replace(value="residual"), **questions("whole", 4, 4)}
+    torch.testing.assert_close(
+        model(ids, **whole).logits, model(inputs_embeds=embeds, **whole).logits
+    )
+    before = {"compression": FORMS["before"], **questions("before", 4, 4)}
+    assert model(ids, **before).logits.isfinite().all()
+    with pytest.raises(InputError, match="read it again from token ids"):
+        model(inputs_embeds=embeds, **before)
+
+
 @pytest.mark.parametrize("backbone", FIRST)
 def test_beam_search_reorders_the_states(backbone):
     """The best of 3 beams, scored again by one forward, has the likelihood that generate states."""
