@@ -47,6 +47,8 @@ books=("$BOOKS"/train-*.jsonl.xz)
 # Of the whole document (p = 1); the last one of two equal options counts.
 whole="--length 1 1 --stage1-loss 1 --score-loss 1 --adaption multiplicative --document-loss 0.3"
 evidence="$whole --score-target evidence"
+# What is found is an answer's last token: words of several tokens must come whole.
+window="$evidence --window 4"
 # Of a part of it (s = 0): no loss on the document, whose vectors would see what comes later.
 part="--start 0 --adaption selective --accumulate 4"
 
@@ -58,9 +60,10 @@ form() {
     plain-bare) options="" ;; # beside the forms that have no loss on the document
     whole) options=$whole ;;
     whole-evidence) options=$evidence ;;
-    evidence-residual) options="$evidence --value residual" ;;
-    evidence-relative)
-      options="$evidence --value residual --adaption exact --importance relative"
+    window) options=$window ;;
+    window-residual) options="$window --value residual" ;;
+    window-relative)
+      options="$window --value residual --adaption exact --importance relative"
       ;;
     whole-no-score) options="$whole --score-loss 0" ;;
     whole-true) options="$whole --score-gradient true" ;;
@@ -76,8 +79,8 @@ form() {
   esac
 }
 
-all="plain plain-more plain-bare whole whole-evidence evidence-residual evidence-relative
-  whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
+all="plain plain-more plain-bare whole whole-evidence window window-residual
+  window-relative whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
   whole-before whole-append paper paper-score p20 p20-score"
 
 # -- the sizes --

@@ -39,7 +39,7 @@ class Kept(NamedTuple):
     index: Tensor  # type: ignore[assignment]
     """(b, k) int64, counted from the row's first real token (of the document, if there is one)."""
     scores: Tensor
-    """(b, k) cosine of Key and Query (Eq. 3)."""
+    """(b, k) cosine of Key and Query (Eq. 3); with a window the best in it."""
     values: Tensor
     """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
     lengths: Tensor

@@ -156,6 +156,8 @@ class Compressor(nn.Module):
         per_document = scores.shape[0] // documents
         length = span.length.repeat_interleave(per_document)
         kept_lengths = num_kept(span, compression).repeat_interleave(per_document)
+        if compression.selector == "topk" and compression.window > 1:
+            scores = _best_ahead(scores, length, compression.window)
         index = _select(scores.detach(), length, kept_lengths, compression.selector)
         k = index.shape[1]
         kept_scores = scores.gather(1, index)
@@ -181,6 +183,14 @@ def _cosines(keys: Tensor, query: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(keys, dim=-1).clamp(min=EPS)
     query = F.normalize(query, dim=-1, eps=EPS)
     return (query @ keys.transpose(1, 2)) / size.unsqueeze(1)
+
+
+def _best_ahead(scores: Tensor, length: Tensor, window: int) -> Tensor:
+    """Best of each position's score and those of the window - 1 positions behind it, (b, m)."""
+    outside = past_end(length, scores.shape[1], scores.device)
+    padded = F.pad(scores.masked_fill(outside, -torch.inf), (0, window - 1), value=-torch.inf)
+    best = F.max_pool1d(padded.unsqueeze(1), window, stride=1).squeeze(1)
+    return best.masked_fill(outside, 0.0)
 
 
 def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tensor:

@@ -45,6 +45,9 @@ class CompressionConfig:
     """Number of positions kept, in place of `keep_ratio` [K]."""
     selector: str = "topk"
     """topk (Eq. 5) | random | fixed | drop (the span is cut away) | none (plain Mamba)."""
+    window: int = 1
+    """With topk a position counts with the best score of itself and the window - 1 positions behind
+    it, so that the token found brings those before it: words of several tokens stay whole."""
     placement: str = "replace"
     """Where the kept vectors stand: replace (the paper) | append | before_question."""
     adaption: str = "selective"
@@ -61,9 +64,9 @@ class CompressionConfig:
     """Prompts (or documents) shorter than this are read by plain Mamba."""
 
     def __post_init__(self) -> None:
-        for name in ("start", "length", "keep_ratio", "num_kept", "min_prompt_length"):
+        for name in ("start", "length", "keep_ratio", "num_kept", "window", "min_prompt_length"):
             value = getattr(self, name)
-            kind = int if name in ("num_kept", "min_prompt_length") else (int, float)
+            kind = int if name in ("num_kept", "window", "min_prompt_length") else (int, float)
             if not isinstance(value, kind) and not (name == "num_kept" and value is None):
                 raise InputError(f"{name} = {value!r} must be a number")
         if not 0.0 <= self.start < 1.0:
@@ -79,6 +82,8 @@ class CompressionConfig:
             )
         if self.num_kept is not None and self.num_kept < 1:
             raise InputError(f"num_kept (K) = {self.num_kept} must be at least 1")
+        if self.window < 1:
+            raise InputError(f"window = {self.window} must be at least 1")
         if self.min_prompt_length < 0:
             raise InputError(f"min_prompt_length = {self.min_prompt_length} must not be negative")
         _one_of("selector", self.selector, SELECTORS)

@@ -25,7 +25,9 @@ BOUND = 1e-5
 VOCAB = 61
 FORMS = {
     "paper": CompressionConfig(start=0.1, length=0.5, keep_ratio=0.3),
-    "exact": CompressionConfig(length=0.5, keep_ratio=0.3, adaption="exact", importance="relative"),
+    "exact": CompressionConfig(
+        length=0.5, keep_ratio=0.3, adaption="exact", importance="relative", window=3
+    ),
     "append": CompressionConfig(length=0.5, keep_ratio=0.3, placement="append"),
     "whole": CompressionConfig(length=1.0, keep_ratio=0.3, adaption="multiplicative"),
     "before": CompressionConfig(

@@ -136,6 +136,25 @@ def test_multiplicative_values_are_scaled_by_alpha(compressor):
     torch.testing.assert_close(scaled.values, expected)
 
 
+def test_a_window_brings_the_tokens_before_the_one_found(compressor):
+    span = Span(torch.tensor([2, 0]), torch.tensor([12, 4]))
+    hidden = torch.randn(2, 10, 8)
+    scores = torch.full((2, 10), 0.1)
+    scores[0, 6], scores[0, 1] = 0.9, 0.8  # the first has but one position before it
+    scores[1, 3], scores[1, 7] = 0.5, 1.0  # the second lies behind the row's end
+    config = CompressionConfig(length=1.0, num_kept=5, window=3)
+    kept = compressor.keep(hidden, scores, span, config)
+    assert kept.index.tolist() == [[2, 3, 6, 7, 8], [0, 1, 2, 3, 0]]
+    torch.testing.assert_close(kept.scores[0], torch.tensor([0.8, 0.8, 0.9, 0.9, 0.9]))
+    torch.testing.assert_close(kept.scores[1, :4], torch.tensor([0.1, 0.5, 0.5, 0.5]))
+    for name in ("random", "fixed"):
+        torch.manual_seed(0)
+        alone = compressor.keep(hidden, scores, span, config.replace(selector=name, window=1))
+        torch.manual_seed(0)
+        wide = compressor.keep(hidden, scores, span, config.replace(selector=name))
+        assert torch.equal(alone.index, wide.index) and torch.equal(alone.scores, wide.scores)
+
+
 @pytest.mark.parametrize("adaption", ["none", "multiplicative"])
 def test_the_residual_value_adds_the_embedding_of_its_own_token(compressor, adaption):
     span = Span(torch.tensor([1, 0]), torch.tensor([6, 3]))

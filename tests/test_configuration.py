@@ -22,6 +22,8 @@ from remamba import CompressionConfig, InputError, ReMambaConfig
         ({"placement": "middle"}, "placement='middle'"),
         ({"adaption": "soft"}, "adaption='soft'"),
         ({"score_gradient": "half"}, "score_gradient='half'"),
+        ({"window": 0}, "window = 0 must be at least 1"),
+        ({"window": 1.5}, "window = 1.5 must be a number"),
         ({"importance": "exp"}, "importance='exp'"),
         ({"value": "token"}, "value='token'"),
     ],

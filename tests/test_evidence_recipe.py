@@ -78,6 +78,7 @@ FORM = {
     *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
     *(
         "selector",
+        "window",
         "value",
         "importance",
         "score_gradient",
@@ -145,7 +146,7 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == len(asked) == 20
+    assert len(branches) == len(asked) == 21
 
     forms = {}
     for branch in branches:

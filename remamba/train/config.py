@@ -146,6 +146,8 @@ class TrainArgs:
         OWN,
     ] = None
     """Which states are kept."""
+    window: Annotated[int | None, arg(metavar="N"), OWN] = None
+    """A token found brings the N - 1 before it, so that words of several tokens stay whole."""
     value: Annotated[Literal["hidden", "residual"] | None, arg(metavar="hidden|residual"), OWN] = (
         None
     )

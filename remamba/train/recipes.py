@@ -33,6 +33,7 @@ COMPRESSION: dict[str, Any] = {
     "selector": "topk",
     "placement": "replace",
     "adaption": "selective",
+    "window": 1,
     "value": "hidden",
     "importance": "relu",
     "score_gradient": "scaled",

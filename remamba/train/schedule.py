@@ -51,6 +51,7 @@ class CompressionSchedule:
         """
         names = (
             "start",
+            "window",
             "placement",
             "adaption",
             "selector",

@@ -20,7 +20,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "multiplicative": {"adaption": "multiplicative"},
     "none": {"adaption": "none"},
     "residual": {"adaption": "multiplicative", "value": "residual"},
-    "relative": {"adaption": "exact", "importance": "relative"},
+    "relative": {"adaption": "exact", "importance": "relative", "window": 3},
     "append": {"adaption": "selective", "placement": "append"},
     "before_question": {"adaption": "exact", "placement": "before_question"},
 }

@@ -63,7 +63,7 @@ def test_the_paper_trains_both_methods_alike() -> None:
     }
     assert different == {
         "method", "start", "length", "keep_ratio", "selector", "placement", "adaption",
-        "value", "importance", "score_gradient", "eval_length", "eval_keep_ratio",
+        "window", "value", "importance", "score_gradient", "eval_length", "eval_keep_ratio",
     }  # fmt: skip
 
 
