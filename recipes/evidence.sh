@@ -130,7 +130,7 @@ if [[ ! -f $OUT/tokenizer/tokenizer.json ]]; then
     ${with_classes[@]+"${with_classes[@]}"} ${tokenizer_options[@]+"${tokenizer_options[@]}"}
 fi
 
-# Half of training's kinds of facts have any words of books for values: a model that knows its
+# Half of training's kinds of facts have any words for values: a model that knows its
 # values from training copies no others (measured: 98 % right on training's values, 15 % on the
 # test's).
 open=(--open-values 0.5)

@@ -68,8 +68,9 @@ class Args:
     depth: Annotated[float | None, Share, arg(help_behavior_hint="(default: anywhere)")] = None
     """Put the asked facts of the task facts at this share of the document, 0 to 1."""
     open_values: Annotated[float, Share] = 0.0
-    """Share of the kinds of facts in a document whose values are any words of books ("her lantern
-    is window"): teaches to copy what is said, whatever it is; for --split train alone."""
+    """Share of the kinds of facts in a document whose values are any words, of books or made up
+    ("her lantern is window"): teaches to copy what is said, whatever it is; for --split train
+    alone."""
     classes: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(needed for few-shot)")
     ] = None

@@ -28,7 +28,7 @@ class FactsTask:
         echo: share of facts that the next sentence says once more.
         kinds: kinds of facts in a document, drawn from this range; None: all.
         depth: the asked facts stand at this share of the document; None: anywhere.
-        open_values: share of kinds whose values are any words of books.
+        open_values: share of kinds whose values are any words.
 
     Raises:
         InputError: an option is out of its range.

@@ -35,7 +35,7 @@ class TwoHopTask:
     Args:
         facts_per_1000: facts in every 1,000 tokens, as far as they fit in 4/5 of the text.
         echo: share of facts that the next sentence says once more; relations are said once.
-        open_values: share of kinds whose values are any words of books.
+        open_values: share of kinds whose values are any words.
         relations: share of facts that are relations between people.
 
     Raises:

@@ -29,7 +29,7 @@ class ManyFactsTask:
     Args:
         facts_per_1000: facts in every 1,000 tokens, as far as they fit in 4/5 of the text.
         echo: share of facts that the next sentence says once more; not what one has several of.
-        open_values: share of kinds whose values are any words of books.
+        open_values: share of kinds whose values are any words.
 
     Raises:
         InputError: an option is out of its range.

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from remamba.planted.language import Attribute, Relation, fill_in, language, open_words
+from remamba.planted.made_up import made_up_word
 from remamba.planted.words import FIRST_NAMES, SURNAMES, split_of
 
 OPENED = 0.5  # share of facts that begin with an opening
 LIKENESS = 0.2  # share of people who take their first name from another, and as many the surname
 LONG_NUMBERS = 0.3  # share of numbers that have three digits
-OPEN_VALUES = 60  # values of a kind whose values are any words
+OPEN_VALUES = 30  # words of books, and as many made up, that are the values of an open kind
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,23 @@ def draw_people(rng: random.Random, count: int, split: str) -> list[str]:
 def with_open_values(
     rng: random.Random, attributes: Sequence[Attribute], share: float
 ) -> list[Attribute]:
-    """The attributes, each with probability `share` with any words of books for its values.
+    """The attributes, each with probability `share` with other values: words of books, made-up ones.
 
     Who has learnt from them copies what a sentence says, and not a value known from training.
     """
     if not share:
         return list(attributes)
     return [
-        replace(attribute, values=tuple(rng.sample(open_words(), OPEN_VALUES)))
-        if rng.random() < share
-        else attribute
+        replace(attribute, values=_open_values(rng)) if rng.random() < share else attribute
         for attribute in attributes
     ]
+
+
+def _open_values(rng: random.Random) -> tuple[str, ...]:
+    made_up: list[str] = []
+    for _ in range(OPEN_VALUES):
+        made_up.append(made_up_word(rng, "train", made_up))
+    return (*rng.sample(open_words(), OPEN_VALUES), *made_up)
 
 
 def draw_value(rng: random.Random, attribute: Attribute) -> str:

@@ -72,7 +72,7 @@ class Options:
         echo: share of facts that the next sentence says once more.
         kinds: kinds of facts in a document of `facts`, drawn from this range; None: all.
         depth: the asked facts of `facts` stand at this share of the document; None: anywhere.
-        open_values: share of the kinds of facts in a document whose values are any words of books.
+        open_values: share of the kinds of facts in a document whose values are any words.
         classes: labelled questions, for `few-shot`.
 
     Raises:

@@ -402,14 +402,21 @@ def test_open_words_are_no_value_no_name_and_no_word_of_a_sentence() -> None:
 
 @pytest.mark.parametrize("kind", [FactsTask, TwoHopTask, ManyFactsTask])
 def test_open_values_are_a_share_of_the_values(kind: type[Task]) -> None:
-    open_ones = set(open_words())
+    known = {value for values in VALUES.values() for value in values}
+    words_of_books = set(open_words())
     for share in (0.0, 0.5, 1.0):
-        made = [
-            fact.value in open_ones
+        values = [
+            fact.value
             for seed in range(60)
             for fact in kind(open_values=share).facts(random.Random(seed), 30, "train")  # type: ignore[call-arg, attr-defined]
             if isinstance(fact, Fact)
         ]
-        assert sum(made) / len(made) == pytest.approx(share, abs=0.1 * (share == 0.5))
+        others = [value for value in values if value not in known]
+        expected = pytest.approx(share, abs=0.1 * (share == 0.5))
+        assert len(others) / len(values) == expected
+        made_up = [value for value in others if value not in words_of_books]
+        assert all(split_of(value) == "train" for value in made_up)
+        if share:
+            assert len(made_up) / len(others) == pytest.approx(0.5, abs=0.1)
     with pytest.raises(InputError, match="--open-values 2: give a share"):
         kind(open_values=2)  # type: ignore[call-arg]
