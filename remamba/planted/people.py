@@ -57,7 +57,7 @@ def draw_people(rng: random.Random, count: int, split: str) -> list[str]:
 def with_open_values(
     rng: random.Random, attributes: Sequence[Attribute], share: float
 ) -> list[Attribute]:
-    """The attributes, each with probability `share` with other values: words of books, made-up ones.
+    """The attributes, each with probability `share` with any words for values, half made up.
 
     Who has learnt from them copies what a sentence says, and not a value known from training.
     """
