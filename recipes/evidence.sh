@@ -79,8 +79,8 @@ form() {
   esac
 }
 
-all="plain plain-more plain-bare whole whole-evidence window window-residual
-  window-relative whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
+all="plain plain-more plain-bare whole whole-evidence window window-residual window-relative
+  whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
   whole-before whole-append paper paper-score p20 p20-score"
 
 # -- the sizes --
