@@ -140,9 +140,7 @@ def best_on_target(out: ReMambaOutput, targets: Tensor) -> tuple[Tensor, Tensor]
     assert out.kept is not None
     index, scores, lengths = out.kept.index, out.kept.scores, out.kept.lengths
     pad = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
-    # the last of equals: what a window's score is of, the others it brings stand before
-    last_first = scores.masked_fill(pad, -torch.inf).flip(1)
-    best = index.shape[1] - 1 - last_first.argmax(dim=1, keepdim=True)
+    best = scores.masked_fill(pad, -torch.inf).argmax(dim=1, keepdim=True)
     targets = any_span(targets)
     found = targets.gather(1, index.gather(1, best))[:, 0]
     return found.sum(), targets.any(dim=1).sum()

@@ -20,16 +20,3 @@ def test_the_best_score_may_stand_on_a_target_of_any_span() -> None:
     assert [int(n) for n in best_on_target(out, targets)] == [1, 2]
     for span, expected in ((0, [0, 2]), (1, [1, 1])):
         assert [int(n) for n in best_on_target(out, targets[..., span])] == expected
-
-
-def test_of_a_window_the_last_position_is_the_one_found() -> None:
-    kept = Kept(
-        index=torch.tensor([[1, 4, 5, 6], [0, 2, 0, 0]]),
-        scores=torch.tensor([[0.3, 0.9, 0.9, 0.9], [0.5, 0.5, 0.0, 0.0]]),
-        values=torch.zeros(2, 4, 1),
-        lengths=torch.tensor([4, 2]),
-    )
-    targets = torch.zeros(2, 8, dtype=torch.bool)
-    targets[0, 6] = targets[1, 2] = True
-    found = best_on_target(ReMambaOutput(kept=kept), targets)
-    assert [int(n) for n in found] == [2, 2]
