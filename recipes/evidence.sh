@@ -18,9 +18,9 @@
 # SCALE     full, or toy: the whole chain in minutes on two CPU cores; it learns nothing
 #
 # What is there already is skipped, so a chain that was cut off goes on where it was. Planned for
-# one H100 and 10 million parameters: the base reads about 140 million tokens; a branch 35 (plain),
-# 45 (whole document) or 150 million (a part of the document, which reads the rest again for each
-# question). These are estimates; train.json of each run tells what it took.
+# one H100 and 10 million parameters: the base reads about 95 million tokens, a branch 43, and one
+# that reads a part of the document again for each question about 150. These are estimates;
+# train.json of each run tells what it took.
 set -euo pipefail
 
 : "${BOOKS:?set BOOKS to the folder with train-*.jsonl.xz}"
@@ -131,8 +131,7 @@ if [[ ! -f $OUT/tokenizer/tokenizer.json ]]; then
 fi
 
 # Half of training's kinds of facts have any words for values: a model that knows its
-# values from training copies no others (measured: 98 % right on training's values, 15 % on the
-# test's).
+# values from training copies no others (docs/LOG.md, the first models of the evidence).
 open=(--open-values 0.5)
 
 # data NAME DOCUMENTS OPTIONS...: training data, or what other --books and --split say; begun only
@@ -230,8 +229,8 @@ branch() {
     previous=$run/$stage
   }
 
-  # Nearly every place is kept: Value learns to be read before anything is left out. It begins on
-  # short documents alone: on those of `names` 1 to 15 % were right after 80 steps.
+  # Nearly every place is kept: Value learns to be read before anything is left out, on the
+  # shortest documents, where that begins soonest.
   next read-out starts 0.99 1 "$readout_steps" --batch-size "$recall_batch" \
     --questions-per-document 3 --learning-rate 1e-3 --lr-scheduler constant
   # Fewer and fewer places are kept: the score learns which.

@@ -18,8 +18,8 @@ from remamba.ops.precision import accumulation_dtype
 ROUNDING = 1e-9
 """Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
 SCORE_LOSS_SCALE = 16.0
-STEP = 1e-6
-"""What a position's score counts for less in a window with each position before it."""
+WINDOW_STEP = 1e-6
+"""What a score loses in its window with each position that it is lent backwards."""
 EPS = 1e-8
 """Least length of a key or a query that a cosine divides by."""
 SCORED_AT_ONCE = 8192
@@ -188,16 +188,17 @@ def _cosines(keys: Tensor, query: Tensor) -> Tensor:
 
 
 def _best_ahead(scores: Tensor, length: Tensor, window: int) -> Tensor:
-    """Best of each position's score and those of the window - 1 positions behind it, (b, m).
+    """Best of each position's score and those of the window - 1 positions after it, (b, m).
 
-    A score counts for less by STEP with each position before its own: so equals are ordered, and
-    where K ends inside a window, what stands next to the token found is kept.
+    A score loses WINDOW_STEP with each position: so equals are ordered, and where K ends inside a
+    window, what stands next to the token found is kept.
     """
     outside = past_end(length, scores.shape[1], scores.device)
     own = scores.masked_fill(outside, -torch.inf)
     best = own
     for back in range(1, window):
-        best = torch.maximum(best, F.pad(own, (0, back), value=-torch.inf)[:, back:] - back * STEP)
+        later = F.pad(own, (0, back), value=-torch.inf)[:, back:]
+        best = torch.maximum(best, later - back * WINDOW_STEP)
     return best.masked_fill(outside, 0.0)
 
 

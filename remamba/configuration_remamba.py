@@ -46,7 +46,7 @@ class CompressionConfig:
     selector: str = "topk"
     """topk (Eq. 5) | random | fixed | drop (the span is cut away) | none (plain Mamba)."""
     window: int = 1
-    """With topk a position counts with the best score of itself and the window - 1 positions behind
+    """With topk a position counts with the best score of itself and the window - 1 positions after
     it, so that the token found brings those before it: words of several tokens stay whole."""
     placement: str = "replace"
     """Where the kept vectors stand: replace (the paper) | append | before_question."""

@@ -76,17 +76,8 @@ elif "--tokenizer-only" not in words:
 FREE = {"base", "output", "accumulate"}
 FORM = {
     *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
-    *(
-        "selector",
-        "window",
-        "value",
-        "importance",
-        "score_gradient",
-        "score_loss",
-        "score_target",
-        "stage1_loss",
-        "document_loss",
-    ),
+    *("selector", "window", "value", "importance", "score_gradient", "score_loss"),
+    *("score_target", "stage1_loss", "document_loss"),
 }
 
 
