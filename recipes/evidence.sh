@@ -133,6 +133,8 @@ fi
 # Half of training's kinds of facts have any words for values: a model that knows its
 # values from training copies no others (docs/LOG.md, the first models of the evidence).
 open=(--open-values 0.5)
+# Short documents with the numbers that paragraphs have in long ones.
+high=(--first-paragraph 1 30)
 
 # data NAME DOCUMENTS OPTIONS...: training data, or what other --books and --split say; begun only
 writing=()
@@ -159,16 +161,17 @@ data names "$names" --tasks facts --kinds 1 2 --tokens 60 160 --facts-per-1000 6
 data starts "$starts" --tasks facts --tokens 50 100 --facts-per-1000 60 --questions 3 \
   "${open[@]}" --seed 26
 # which of a few paragraphs a line is from
-data quotes "$quotes" --tasks retrieval --tokens 130 300 --questions 6 --seed 25
+data quotes "$quotes" --tasks retrieval --tokens 130 300 --questions 6 "${high[@]}" --seed 25
 # plain text: the books and what is planted in them
-data text "$text" --tasks "${tasks[@]}" --tokens 400 1200 --no-questions "${open[@]}" --seed 22 \
+data text "$text" --tasks "${tasks[@]}" --tokens 400 1200 --no-questions "${open[@]}" "${high[@]}" \
+  --seed 22 \
   ${with_classes[@]+"${with_classes[@]}"}
 # all tasks; then as long as training goes
 data middle "$middle" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${open[@]}" --seed 23 \
+  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${open[@]}" "${high[@]}" --seed 23 \
   ${with_classes[@]+"${with_classes[@]}"}
 data long "$long" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${long_tokens[@]}" --facts-per-1000 15 "${open[@]}" --seed 24 \
+  --tokens "${long_tokens[@]}" --facts-per-1000 15 "${open[@]}" "${high[@]}" --seed 24 \
   ${with_classes[@]+"${with_classes[@]}"}
 # the test: other books, people, words, values and phrasings
 for tokens in "${test_lengths[@]}"; do

@@ -71,6 +71,9 @@ class Args:
     """Share of the kinds of facts in a document whose values are any words, of books or made up
     ("her lantern is window"): teaches to copy what is said, whatever it is; for --split train
     alone."""
+    first_paragraph: Annotated[tuple[int, int], Range] = (1, 1)
+    """Number of the first paragraph of the task retrieval: short documents with high numbers teach
+    those that only long ones count up to."""
     classes: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(needed for few-shot)")
     ] = None

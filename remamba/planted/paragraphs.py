@@ -50,13 +50,15 @@ class RetrievalTask:
         paraphrase: share of quotes that are not verbatim: a clause is dropped, clauses change
             places, or every so-manieth word is left out.
         closing_label: paragraphs end with their label, too, "(Paragraph 7)".
+        first: the first paragraph's number, drawn from this range.
 
     Raises:
-        InputError: `paraphrase` is no share.
+        InputError: `paraphrase` is no share, or `first` no range of numbers.
     """
 
     paraphrase: float = 0.5
     closing_label: bool = True
+    first: tuple[int, int] = (1, 1)
 
     name = "retrieval"
     metric = "exact"
@@ -66,6 +68,9 @@ class RetrievalTask:
     def __post_init__(self) -> None:
         if not 0 <= self.paraphrase <= 1:
             raise InputError(f"paraphrase {self.paraphrase}: give a share from 0 to 1")
+        low, high = self.first
+        if not 1 <= low <= high:
+            raise InputError(f"--first-paragraph {low} {high}: give two numbers, 1 <= LO <= HI")
 
     def make(
         self, source: Source, rng: random.Random, tokens: tuple[int, int], questions: int
@@ -81,11 +86,14 @@ class RetrievalTask:
             if count < 2:
                 low, high = tokens
                 raise InputError(f"--tokens {low} {high}: retrieval needs 120 or more")
-            labels = [_opening(i) + self._closing(i) for i in range(count)]
+            first = rng.randint(*self.first)
+            numbers = range(first, first + count)
+            closings = [self._closing(number) for number in numbers]
+            labels = [_opening(n) + end for n, end in zip(numbers, closings, strict=True)]
             drawn = _draw(source, rng, [1] * count, _left(source, room, labels), tokens)
             rng.shuffle(drawn)
-            context, starts = _join(drawn, [self._closing(i) for i in range(count)])
-            asked = self._ask(rng, context, drawn, starts, questions)
+            context, starts = _join(drawn, closings, first)
+            asked = self._ask(rng, context, drawn, starts, first, questions)
             if asked or not questions:
                 return Draft(context, tuple(asked))
         raise InputError(
@@ -94,7 +102,7 @@ class RetrievalTask:
         )
 
     def _closing(self, number: int) -> str:
-        return f" (Paragraph {number + 1})" if self.closing_label else ""
+        return f" (Paragraph {number})" if self.closing_label else ""
 
     def _ask(
         self,
@@ -102,6 +110,7 @@ class RetrievalTask:
         context: str,
         paragraphs: Sequence[Paragraph],
         starts: Sequence[int],
+        first: int,
         questions: int,
     ) -> list[Asked]:
         fewest, most = QUOTE_WORDS
@@ -129,7 +138,7 @@ class RetrievalTask:
                 quote = paraphrased(rng, sentence)
                 if quote in context:
                     continue
-            label = f"Paragraph {i + 1}"
+            label = f"Paragraph {first + i}"
             start, stop = (starts[i] + n for n in paragraphs[i].span(j))
             if self.closing_label:
                 at = starts[i] + len(paragraphs[i].text) + len(" (")
@@ -171,7 +180,7 @@ class CountTask:
         for _ in range(count - unique):
             times[rng.randrange(unique - 1)] += 1  # the last one is cut to what is left
         times.sort(reverse=True)
-        labels = [_opening(i) for i in range(count)]
+        labels = [_opening(i + 1) for i in range(count)]
         drawn = _draw(source, rng, times, _left(source, room, labels), tokens)
         order = [i for i in range(unique) for _ in range(times[i])]
         rng.shuffle(order)
@@ -214,7 +223,7 @@ def _how_many(source: Source, rng: random.Random, aim: int, fewest: int) -> int:
 
 
 def _opening(number: int) -> str:
-    return f"{PARAGRAPH}Paragraph {number + 1}:"
+    return f"{PARAGRAPH}Paragraph {number}:"
 
 
 def _left(
@@ -226,11 +235,13 @@ def _left(
     return low - used, aim - used, high - used
 
 
-def _join(paragraphs: Sequence[Paragraph], closings: Sequence[str]) -> tuple[str, list[int]]:
+def _join(
+    paragraphs: Sequence[Paragraph], closings: Sequence[str], first: int = 1
+) -> tuple[str, list[int]]:
     """The context, and where the text of each paragraph begins in it."""
     pieces, starts, length = [], [], 0
     for i, (paragraph, closing) in enumerate(zip(paragraphs, closings, strict=True)):
-        head = _opening(i) + " "
+        head = _opening(first + i) + " "
         if not i:
             head = head[len(PARAGRAPH) :]
         starts.append(length + len(head))

@@ -73,6 +73,7 @@ class Options:
         kinds: kinds of facts in a document of `facts`, drawn from this range; None: all.
         depth: the asked facts of `facts` stand at this share of the document; None: anywhere.
         open_values: share of the kinds of facts in a document whose values are any words.
+        first_paragraph: number of the first paragraph of `retrieval`, drawn from this range.
         classes: labelled questions, for `few-shot`.
 
     Raises:
@@ -92,6 +93,7 @@ class Options:
     kinds: tuple[int, int] | None = None
     depth: float | None = None
     open_values: float = 0.0
+    first_paragraph: tuple[int, int] = (1, 1)
     classes: Path | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ def make_tasks(options: Options) -> dict[str, Task]:
         "facts": lambda: FactsTask(**shares, kinds=options.kinds, depth=options.depth),
         "two-hop": lambda: TwoHopTask(**shares),
         "many-facts": lambda: ManyFactsTask(**shares),
-        "retrieval": RetrievalTask,
+        "retrieval": lambda: RetrievalTask(first=options.first_paragraph),
         "count": CountTask,
         "few-shot": lambda: _few_shot(options),
         "dictionary": DictionaryTask,

@@ -40,6 +40,20 @@ def test_a_verbatim_quote_stands_in_the_paragraph_of_the_answer_alone(closing: b
             assert all(text.endswith(f" (Paragraph {i})") for i, text in enumerate(paragraphs, 1))
 
 
+def test_the_first_number_is_drawn_from_its_range() -> None:
+    firsts = set()
+    for draft in drafts(RetrievalTask(paraphrase=0.0, first=(7, 9)), number=40):
+        texts = re.split(r"(?:^|\n\n)Paragraph \d+: ", draft.context)[1:]
+        numbers = [int(n) for n in re.findall(r"(?:^|\n\n)Paragraph (\d+): ", draft.context)]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        for asked in draft.questions:
+            (place,) = (n for n, text in zip(numbers, texts, strict=True) if asked.text in text)
+            start, stop = asked.evidence[1]
+            assert asked.response == f" Paragraph {place}" == " " + draft.context[start:stop]
+        firsts.add(numbers[0])
+    assert firsts == {7, 8, 9}
+
+
 def test_the_label_that_counts_is_the_paragraphs_own() -> None:
     """No "\\n\\n" between sentence and label: they stand in one paragraph."""
     for closing in (True, False):
@@ -118,3 +132,5 @@ def test_what_cannot_be_made_is_refused() -> None:
         CountTask().make(place, random.Random(0), (900_000, 900_000), 1)
     with pytest.raises(InputError, match=r"paraphrase 2: give a share"):
         RetrievalTask(paraphrase=2)
+    with pytest.raises(InputError, match=r"--first-paragraph 3 2: give two numbers, 1 <= LO <= HI"):
+        RetrievalTask(first=(3, 2))
