@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,11 @@ class Graph:
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
+        stream = _capture_stream(torch.cuda.current_device())
         # other threads (a server's, a data loader's) may go on with work of their own meanwhile
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):
             self.outputs = function(*self.inputs)
 
     @property
@@ -50,3 +54,9 @@ class Graph:
             static.copy_(new, non_blocking=True)
         self._graph.replay()
         return self.outputs
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for each GPU: torch's own is of whichever captured first, and makes that the current."""
+    return torch.cuda.Stream(device)
