@@ -12,8 +12,8 @@
 # SEEDS     seeds of the branches: order, questions, drawn ratios (default: "1 2")
 # BRANCHES  names from the table below (default: all of it)
 # ROWS      documents of the test at each length, 4 questions each (default: 320)
-# JOBS      branches that train at once on the GPU (default: 1); 3 need 70 GiB at 10 million
-#           parameters, 4 do not fit in 80
+# JOBS      branches that train at once on the GPU (default: 1); at 10 million parameters
+#           one takes up to 23 GiB (Mamba) and 4 do not fit in 80
 # PYTHON    interpreter with remamba[train,eval] (default: python)
 # WORKERS   processes that write data (default: all cores)
 # SCALE     full, or toy: the whole chain in minutes on two CPU cores; it learns nothing

@@ -92,8 +92,8 @@ class RetrievalTask:
             labels = [_opening(n) + end for n, end in zip(numbers, closings, strict=True)]
             drawn = _draw(source, rng, [1] * count, _left(source, room, labels), tokens)
             rng.shuffle(drawn)
-            context, starts = _join(drawn, closings, first)
-            asked = self._ask(rng, context, drawn, starts, first, questions)
+            context, starts = _join(drawn, numbers, closings)
+            asked = self._ask(rng, context, drawn, numbers, starts, questions)
             if asked or not questions:
                 return Draft(context, tuple(asked))
         raise InputError(
@@ -109,8 +109,8 @@ class RetrievalTask:
         rng: random.Random,
         context: str,
         paragraphs: Sequence[Paragraph],
+        numbers: Sequence[int],
         starts: Sequence[int],
-        first: int,
         questions: int,
     ) -> list[Asked]:
         fewest, most = QUOTE_WORDS
@@ -138,7 +138,7 @@ class RetrievalTask:
                 quote = paraphrased(rng, sentence)
                 if quote in context:
                     continue
-            label = f"Paragraph {first + i}"
+            label = f"Paragraph {numbers[i]}"
             start, stop = (starts[i] + n for n in paragraphs[i].span(j))
             if self.closing_label:
                 at = starts[i] + len(paragraphs[i].text) + len(" (")
@@ -180,11 +180,12 @@ class CountTask:
         for _ in range(count - unique):
             times[rng.randrange(unique - 1)] += 1  # the last one is cut to what is left
         times.sort(reverse=True)
-        labels = [_opening(i + 1) for i in range(count)]
+        numbers = range(1, count + 1)
+        labels = [_opening(number) for number in numbers]
         drawn = _draw(source, rng, times, _left(source, room, labels), tokens)
         order = [i for i in range(unique) for _ in range(times[i])]
         rng.shuffle(order)
-        context, starts = _join([drawn[i] for i in order], [""] * count)
+        context, starts = _join([drawn[i] for i in order], numbers, [""] * count)
         firsts = sorted(order.index(i) for i in range(unique))
         evidence = tuple((starts[at], starts[at] + len(drawn[order[at]].text)) for at in firsts)
         question = "How many different paragraphs are there?"
@@ -236,13 +237,15 @@ def _left(
 
 
 def _join(
-    paragraphs: Sequence[Paragraph], closings: Sequence[str], first: int = 1
+    paragraphs: Sequence[Paragraph], numbers: Sequence[int], closings: Sequence[str]
 ) -> tuple[str, list[int]]:
     """The context, and where the text of each paragraph begins in it."""
-    pieces, starts, length = [], [], 0
-    for i, (paragraph, closing) in enumerate(zip(paragraphs, closings, strict=True)):
-        head = _opening(first + i) + " "
-        if not i:
+    pieces: list[str] = []
+    starts: list[int] = []
+    length = 0
+    for paragraph, number, closing in zip(paragraphs, numbers, closings, strict=True):
+        head = _opening(number) + " "
+        if not pieces:
             head = head[len(PARAGRAPH) :]
         starts.append(length + len(head))
         pieces.append(head + paragraph.text + closing)
