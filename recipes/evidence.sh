@@ -9,10 +9,11 @@
 # CLASSES   TREC's labelled questions (trec_train.txt); without them the task few-shot is left out
 # FAMILY    mamba2 or mamba (default: mamba2); the data serve both
 # SIZE      4m, 10m or 16m (default: 10m)
-# SEEDS     seeds of the branches: order, questions, drawn ratios (default: "1 2")
-# BRANCHES  names from the table below (default: all of it)
-# ROWS      documents of the test at each length, 4 questions each (default: 320)
-# JOBS      branches that train at once on the GPU (default: 1); at 10 million parameters
+# SEEDS     seeds of the branches: order, questions, drawn ratios (default: "1 2 3")
+# BRANCHES  names from the table below (default: all of it); none ends with the base
+# ROWS      documents of the test at each length, 4 questions each (default: 512)
+# GPUS      numbers of the GPUs that branches are given to (default: the one that torch takes)
+# JOBS      branches that train at once on each GPU (default: 1); at 10 million parameters
 #           one takes up to 23 GiB (Mamba) and 4 do not fit in 80
 # PYTHON    interpreter with remamba[train,eval] (default: python)
 # WORKERS   processes that write data (default: all cores)
@@ -28,7 +29,7 @@ set -euo pipefail
 : "${OUT:?set OUT to the folder for data, models and results}"
 PYTHON=${PYTHON:-python} CLASSES=${CLASSES:-} SCALE=${SCALE:-full}
 WORKERS=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
-FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} JOBS=${JOBS:-1}
+FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} GPUS=${GPUS:-} JOBS=${JOBS:-1}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 source "$root/recipes/chain.sh"
@@ -50,12 +51,15 @@ whole="--length 1 1 --stage1-loss 1 --score-loss 1 --adaption multiplicative --d
 evidence="$whole --score-target evidence"
 # What is found is an answer's last token: words of several tokens must come whole.
 window="$evidence --window 4"
+# A vector that carries its token, and an alpha that leaves out all but the best.
+relative="$window --value residual --adaption exact --importance relative"
 # Of a part of it (s = 0): no loss on the document, whose vectors would see what comes later.
 part="--start 0 --adaption selective --accumulate 4"
 
-# form NAME: how a branch differs from plain Mamba, and the last rho
+# form NAME: how a branch differs from plain Mamba; the last rho, or how many places are kept of
+# every document once Value is read
 form() {
-  rho=0.015
+  rho=0.015 kept=
   case $1 in
     plain | plain-more) options="--document-loss 0.3" ;;
     plain-bare) options="" ;; # beside the forms that have no loss on the document
@@ -63,9 +67,13 @@ form() {
     whole-evidence) options=$evidence ;;
     window) options=$window ;;
     window-residual) options="$window --value residual" ;;
-    window-relative)
-      options="$window --value residual --adaption exact --importance relative"
-      ;;
+    window-relative) options=$relative ;;
+    few) options="$window --value residual" kept=24 ;;
+    few-relative) options=$relative kept=24 ;;
+    few-pairs) options="$relative --window 2" kept=24 ;;
+    few-tokens) options="$relative --window 1" kept=16 ;;
+    few-random) options="$relative --selector random --score-loss 0" kept=24 ;;
+    few-fixed) options="$relative --selector fixed --score-loss 0" kept=24 ;;
     whole-no-score) options="$whole --score-loss 0" ;;
     whole-true) options="$whole --score-gradient true" ;;
     whole-none | whole-selective | whole-exact) options="$whole --adaption ${1#whole-}" ;;
@@ -80,29 +88,29 @@ form() {
   esac
 }
 
-all="plain plain-more plain-bare whole whole-evidence window window-residual window-relative
-  whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
+all="plain plain-more plain-bare few-relative few few-pairs few-tokens few-random few-fixed
+  window-relative window-residual window whole whole-evidence whole-no-score whole-true whole-none whole-selective whole-exact whole-random whole-fixed
   whole-before whole-append paper paper-score p20 p20-score"
 
 # -- the sizes --
 
 case $SCALE in
   full)
-    SEEDS=${SEEDS:-1 2} BRANCHES=${BRANCHES:-$all} ROWS=${ROWS:-320}
-    test_lengths=(500 1000 2000 4000 8000)
+    SEEDS=${SEEDS:-1 2 3} BRANCHES=${BRANCHES:-$all} ROWS=${ROWS:-512} tune_rows=96
+    test_lengths=(500 1000 2000 4000 6000 8000) tune_lengths=(1000 8000)
     tokenizer_options=() base_options=(--size "$SIZE")
     # documents of each file of data
     short=60000 names=80000 starts=40000 quotes=16000 text=20000 middle=20000 long=10000
     # steps and documents a step
     recall_steps=500 names_steps=600 mixed_steps=800 wide_steps=600
-    readout_steps=240 select_steps=250 middle_steps=300 long_steps=300
+    readout_steps=120 select_steps=250 middle_steps=300 long_steps=300
     recall_batch=256 select_batch=192 middle_batch=64 long_batch=32
     middle_tokens=(250 900) long_tokens=(700 2000)
     ;;
   toy)
     books=("${books[0]}")
-    SEEDS=${SEEDS:-1} BRANCHES=${BRANCHES:-plain whole paper} ROWS=${ROWS:-8}
-    test_lengths=(300)
+    SEEDS=${SEEDS:-1} BRANCHES=${BRANCHES:-plain few-relative paper} ROWS=${ROWS:-16} tune_rows=8
+    test_lengths=(300) tune_lengths=(300)
     tokenizer_options=(--vocab-size 1024 --sample-mb 0.2 --word-weight 20)
     SIZE=toy base_options=(--hidden-size 64 --layers 2 --state-size 16 --head-dim 16)
     short=64 names=64 starts=32 quotes=16 text=16 middle=32 long=16
@@ -113,6 +121,7 @@ case $SCALE in
     ;;
   *) fail "SCALE=$SCALE: give full or toy" ;;
 esac
+if [[ $BRANCHES == none ]]; then BRANCHES=; fi
 for name in $BRANCHES; do form "$name"; done # an unknown name ends it here
 
 # -- the tokenizer and the data --
@@ -131,9 +140,9 @@ if [[ ! -f $OUT/tokenizer/tokenizer.json ]]; then
     ${with_classes[@]+"${with_classes[@]}"} ${tokenizer_options[@]+"${tokenizer_options[@]}"}
 fi
 
-# Half of training's kinds of facts have any words for values: a model that knows its
+# Many of training's kinds of facts have any words for values: a model that knows its
 # values from training copies no others (docs/LOG.md, the first models of the evidence).
-open=(--open-values 0.5)
+open=(--open-values 0.5) more_open=(--open-values 0.75)
 # Short documents with the numbers that paragraphs have in long ones.
 high=(--first-paragraph 1 30)
 
@@ -169,18 +178,24 @@ data text "$text" --tasks "${tasks[@]}" --tokens 400 1200 --no-questions "${open
   ${with_classes[@]+"${with_classes[@]}"}
 # all tasks; then as long as training goes
 data middle "$middle" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${open[@]}" "${high[@]}" --seed 23 \
+  --tokens "${middle_tokens[@]}" --facts-per-1000 30 "${more_open[@]}" "${high[@]}" --seed 23 \
   ${with_classes[@]+"${with_classes[@]}"}
 data long "$long" --tasks "${tasks[@]}" --weights "${weights[@]}" \
-  --tokens "${long_tokens[@]}" --facts-per-1000 15 "${open[@]}" "${high[@]}" --seed 24 \
+  --tokens "${long_tokens[@]}" --facts-per-1000 30 "${more_open[@]}" "${high[@]}" --seed 24 \
   ${with_classes[@]+"${with_classes[@]}"}
-# the test: other books, people, words, values and phrasings
-for tokens in "${test_lengths[@]}"; do
-  data "test-$tokens" "$ROWS" --books "$BOOKS/dev.jsonl.xz" --split test --tasks "${tasks[@]}" \
-    --weights "${weights[@]}" --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) \
-    --questions 4 --seed 90 \
-    ${with_classes[@]+"${with_classes[@]}"}
-done
+# held_out SPLIT DOCUMENTS LENGTH...: other books, people, words, values and phrasings
+held_out() {
+  local split=$1 documents=$2 tokens
+  shift 2
+  for tokens in "$@"; do
+    data "$split-$tokens" "$documents" --books "$BOOKS/dev.jsonl.xz" --split "$split" \
+      --tasks "${tasks[@]}" --weights "${weights[@]}" \
+      --tokens $((tokens * 9 / 10)) $((tokens * 11 / 10)) --questions 4 --seed 90 \
+      ${with_classes[@]+"${with_classes[@]}"}
+  done
+}
+held_out dev "$tune_rows" "${tune_lengths[@]}" # what a form is chosen by
+held_out test "$ROWS" "${test_lengths[@]}"
 
 for job in ${writing[@]+"${writing[@]}"}; do wait "$job"; done # one that failed ends it here
 
@@ -225,6 +240,7 @@ branch() {
     shift 5
     if [[ $name != plain* ]]; then
       own=(--method remamba --keep-ratio-schedule anneal --keep-ratio "$low" "$high")
+      if [[ -n $kept && $stage != read-out ]]; then own=(--method remamba --num-kept "$kept"); fi
     fi
     number=$((number + 1))
     # shellcheck disable=SC2086 # options are words
@@ -249,57 +265,64 @@ branch() {
   rm -f "$models/$run"/*/model.safetensors # logs and settings stay
 }
 
-# in_parallel COMMAND: `COMMAND NAME SEED` of all branches, JOBS at once; a log each
-in_parallel() {
-  local command=$1 name seed log
-  mkdir -p "$models/logs"
-  rm -f "$models/logs/failed"
-  for seed in $SEEDS; do
-    for name in $BRANCHES; do
-      while (($(jobs -rp | wc -l) >= JOBS)); do wait -n || true; done
-      if [[ -f $models/logs/failed ]]; then break 2; fi
-      log=$models/logs/$command-$name-s$seed.log
-      echo "== $command $name, seed $seed: $SECONDS s in all, log in $log" >&2
-      (
-        trap 'if (($?)); then echo "$log" >>"$models/logs/failed"; fi' EXIT
-        "$command" "$name" "$seed" >"$log" 2>&1
-      ) &
-    done
-  done
-  wait
-  if [[ -f $models/logs/failed ]]; then
-    echo "evidence.sh: failed; see $(tr '\n' ' ' <"$models/logs/failed")" >&2
-    exit 1
-  fi
+# ask NAME SEED: the held-out questions; beside two stages the controls that share their weights
+ask() {
+  local name=$1 run=$1-s$2 conditions="two-stage stage1" with=()
+  case $name in
+    plain)
+      conditions="plain plain-drop20 plain-truncate plain-bm25 constant"
+      with=(--plain "$models/kept/$run")
+      ;;
+    plain-*) conditions=stage1 ;; # itself
+    whole | window-relative | few-relative) conditions+=" random fixed drop model-bm25" ;;
+  esac
+  questions dev "${tune_lengths[@]}"
+  questions test "${test_lengths[@]}"
 }
 
-# ask NAME SEED: the test; beside two stages the controls that share their weights
-ask() {
-  local name=$1 seed=$2 output=$models/asked/$1-s$2 files=() conditions="two-stage stage1" tokens
-  local kept=$models/kept with=()
-  for tokens in "${test_lengths[@]}"; do files+=("$OUT/data/test-$tokens.jsonl"); done
-  case $name in
-    plain*) conditions=stage1 ;; # of a plain model: itself
-    whole)
-      conditions="two-stage stage1 random fixed drop model-bm25 constant"
-      if [[ -d $kept/plain-s$seed ]]; then
-        conditions+=" plain plain-drop20 plain-truncate plain-bm25"
-        with=(--plain "$kept/plain-s$seed")
-      fi
-      ;;
-  esac
+# questions SPLIT LENGTH...: what `ask` asks of one split
+questions() {
+  local output=$models/asked-$1/$run files=() more=() tokens split=$1
+  shift
   if grep -qs '"status": "finished"' "$output/run.json"; then
-    echo "== asked $name-s$seed: is there" >&2
+    echo "== $output: is there" >&2
     return
   fi
-  if [[ -f $output/run.json ]]; then with+=(--resume); fi
+  for tokens in "$@"; do files+=("$OUT/data/$split-$tokens.jsonl"); done
+  if [[ -f $output/run.json ]]; then more=(--resume); fi
   # shellcheck disable=SC2086 # conditions are words
-  "$PYTHON" -m remamba.cli eval planted --data "${files[@]}" --model "$kept/$name-s$seed" \
-    --output "$output" --lengths "${test_lengths[@]}" --seed "$seed" --conditions $conditions \
-    --dtype float32 \
-    ${with[@]+"${with[@]}"}
+  "$PYTHON" -m remamba.cli eval planted --data "${files[@]}" --model "$models/kept/$run" \
+    --output "$output" --lengths "$@" --conditions $conditions --dtype float32 \
+    ${with[@]+"${with[@]}"} ${more[@]+"${more[@]}"}
 }
 
-in_parallel branch
-in_parallel ask
-echo "== $models after $SECONDS s: weights in kept/, results in asked/*/report.md" >&2
+# Each branch takes a free place on a GPU; the first that fails lets no other begin.
+mkdir -p "$models/logs"
+rm -f "$models/logs/failed"
+places=$(mktemp -u)
+mkfifo "$places"
+exec 3<>"$places"
+rm "$places"
+for ((i = 0; i < JOBS; i++)); do
+  for gpu in ${GPUS:-first}; do echo "$gpu" >&3; done
+done
+for seed in $SEEDS; do
+  for name in $BRANCHES; do
+    read -r -u 3 gpu
+    if [[ -f $models/logs/failed ]]; then break 2; fi
+    log=$models/logs/$name-s$seed.log
+    echo "== $name, seed $seed: GPU $gpu, $SECONDS s in all, log in $log" >&2
+    (
+      trap 'if (($?)); then echo "$log" >>"$models/logs/failed"; fi; echo "$gpu" >&3' EXIT
+      if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$gpu; fi
+      branch "$name" "$seed" >"$log" 2>&1
+      ask "$name" "$seed" >>"$log" 2>&1
+    ) &
+  done
+done
+wait
+if [[ -f $models/logs/failed ]]; then
+  echo "evidence.sh: failed; see $(tr '\n' ' ' <"$models/logs/failed")" >&2
+  exit 1
+fi
+echo "== $models after $SECONDS s: weights in kept/, results in asked-test/*/report.md" >&2

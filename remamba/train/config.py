@@ -115,6 +115,8 @@ class TrainArgs:
     """Range p is drawn from, for each row of a step."""
     keep_ratio: Annotated[tuple[float, float] | None, arg(metavar="LO HI"), OWN] = None
     """Range rho is drawn from, for each row of a step."""
+    num_kept: Annotated[int | None, arg(metavar="K"), OWN] = None
+    """Tokens kept of every row, whatever its length; takes the place of --keep-ratio."""
     keep_ratio_schedule: Literal["uniform", "anneal", "stages"] = "uniform"
     """uniform in the range; anneal: geometrically from HI to LO, times U(0.8, 1.2), up to 1;
     stages: HI, then half of it, down to LO, each left when --stage-accuracy is reached."""
@@ -218,7 +220,7 @@ class TrainArgs:
     def _check_numbers(self) -> None:
         for name in ("max_steps", "batch_size", "accumulate", "questions_per_document",
                      "stop_window", "save_total_limit", "logging_steps", "lora_rank",
-                     "lora_alpha"):  # fmt: skip
+                     "lora_alpha", "num_kept", "window"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{_flag(name)} = {value} must be at least 1")
@@ -268,6 +270,13 @@ class TrainArgs:
             raise InputError(
                 f"--keep-ratio-schedule {self.keep_ratio_schedule} needs --keep-ratio LO HI"
             )
+        if self.num_kept is not None:
+            for name, unset in (("keep_ratio_schedule", "uniform"), ("eval_keep_ratio", None)):
+                if (value := getattr(self, name)) != unset:
+                    raise InputError(
+                        f"{_flag(name)} {value} speaks of a share, and --num-kept {self.num_kept} "
+                        "keeps so many of every row; give one of them"
+                    )
         if not 0 < self.stage_accuracy <= 1:
             raise InputError(f"--stage-accuracy = {self.stage_accuracy} is outside (0, 1]")
         if self.keep_last < 0:

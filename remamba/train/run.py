@@ -265,10 +265,12 @@ def _introduce(
             how = f"questions share stage 1, which spares it {100 * saving:.0f} % of its tokens"
         (p_low, p_high), (low, high) = schedule.length, schedule.keep_ratio
         down = "" if schedule.kind == "uniform" else " (from high to low)"
+        kept = f"rho {low:g} to {high:g}{down}"
+        if settings.num_kept is not None:
+            kept = f"K {settings.num_kept}"
         say(
-            f"compression: start {settings.start:g}, p {p_low:g} to {p_high:g}, rho {low:g} to "
-            f"{high:g}{down}, {settings.selector}, "
-            f"{settings.placement}, {settings.adaption}; {how}"
+            f"compression: start {settings.start:g}, p {p_low:g} to {p_high:g}, {kept}, "
+            f"{settings.selector}, {settings.placement}, {settings.adaption}; {how}"
         )
     share = share_with_target(trainer.batches)
     if share is not None:

@@ -64,7 +64,9 @@ class CompressionSchedule:
             changes["selector"] = "topk"
         length = args.length or (base.length, base.length)
         keep_ratio = args.keep_ratio or (base.keep_ratio, base.keep_ratio)
-        if args.keep_ratio is not None or args.eval_keep_ratio is not None:
+        if args.num_kept is not None:
+            changes["num_kept"] = args.num_kept
+        elif args.keep_ratio is not None or args.eval_keep_ratio is not None:
             changes["num_kept"] = None
         start = changes.get("start", base.start)
         short = args.short_prompt[1] if args.short_prompt else 0.0
