@@ -68,6 +68,7 @@ form() {
     window) options=$window ;;
     window-residual) options="$window --value residual" ;;
     window-relative) options=$relative ;;
+    relative-batch) options="$relative --score-negatives batch" ;;
     few) options="$window --value residual" kept=24 ;;
     few-relative) options=$relative kept=24 ;;
     few-pairs) options="$relative --window 2" kept=24 ;;

@@ -221,35 +221,6 @@ def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tens
     return index.sort(dim=1).values
 
 
-def score_loss(scores: Tensor, targets: Tensor, length: Tensor) -> Tensor:
-    """Loss on the score itself: -log of the softmax mass of 16 * cosine on the target positions.
-
-    With one target a row it is the cross-entropy against the evidence; with several (all places
-    where the answer occurs) any of them serves. Several things that must all be found have their
-    targets apart: the loss of a row is the mean of theirs.
-
-    Args:
-        scores: (b, m) cosines over the span.
-        targets: (b, m) bool, or (b, m, n) of n things to be found; one without a target is no
-            thing.
-        length: (b,) real positions of the span.
-
-    Returns:
-        Scalar, the mean over rows that have a target; 0 when none has.
-    """
-    # an empty row keeps one position, so that its softmax stays finite
-    outside = past_end(length.clamp(min=1), scores.shape[1], scores.device)
-    log_mass = (SCORE_LOSS_SCALE * scores).masked_fill(outside, -torch.inf).log_softmax(dim=1)
-    targets = targets if targets.dim() == 3 else targets[..., None]
-    targets = targets & ~past_end(length, scores.shape[1], scores.device)[..., None]
-    has_target = targets.any(dim=1)
-    # what has no target gets a harmless one, so that no -inf enters the backward pass
-    targets = targets | (~has_target[:, None] & ~outside[..., None])
-    loss = -log_mass[..., None].masked_fill(~targets, -torch.inf).logsumexp(dim=1)
-    loss = torch.where(has_target, loss, 0).sum(dim=1) / has_target.sum(dim=1).clamp(min=1)
-    return loss.sum() / has_target.any(dim=1).sum().clamp(min=1)
-
-
 class Splice(NamedTuple):
     """Stage 2's sequence as places to take each position from."""
 

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from remamba.backbone import Backbone
-from remamba.batch import IGNORE, Batch, align, cut, enter, ignore_pads, leave, not_finite
+from remamba.batch import Batch, align, enter, leave, not_finite
 from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
-from remamba.compression import Compressor, score_loss
+from remamba.compression import Compressor
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.decode import decode_step_of, decodes_in_place
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
-from remamba.ops.precision import accumulation_dtype
+from remamba.losses import answer_loss, document_loss, passage_score_loss
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 from remamba.projection import Projection
 from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
@@ -317,6 +316,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         logits_to_keep: int = 0,
         piece_length: int | None = None,
         score_targets: Tensor | None = None,
+        score_negatives: str = "document",
         with_stage1_loss: bool = False,
         with_document_loss: bool = False,
         return_logits: bool = True,
@@ -345,6 +345,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 None: all, or 65,536 positions of all rows together if gradients are off.
             score_targets: (b, l) bool over input_ids (over the document, if it stands apart): the
                 positions that `score_loss` wants kept. Or (b, l, n): of each of n things to find.
+            score_negatives: what the targets are told from: "document", the rest of the row's span;
+                "batch", the spans of the batch's other documents too.
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
             with_document_loss: also `document_loss`, next-token loss of document_ids.
             return_logits: False leaves the logits out; losses are built at labelled positions only.
@@ -376,7 +378,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 documents, settings, How(piece_length, 0, with_document_loss)
             )
             if states is not None:
-                out.document_loss = self._document_loss(documents, states)
+                out.document_loss = document_loss(self.lm_head, documents, states)
         passage = self._run(
             batch, compression, memory, cache, How(piece_length, tail, with_stage1_loss)
         )
@@ -388,19 +390,18 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             if not tail:
                 out.logits = leave(out.logits, passage.lengths, batch)
         if passage.labels is not None:
-            out.loss, out.correct = self._answer_loss(passage.hidden, passage.labels)
+            out.loss, out.correct = answer_loss(self.lm_head, passage.hidden, passage.labels)
             out.labels = leave(passage.labels, passage.lengths, batch)
         reading = passage.reading
         if reading is not None and reading.everything is not None and labels is not None:
-            out.stage1_loss, out.stage1_correct = self._answer_loss(
-                reading.everything, passage.batch.labels
+            out.stage1_loss, out.stage1_correct = answer_loss(
+                self.lm_head, reading.everything, passage.batch.labels
             )
         if score_targets is not None and passage.scores is not None:
             # they lie over the documents where these stand apart, else over the rows
             owner = batch if memory is None else documents
-            out.score_loss = _score_loss(
-                passage, score_targets if owner is None else align(score_targets, owner)
-            )
+            targets = score_targets if owner is None else align(score_targets, owner)
+            out.score_loss = passage_score_loss(self.compressor, passage, targets, score_negatives)
         return out
 
     def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:
@@ -410,41 +411,6 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
         logits = decode_step_of(self).logits(input_ids[:, 0], cache)
         return ReMambaOutput(logits=logits.unsqueeze(1), cache_params=cache)
-
-    def _answer_loss(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy at labelled positions, and which rows are right throughout."""
-        assert labels is not None
-        hidden, labels = hidden[:, : labels.shape[1] - 1], labels[:, 1:]
-        labelled = labels != IGNORE
-        target = labels[labelled]
-        logits = self.lm_head(hidden[labelled])
-        logits = logits.to(accumulation_dtype(logits))
-        loss = F.cross_entropy(logits, target) if target.numel() else hidden.sum() * 0
-        right = labelled.new_zeros(labels.shape)
-        right[labelled] = logits.detach().argmax(dim=-1) == target
-        return loss, (right == labelled).all(dim=1) & labelled.any(dim=1)
-
-    def _document_loss(self, documents: Batch, states: Tensor) -> Tensor:
-        if documents.input_ids is None:
-            raise InputError("with_document_loss needs the documents as token ids")
-        ids = documents.input_ids[:, : states.shape[1]]
-        return self._answer_loss(states, ignore_pads(ids, documents.lengths))[0]
-
-
-def _score_loss(passage: Passage, targets: Tensor) -> Tensor:
-    """Loss of the scores over each row's span; targets (b, l[, n]) lie over rows or documents."""
-    assert passage.scores is not None and passage.reading is not None
-    scores, span = passage.scores, passage.reading.span
-    repeats = scores.shape[0] // span.start.shape[0]
-    start = span.start.repeat_interleave(repeats)
-    length = span.length.repeat_interleave(repeats)
-    if scores.shape[1] == 0:
-        return scores.sum()
-    if targets.shape[0] != scores.shape[0] or targets.shape[1] < int((start + length).max()):
-        raise InputError(
-            f"score_targets is {tuple(targets.shape)}; it must cover the span of {len(scores)} rows"
-        )
-    return score_loss(scores, cut(targets, start, scores.shape[1]), length)
 
 
 def _check_finite(logits: Tensor) -> None:

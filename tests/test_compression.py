@@ -1,4 +1,4 @@
-"""Span, K, selection, splice and the score's loss and gradient."""
+"""Span, K, selection, splice and the score's gradient."""
 
 import math
 
@@ -13,7 +13,6 @@ from remamba.compression import (
     num_kept,
     plan_adaption,
     plan_splice,
-    score_loss,
     span_bounds,
     splice,
 )
@@ -223,35 +222,3 @@ def test_splice_of_unequal_rows():
     assert adaption.alpha[0].tolist() == pytest.approx([1.0, 0.5, 0.0, 1.0, 1.0])
     assert adaption.selected[1].tolist() == [True, False, False, False, False]
     assert plan_adaption(plan, kept, CompressionConfig(adaption="none")) is None
-
-
-def test_score_loss_is_cross_entropy_for_one_target_and_mass_for_several():
-    scores = torch.rand(3, 5, requires_grad=True)
-    targets = torch.zeros(3, 5, dtype=torch.bool)
-    targets[0, 2] = True
-    targets[1, [0, 3]] = True
-    length = torch.tensor([5, 4, 5])
-    first = F.cross_entropy(16 * scores[:1], torch.tensor([2]))
-    mass = F.softmax(16 * scores[1, :4], -1)[[0, 3]].sum()
-    loss = score_loss(scores, targets, length)
-    torch.testing.assert_close(loss, (first - mass.log()) / 2)
-    loss.backward()
-    assert torch.isfinite(scores.grad).all()
-    assert scores.grad[2].abs().max() == 0, "a row without a target carries no loss"
-    assert score_loss(scores, torch.zeros_like(targets), torch.tensor([5, 0, 1])) == 0
-
-
-def test_score_loss_asks_for_each_of_several_things():
-    scores = torch.rand(3, 5, requires_grad=True)
-    targets = torch.zeros(3, 5, 3, dtype=torch.bool)
-    targets[0, 1, 0] = targets[0, [1, 3], 1] = True  # two things, of three
-    targets[1, 0, 0] = targets[1, 4, 2] = True  # the second lies past the row's end
-    length = torch.tensor([5, 4, 5])
-    share = [F.softmax(16 * scores[row, :size], -1) for row, size in enumerate((5, 4))]
-    first = -(share[0][1].log() + (share[0][1] + share[0][3]).log()) / 2
-    loss = score_loss(scores, targets, length)
-    torch.testing.assert_close(loss, (first - share[1][0].log()) / 2)
-    loss.backward()
-    assert torch.isfinite(scores.grad).all() and scores.grad[2].abs().max() == 0
-    one = targets[..., :1]
-    assert score_loss(scores, one, length) == score_loss(scores, one[..., 0], length)

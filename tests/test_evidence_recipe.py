@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def given(name):
 with open(os.environ["RECIPE_LOG"], "a") as file:
     file.write(json.dumps(words) + "\\n")
 output = given("--output")[-1]
+with open(os.environ["RECIPE_LOG"] + "-gpus", "a") as file:
+    file.write(f"{output} {os.environ.get('CUDA_VISIBLE_DEVICES', 'any')}\\n")
 for path in [*given("--data"), *given("--base"), *given("--model"), *given("--plain")]:
     if not (path if path.suffix else path / "model.safetensors").is_file():
         sys.exit(f"{path} is not there")
@@ -77,6 +80,7 @@ FREE = {"base", "output", "accumulate"}
 FORM = {
     *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
     *("selector", "window", "value", "importance", "score_gradient", "score_loss"),
+    *("num_kept", "score_negatives"),
     *("score_target", "stage1_loss", "document_loss"),
 }
 
@@ -126,9 +130,11 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
             make_base.build_parser().parse_args(words[1:])
         elif words[2:5] == ["data", "build", "planted"]:
             args = _parse(Planted, "data build planted", words[5:])
-            is_test = args.output.name.startswith("test-")
-            assert args.split == ("test" if is_test else "train")
-            assert [path.name[:3] for path in args.books] == (["dev"] if is_test else ["tra"] * 2)
+            split = args.output.stem.split("-")[0]
+            is_held_out = split in ("dev", "test")
+            assert args.split == (split if is_held_out else "train")
+            books = ["dev"] if is_held_out else ["tra"] * 2
+            assert [path.name[:3] for path in args.books] == books
             assert args.tokenizer == tmp_path / "out" / "tokenizer"
         elif words[2] == "eval":
             asked.append(_parse(Asked, "eval planted", words[4:]))
@@ -137,7 +143,12 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == len(asked) == 21
+    assert len(branches) == 27
+    assert sorted(str(args.output).split("/asked-")[1] for args in asked) == sorted(
+        f"{split}/{branch}" for split in ("dev", "test") for branch in branches
+    )
+    for args in asked:
+        assert {path.stem.split("-")[0] for path in args.data} == {args.output.parent.name[6:]}
 
     forms = {}
     for branch in branches:
@@ -173,10 +184,11 @@ def test_a_chain_that_was_cut_off_goes_on_where_it_was(
 ) -> None:
     toy = {"SCALE": "toy", "BRANCHES": "whole plain", "JOBS": "2", "really_keep": True}
     done = recipe(**toy, FAILS="whole-s1/middle")
-    assert done.returncode == 1 and "branch-whole-s1.log" in done.stderr
+    assert done.returncode == 1 and "logs/whole-s1.log" in done.stderr
     models = tmp_path / "out" / "mamba2-toy"
-    assert "as asked" in (models / "logs" / "branch-whole-s1.log").read_text()
-    assert not (models / "kept" / "whole-s1").exists() and not (models / "asked").exists()
+    assert "as asked" in (models / "logs" / "whole-s1.log").read_text()
+    assert not (models / "kept" / "whole-s1").exists()
+    assert not (models / "asked-test" / "whole-s1").exists()
 
     (models / "whole-s1" / "select" / "train.json").write_text('{"status": "running"}')
     before = len(commands(tmp_path))
@@ -195,6 +207,27 @@ def test_a_chain_that_was_cut_off_goes_on_where_it_was(
     assert config == {"dtype": "bfloat16", "model_type": "remamba"}
     assert str(load_file(models / "base" / "model.safetensors")["w"].dtype) == "float32"
     assert not list(models.glob("*-s1/*/model.safetensors"))
+
+
+def test_branches_go_round_the_gpus_and_the_base_stays(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = {"SCALE": "toy", "BRANCHES": "plain whole few", "SEEDS": "1 2"}
+    done = recipe(**given, GPUS="0 2", JOBS="2", CUDA_VISIBLE_DEVICES="7")
+    assert done.returncode == 0, done.stderr
+    used: dict[str, set[str]] = {}
+    for line in (tmp_path / "log-gpus").read_text().splitlines():
+        output, gpu = line.rsplit(" ", 1)
+        branch = re.search(r"(plain|whole|few)-s\d", output)
+        used.setdefault(branch.group() if branch else "base", set()).add(gpu)
+    assert used.pop("base") == {"7"}
+    assert len(used) == 6 and all(len(gpus) == 1 for gpus in used.values())
+    assert set.union(*used.values()) == {"0", "2"}
+
+    for stage in ("none", "plain"):
+        recipe(**given | {"BRANCHES": stage}, OUT=str(tmp_path / stage))
+    assert not list((tmp_path / "none").rglob("*-s1"))
+    assert (tmp_path / "none/mamba2-toy/base-wide/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ LAYERS = (
     ("decode",),
     ("prefill",),
     ("stages",),
+    ("losses",),
     ("modeling_remamba",),
     ("checkpoint",),
     ("request", "slots"),

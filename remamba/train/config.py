@@ -78,6 +78,8 @@ class TrainArgs:
     """A longer document or prompt: refuse, cut (a prompt in its middle), or skip."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used and count them, in place of stopping at the first."""
+    data_cache: Annotated[str | None, arg(metavar="DIR"), UNSET] = None
+    """Keep the tokens of --data here, for later runs on the same files."""
     group_by_length: Annotated[bool, arg(help_behavior_hint="(default: similar ones together)")] = (
         True
     )
@@ -172,6 +174,8 @@ class TrainArgs:
     """Weight of the loss on the score itself (0.5 is a good value)."""
     score_target: Literal["answer", "evidence"] = "answer"
     """What the score should find: any place of the answer in the document, or all evidence."""
+    score_negatives: Literal["document", "batch"] = "document"
+    """What the score is to tell it from: the rest of the document, or of all in the pass."""
     stage1_loss: Weight = 0.0
     """Weight of the answer loss of stage 1, the plain model's (1 keeps it able to answer)."""
     document_loss: Weight = 0.0
@@ -251,6 +255,8 @@ class TrainArgs:
         for name in ("data", "output", "base"):
             if not all([getattr(self, name)] if name != "data" else self.data):
                 raise InputError(f"{_flag(name)} is empty; give a path")
+        if self.data_cache == "":
+            raise InputError("--data-cache is empty; give a directory")
 
     def _check_compression(self) -> None:
         for name in ("length", "keep_ratio"):
@@ -302,7 +308,7 @@ RESUMABLE = frozenset(
         *("base", "output", "max_steps", "epochs", "stop_accuracy", "stop_window", "save_steps"),
         *("save_total_limit", "logging_steps", "resume", "overwrite", "workers", "audit", "json"),
         *("accumulate", "device", "eval_length", "eval_keep_ratio", "gradient_checkpointing"),
-        *("recipe", "check_gradients", "report_to"),
+        *("recipe", "check_gradients", "report_to", "data_cache"),
     }
 )
 """Options that may differ when a run is resumed; any other would make it another run."""

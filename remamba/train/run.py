@@ -20,7 +20,8 @@ from remamba.train.arguments import training_arguments, uses_bfloat16
 from remamba.train.audit import share_with_target, shared_saving, show_examples
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
-from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
+from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData
+from remamba.train.data_cache import read_cached
 from remamba.train.lora import (
     adapter_config,
     add_adapters,
@@ -129,7 +130,8 @@ def _check_machine(args: TrainArgs) -> None:
 
 
 def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenData:
-    return read_data(
+    return read_cached(
+        args.data_cache,
         args.data,
         tokenizer,
         vocab_size=vocab_size,
@@ -197,6 +199,12 @@ def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenDat
         raise InputError(
             "--score-target evidence: no question of --data has an 'evidence'; add it, or "
             "choose --score-target answer"
+        )
+    if args.score_negatives == "batch" and _score_target(args) and not schedule.is_shared:
+        raise InputError(
+            "--score-negatives batch needs the whole document as the span, since a step then holds "
+            "each document once: give --start 0 --length 1 1 with --placement replace, or "
+            "--placement before_question"
         )
     if args.score_loss and (data.kinds == TEXT).all():
         raise InputError("--score-loss needs rows with an answer; --data holds texts only")

@@ -203,6 +203,7 @@ class ReMambaTrainer(Trainer):
             out = model(
                 **inputs,
                 compression=compression or False,
+                score_negatives=self.run_args.score_negatives,
                 with_stage1_loss=self.losses.stage1 > 0 and compression is not None,
                 with_document_loss=self.losses.document > 0 and "document_ids" in inputs,
                 return_logits=False,

@@ -67,6 +67,21 @@ def test_rho_follows_the_length() -> None:
     assert found.drawn_keep_ratios == (0.8, 0.8, 0.4, 0.1)
 
 
+def test_as_many_places_of_every_row() -> None:
+    plan = schedule(num_kept=7, keep_ratio=(0.1, 0.8))
+    assert plan.at(0, np.arange(3), np.array([5, 50, 500])).num_kept == 7
+    assert plan.for_evaluation().num_kept == 7
+    args = TrainArgs(base="b", data=("d",), output="o", keep_ratio=(0.1, 0.1))
+    again = CompressionSchedule.from_args(args, plan.for_evaluation(), 100)
+    assert again.settings.num_kept is None and again.for_evaluation().keep_ratio == 0.1
+    args = dataclasses.replace(args, keep_ratio=None)
+    assert CompressionSchedule.from_args(args, plan.for_evaluation(), 9).settings.num_kept == 7
+    with pytest.raises(InputError, match="--keep-ratio-schedule anneal speaks of a share"):
+        schedule(num_kept=7, keep_ratio=(0.1, 0.8), keep_ratio_schedule="anneal")
+    with pytest.raises(InputError, match=r"--eval-keep-ratio 0\.1 speaks"):
+        schedule(num_kept=7, eval_keep_ratio=0.1)
+
+
 def test_rho_goes_down_in_stages() -> None:
     plan = schedule(keep_ratio=(0.2, 1.0), keep_ratio_schedule="stages")
     ratios = [plan.at(0, stage=stage).keep_ratio for stage in range(5)]
