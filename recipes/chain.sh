@@ -1,7 +1,8 @@
 # What the recipes of chains share; sourced by them. A stage whose run is finished is skipped, so a
 # chain that was cut off goes on where it was.
 #
-# Wanted: PYTHON; OUT, whose data/ holds the rows; models, the folder of the runs.
+# Wanted: PYTHON; OUT, whose data/ holds the rows (and in cache/ their tokens); models, the folder
+# of the runs.
 
 # timed NAME COMMAND...
 timed() {
@@ -24,7 +25,7 @@ stage() {
   fi
   if [[ -f $run/train.json ]]; then set -- "$@" --overwrite; fi # was cut off
   timed "$name" "$PYTHON" -m remamba.cli train --base "$models/$base" --data "${files[@]}" \
-    --output "$run" --save-steps 0 "$@"
+    --data-cache "$OUT/data/cache" --output "$run" --save-steps 0 "$@"
 }
 
 # in_bfloat16 SOURCE TARGET: a model's weights in half the bytes, with config and tokenizer

@@ -49,6 +49,8 @@ class TokenData:
     finder: AnswerFinder | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """File, and line with reason, of the first bad rows that were left out."""
 
     @property
     def num_items(self) -> int:
@@ -66,6 +68,12 @@ class TokenData:
         """File and line of an item."""
         file, line = self.sources[item].tolist()
         return f"{self.files[file]}:{line}"
+
+    def bad_lines(self) -> list[str]:
+        """What was wrong with the first bad rows, and how many more there are."""
+        lines = [f"{self.files[file]}:{reason}" for file, reason in self.bad]
+        more = self.counts.get("bad", 0) - len(lines)
+        return [*lines, f"{more:,} more bad rows"] if more > 0 else lines
 
     def summary(self) -> str:
         """One line that says what was read."""
@@ -136,12 +144,11 @@ def read_data(
                     say(f"reading data: {len(reader.kinds):,} items, {said - started:.0f} s")
     reader.add(chunk)
     data = reader.build()
-    for line in reader.bad[:SHOWN_BAD]:
+    bad = data.bad_lines()
+    for line in bad:
         say(f"skipped: {line}")
-    if len(reader.bad) > SHOWN_BAD:
-        say(f"skipped: {len(reader.bad) - SHOWN_BAD:,} more bad rows")
-    if not data.num_items and reader.bad:
-        raise InputError(f"no row of {', '.join(files)} is left: the first is bad: {reader.bad[0]}")
+    if not data.num_items and bad:
+        raise InputError(f"no row of {', '.join(files)} is left: the first is bad: {bad[0]}")
     if not data.num_items:
         raise InputError(
             f"no row of {', '.join(files)} is left: all are longer than --max-length {max_length}"
@@ -173,7 +180,7 @@ class _Reader:
         self.responses = RaggedBuilder(encoder.dtype)
         self.answer_numbers: dict[tuple[str, ...], int] = {}
         self.counts = {"cut": 0, "skipped": 0}
-        self.too_long: list[str] = []
+        self.too_long: list[tuple[int, str]] = []
 
     def add(self, rows: list[Row]) -> None:
         """Tokenizes rows and appends them."""
@@ -282,18 +289,19 @@ class _Reader:
             return False
         mend = "--long-rows cut or skip" if can_cut else "--long-rows skip"
         message = (
-            f"{self._where(row)}: the {what} has {length:,} tokens, more than --max-length "
+            f"{row.line}: the {what} has {length:,} tokens, more than --max-length "
             f"{self.max_length}; raise that, or choose {mend}"
         )
-        if not self.files[row.file].skip_bad:
-            raise InputError(message)
-        self.too_long.append(message)
+        file = self.files[row.file]
+        if not file.skip_bad:
+            raise InputError(f"{file.path}:{message}")
+        self.too_long.append((row.file, message))
         return True
 
     @property
-    def bad(self) -> list[str]:
-        """What was wrong with the rows that were left out."""
-        return [line for file in self.files for line in file.bad] + self.too_long
+    def bad(self) -> list[tuple[int, str]]:
+        """File, and line with reason, of the rows that were left out."""
+        return [(file.number, line) for file in self.files for line in file.bad] + self.too_long
 
     def _evidence(self, row: Row, number: int, ends: NDArray | None, length: int) -> NDArray:
         """(spans, 2) tokens of the evidence that the document (still) holds."""
@@ -305,9 +313,6 @@ class _Reader:
         last = np.searchsorted(ends, spans[:, 1])  # ends behind the last, or with it
         spans = np.stack([first, last + 1], axis=1) + len(self.encoder.prefix)
         return spans[spans[:, 1] <= length]
-
-    def _where(self, row: Row) -> str:
-        return f"{self.files[row.file].path}:{row.line}"
 
     def build(self) -> TokenData:
         first_question = np.zeros(len(self.kinds) + 1, dtype=np.int64)
@@ -325,6 +330,7 @@ class _Reader:
             finder=self._finder() if self.score_target is not None else None,
             hashes={file.path: file.sha256 for file in self.files},
             counts={**self.counts, "bad": len(self.bad)},
+            bad=self.bad[:SHOWN_BAD],
         )
 
     def _finder(self) -> AnswerFinder:

@@ -48,7 +48,7 @@ class RowFile:
         path: of JSON lines (.gz and .xz are unpacked), a JSON array, or Parquet.
         number: which of the given files it is.
         chat: turns messages into texts; None refuses them.
-        skip_bad: leave bad rows out, and note what was wrong in `bad`.
+        skip_bad: leave bad rows out, and note line and reason in `bad`.
     """
 
     def __init__(self, path: str, number: int, chat: Chat | None = None, skip_bad: bool = False):
@@ -69,7 +69,7 @@ class RowFile:
             except InputError as error:
                 if not self.skip_bad:
                     raise
-                self.bad.append(str(error))
+                self.bad.append(str(error).removeprefix(f"{records.path}:"))
                 continue
             yield Row(context, questions, self.number, number)
         self.sha256 = records.sha256
