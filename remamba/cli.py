@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "many runs as one of the paper's tables or figures",
     ),
     "eval compare": ("remamba.commands.eval_compare", "two runs on the same questions, paired"),
+    "eval evidence": (
+        "remamba.commands.eval_evidence",
+        "the runs of recipes/evidence.sh over their seeds, as one report",
+    ),
     "bench": (
         "remamba.commands.bench",
         "time ops, generation, very long prompts, or the paper's Figure 6",

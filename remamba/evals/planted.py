@@ -212,16 +212,17 @@ def summarise(
     ]
     groups = by_length(predictions)
     return {
-        "score": _mean_of_means(scores, groups),
+        "score": mean_of_means(scores, groups),
         "n": len(scores),
         "lengths": {
-            str(length): {"score": _mean_of_means(scores, {length: rows}), "n": len(rows)}
+            str(length): {"score": mean_of_means(scores, {length: rows}), "n": len(rows)}
             for length, rows in groups.items()
         },
-        "constant": {"answer": constant, "score": _mean_of_means(worth, groups)},
+        "constant": {"answer": constant, "score": mean_of_means(worth, groups)},
     }
 
 
-def _mean_of_means(scores: Sequence[float], groups: Mapping[int, Sequence[int]]) -> float:
+def mean_of_means(scores: Sequence[float], groups: Mapping[int, Sequence[int]]) -> float:
+    """The score of some lengths' rows, times 100: the lengths weigh alike."""
     values = np.asarray(scores)
     return 100 * float(np.mean([values[list(rows)].mean() for rows in groups.values()]))
