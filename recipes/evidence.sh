@@ -15,14 +15,14 @@
 # ROWS      documents of the test at each length, 4 questions each (default: 512)
 # GPUS      numbers of the GPUs that branches are given to (default: the one that torch takes)
 # JOBS      branches that train at once on each GPU (default: 1); at 10 million parameters
-#           one takes up to 23 GiB (Mamba) and 4 do not fit in 80
+#           one takes 15 to 30 GiB (Mamba): 3 fit in 80
 # PYTHON    interpreter with remamba[train,eval] (default: python)
 # WORKERS   processes that write data (default: all cores)
 # SCALE     full, or toy: the whole chain in minutes on two CPU cores; it learns nothing
 #
-# What is there already is skipped, so a chain that was cut off goes on where it was. Planned for
-# one H100 and 10 million parameters: the base reads about 95 million tokens, a branch 43, and one
-# that reads a part of the document again for each question about 150. These are estimates;
+# What is there already is skipped, so a chain that was cut off goes on where it was. The second
+# family may begin once the first has written the data. At 10 million parameters a branch reads
+# about 40 million tokens, one that reads a part of the document again for each question 135;
 # train.json of each run tells what it took.
 set -euo pipefail
 
@@ -107,7 +107,7 @@ case $SCALE in
     short=60000 names=80000 crowds=8000 starts=40000 quotes=16000 text=20000 middle=20000
     long=10000
     # steps and documents a step
-    recall_steps=500 names_steps=900 mixed_steps=800 wide_steps=600
+    recall_steps=500 names_steps=1500 mixed_steps=800 wide_steps=600
     readout_steps=120 select_steps=250 middle_steps=300 long_steps=300
     recall_batch=256 select_batch=192 middle_batch=64 long_batch=32
     middle_tokens=(250 900) long_tokens=(700 2000)
@@ -166,6 +166,12 @@ data() {
   writing+=($!)
 }
 
+wait_for_data() {
+  local job
+  for job in ${writing[@]+"${writing[@]}"}; do wait "$job"; done # one that failed ends it here
+  writing=()
+}
+
 # short documents, dense with facts
 data short "$short" --tasks facts many-facts two-hop dictionary --weights 5 1 1 1 --tokens 60 160 \
   --facts-per-1000 50 --questions 6 "${open[@]}" --seed 20
@@ -173,6 +179,8 @@ data short "$short" --tasks facts many-facts two-hop dictionary --weights 5 1 1 
 # ones names were not learnt (docs/LOG.md, the third models of the evidence).
 data names "$names" --tasks facts --kinds 1 2 --tokens 60 160 --facts-per-1000 60 --questions 6 \
   --seed 21
+# The base begins with these two: the others are written meanwhile.
+wait_for_data
 # the same in longer documents, with open values
 data crowds "$crowds" --tasks facts --kinds 1 3 --tokens 150 1000 --facts-per-1000 30 \
   --questions 6 "${open[@]}" --seed 27
@@ -209,11 +217,11 @@ data dev-150 "$tune_rows" --books "$BOOKS/dev.jsonl.xz" --split dev --tasks fact
 held_out dev "$tune_rows" "${tune_lengths[@]}"
 held_out test "$ROWS" "${test_lengths[@]}"
 
-for job in ${writing[@]+"${writing[@]}"}; do wait "$job"; done # one that failed ends it here
-
 # -- training --
 
 models=$OUT/$FAMILY-$SIZE
+# batches of many shapes leave holes, and three processes a GPU have no room for them
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
 if [[ ! -f $models/base/model.safetensors ]]; then
   timed base "$PYTHON" "$root/examples/make_base.py" --family "$FAMILY" \
@@ -240,6 +248,7 @@ stage base-names base-recall names "${plain[@]}" --max-steps "$names_steps" \
   --batch-size "$recall_batch" --questions-per-document 6 --learning-rate 2e-3 --warmup-steps 50 \
   --lr-scheduler linear --min-learning-rate-share 0.3 --stop-accuracy 0.9 --stop-window 25
 if [[ $SCALE == full ]]; then warn_if_names_failed; fi
+wait_for_data
 # All tasks, and text.
 stage base-mixed base-names "short names crowds quotes middle text" "${plain[@]}" \
   --max-steps "$mixed_steps" --batch-size "$middle_batch" --questions-per-document 8 \
