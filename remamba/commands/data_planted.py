@@ -71,6 +71,9 @@ class Args:
     """Share of the kinds of facts in a document whose values are any words, of books or made up
     ("her lantern is window"): teaches to copy what is said, whatever it is; for --split train
     alone."""
+    sentences: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """State each kind of fact of the task facts in the first N of its sentences: whose fact it is
+    is learnt sooner from few."""
     first_paragraph: Annotated[tuple[int, int], Range] = (1, 1)
     """Number of the first paragraph of the task retrieval: short documents with high numbers teach
     those that only long ones count up to."""

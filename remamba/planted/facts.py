@@ -10,7 +10,7 @@ several facts, and many facts have values of the same kind.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remamba.errors import InputError
 from remamba.planted.language import language
@@ -29,6 +29,7 @@ class FactsTask:
         kinds: kinds of facts in a document, drawn from this range; None: all.
         depth: the asked facts stand at this share of the document; None: anywhere.
         open_values: share of kinds whose values are any words.
+        sentences: a kind is stated by the first so many of its sentences; None: by all.
 
     Raises:
         InputError: an option is out of its range.
@@ -39,6 +40,7 @@ class FactsTask:
     kinds: tuple[int, int] | None = None
     depth: float | None = None
     open_values: float = 0.0
+    sentences: int | None = None
 
     name = "facts"
     metric = "exact"
@@ -53,11 +55,14 @@ class FactsTask:
                 raise InputError(f"--kinds {low} {high}: give 1 <= LO <= HI <= {most}")
         if self.depth is not None and not 0 <= self.depth <= 1:
             raise InputError(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
+        if self.sentences is not None and self.sentences < 1:
+            raise InputError(f"--sentences {self.sentences}: give 1 or more")
 
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
         kinds = draw_kinds(rng, language(split).attributes, self.kinds)
         kinds = with_open_values(rng, kinds, self.open_values)
+        kinds = [replace(kind, facts=kind.facts[: self.sentences]) for kind in kinds]
         people = draw_people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))), split)
         return draw_facts(rng, split, kinds, people, count, self.echo)
 

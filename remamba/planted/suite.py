@@ -73,6 +73,7 @@ class Options:
         kinds: kinds of facts in a document of `facts`, drawn from this range; None: all.
         depth: the asked facts of `facts` stand at this share of the document; None: anywhere.
         open_values: share of the kinds of facts in a document whose values are any words.
+        sentences: of each kind of facts of `facts`, the first so many; None: all.
         first_paragraph: number of the first paragraph of `retrieval`, drawn from this range.
         classes: labelled questions, for `few-shot`.
 
@@ -93,6 +94,7 @@ class Options:
     kinds: tuple[int, int] | None = None
     depth: float | None = None
     open_values: float = 0.0
+    sentences: int | None = None
     first_paragraph: tuple[int, int] = (1, 1)
     classes: Path | None = None
 
@@ -132,7 +134,9 @@ def make_tasks(options: Options) -> dict[str, Task]:
     """
     shares = {name: getattr(options, name) for name in ("facts_per_1000", "echo", "open_values")}
     makers: dict[str, Callable[[], Task]] = {
-        "facts": lambda: FactsTask(**shares, kinds=options.kinds, depth=options.depth),
+        "facts": lambda: FactsTask(
+            **shares, kinds=options.kinds, depth=options.depth, sentences=options.sentences
+        ),
         "two-hop": lambda: TwoHopTask(**shares),
         "many-facts": lambda: ManyFactsTask(**shares),
         "retrieval": lambda: RetrievalTask(first=options.first_paragraph),

@@ -209,6 +209,26 @@ def test_a_context_has_as_many_kinds_of_facts_as_asked(kinds: tuple[int, int]) -
     assert found == set(range(kinds[0], kinds[1] + 1))
 
 
+def test_facts_are_stated_in_as_few_sentences_as_asked() -> None:
+    def said(sentences: int | None) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for number in range(20):
+            task = FactsTask(sentences=sentences, echo=0.0)
+            for fact in task.facts(random.Random(number), 100, "train"):
+                templates = [
+                    one for one in known[fact.attribute.name] if pattern(one).search(fact.text)
+                ]
+                found.setdefault(fact.attribute.name, set()).update(templates)
+        return found
+
+    known = {one.name: one.facts for one in language("train").attributes}
+    few, every = said(2), said(None)
+    assert all(few[name] & set(known[name][:2]) for name in known)
+    assert all(len(few[name]) <= 4 < len(every[name]) for name in known)
+    with pytest.raises(InputError, match="--sentences 0: give 1 or more"):
+        FactsTask(sentences=0)
+
+
 @pytest.mark.parametrize("kinds", [(0, 2), (3, 2), (1, 14)])
 def test_kinds_and_depth_have_ranges(kinds: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="1 <= LO <= HI <= 13"):
