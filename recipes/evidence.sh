@@ -330,7 +330,18 @@ questions() {
     ${with[@]+"${with[@]}"} ${more[@]+"${more[@]}"}
 }
 
-# Each branch takes a free place on a GPU; the first that fails lets no other begin.
+# what conclusions rest on comes first, with every seed
+waiting=()
+for seed in $SEEDS; do
+  for name in $BRANCHES; do
+    if [[ " $main " == *" $name "* ]]; then waiting+=("$name $seed"); fi
+  done
+done
+for name in $BRANCHES; do
+  if [[ " $main " != *" $name "* ]]; then waiting+=("$name ${SEEDS%% *}"); fi
+done
+
+# Each branch takes a free place on a GPU; one that fails does not stop the others.
 mkdir -p "$models/logs"
 rm -f "$models/logs/failed"
 places=$(mktemp -u)
@@ -340,20 +351,17 @@ rm "$places"
 for ((i = 0; i < JOBS; i++)); do
   for gpu in ${GPUS:-first}; do echo "$gpu" >&3; done
 done
-for seed in $SEEDS; do
-  for name in $BRANCHES; do
-    if [[ $seed != "${SEEDS%% *}" && " $main " != *" $name "* ]]; then continue; fi
-    read -r -u 3 gpu
-    if [[ -f $models/logs/failed ]]; then break 2; fi
-    log=$models/logs/$name-s$seed.log
-    echo "== $name, seed $seed: GPU $gpu, $SECONDS s in all, log in $log" >&2
-    (
-      trap 'if (($?)); then echo "$log" >>"$models/logs/failed"; fi; echo "$gpu" >&3' EXIT
-      if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$gpu; fi
-      branch "$name" "$seed" >"$log" 2>&1
-      ask "$name" "$seed" >>"$log" 2>&1
-    ) &
-  done
+for pair in ${waiting[@]+"${waiting[@]}"}; do
+  read -r name seed <<<"$pair"
+  read -r -u 3 gpu
+  log=$models/logs/$name-s$seed.log
+  echo "== $name, seed $seed: GPU $gpu, $SECONDS s in all, log in $log" >&2
+  (
+    trap 'if (($?)); then echo "$log" >>"$models/logs/failed"; fi; echo "$gpu" >&3' EXIT
+    if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$gpu; fi
+    branch "$name" "$seed" >"$log" 2>&1
+    ask "$name" "$seed" >>"$log" 2>&1
+  ) &
 done
 wait
 if [[ -f $models/logs/failed ]]; then

@@ -182,13 +182,14 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
 def test_a_chain_that_was_cut_off_goes_on_where_it_was(
     recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    toy = {"SCALE": "toy", "BRANCHES": "whole plain", "JOBS": "2", "really_keep": True}
+    toy = {"SCALE": "toy", "BRANCHES": "whole few plain", "really_keep": True}
     done = recipe(**toy, FAILS="whole-s1/middle")
     assert done.returncode == 1 and "logs/whole-s1.log" in done.stderr
     models = tmp_path / "out" / "mamba2-toy"
     assert "as asked" in (models / "logs" / "whole-s1.log").read_text()
     assert not (models / "kept" / "whole-s1").exists()
     assert not (models / "asked-test" / "whole-s1").exists()
+    assert (models / "asked-test" / "few-s1").exists()  # those behind it went on
 
     (models / "whole-s1" / "select" / "train.json").write_text('{"status": "running"}')
     before = len(commands(tmp_path))
