@@ -16,7 +16,8 @@ from remamba.errors import InputError
 from remamba.watch import Watch
 
 EMBEDDED = "remamba-tiny"
-"""The model that comes with the package."""
+"""The model that commands take where none is named; it comes with the package."""
+ASSETS = Path(__file__).parent / "assets"
 FINGERPRINTED = (
     "backbone_type", "vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel",
     "intermediate_size", "time_step_rank", "n_groups", "head_dim", "num_heads", "use_bias",
@@ -29,16 +30,28 @@ SAMPLES = 1024
 """How many values of each tensor enter a fingerprint."""
 
 
+def embedded_models() -> list[str]:
+    """Names of the models inside the package, each a folder of its assets."""
+    return sorted(file.parent.name for file in ASSETS.glob("*/config.json"))
+
+
 def locate(name: str | Path) -> str:
-    """The directory (or hub name) behind a model's name; "remamba-tiny" is inside the package."""
-    if str(name) == EMBEDDED and not Path(name).is_dir():
-        folder = Path(__file__).parent / "assets" / EMBEDDED
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{EMBEDDED} is not in this installation ({folder} is missing); install it again"
-            )
-        return str(folder)
-    return str(name)
+    """The directory (or hub name) behind a model's name; embedded ones are inside the package.
+
+    Raises:
+        InputError: remamba-tiny is asked for and not in this installation.
+    """
+    name = str(name)
+    if Path(name).is_dir():
+        return name
+    if name in embedded_models():
+        return str(ASSETS / name)
+    if name == EMBEDDED:
+        raise InputError(
+            f"{EMBEDDED} is not in this installation ({ASSETS / EMBEDDED} is missing); install it "
+            "again"
+        )
+    return name
 
 
 def is_missing_directory(name: str) -> bool:
@@ -48,16 +61,21 @@ def is_missing_directory(name: str) -> bool:
     return is_place and not folder.is_dir()
 
 
+def _embedded_words() -> str:
+    return " or ".join(embedded_models()) or EMBEDDED
+
+
 def check_model(name: str, **hub_options: object) -> None:
     """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened."""
     folder = Path(name)
     if is_missing_directory(name):
         raise InputError(
-            f"{name} is no directory; give a model directory, a hub name or {EMBEDDED}"
+            f"{name} is no directory; give a model directory, a hub name or {_embedded_words()}"
         )
     if not folder.is_dir() and "/" not in name:
         raise InputError(
-            f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or {EMBEDDED}"
+            f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or "
+            f"{_embedded_words()}"
         )
     if (folder / "adapter_config.json").is_file():
         raise InputError(
@@ -71,7 +89,8 @@ def check_model(name: str, **hub_options: object) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"no model can be read from {name!r} ({reason}); give a model directory or {EMBEDDED}"
+            f"no model can be read from {name!r} ({reason}); give a model directory or "
+            f"{_embedded_words()}"
         ) from error
     kind = values.get("model_type", "unknown")
     if kind != ReMambaConfig.model_type:

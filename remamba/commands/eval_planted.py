@@ -108,11 +108,12 @@ def run(args: Args) -> int:
             truncate=args.truncate,
             bm25=args.bm25_tokens,
         ) + map_conditions(own, args.lengths_p, args.keep_ratios)
-        readers = {name: _reader(args, found) for name, found in loaded.items()}
+        piece_length = args.reading.piece_length
+        readers = {name: make_reader(found, piece_length) for name, found in loaded.items()}
         device = readers["model"].model.device
         settings = {
             "task": "planted",
-            **{name: _describe(found) for name, found in loaded.items()},
+            **{name: describe(found) for name, found in loaded.items()},
             "lengths": list(args.lengths),
             "limit": args.limit,
             "seed": args.seed,
@@ -126,65 +127,79 @@ def run(args: Args) -> int:
             "batch_size": args.batch_size,
         }
         folder.prepare(settings, facts)
-        runs = _prepare(args, conditions, settings, facts)
+        runs = prepare_folders(args.output, conditions, settings, facts, resume=args.resume)
         count = sum(len(document.questions) for document in documents)
         say(f"{len(documents)} documents, {count} questions, {len(conditions)} conditions")
         asking = PlantedRun(args.output, conditions, documents, readers, args.seed)
-        asking.run(args.batch_size, POSITIONS.get(device.type, POSITIONS["cpu"]))
+        asking.run(args.batch_size, most_positions(device.type))
     scored = score_conditions(args.output, conditions)
     for condition in conditions:
-        _finish(runs[condition.name], scored[condition.name])
+        finish_folder(runs[condition.name], scored[condition.name])
     folder.finish()
     summary = write_summary(args.output, conditions, scored, read_record(args.output))
     print(json_module.dumps(summary) if args.json else score_table(summary))
     return 0
 
 
-def _reader(args: Args, loaded: LoadedModel) -> PlantedReader:
+def most_positions(device: str) -> int:
+    """Of documents that are read together on a device of this type."""
+    return POSITIONS.get(device, POSITIONS["cpu"])
+
+
+def make_reader(loaded: LoadedModel, piece_length: int | None = None) -> PlantedReader:
+    """A loaded model as a planted run asks it; `piece_length` as given, not as it was loaded."""
     from remamba.evals.planted_asking import PlantedReader
 
-    on_gpu = loaded.model.device.type == "cuda"
-    return PlantedReader(
-        loaded.model,
-        loaded.tokenizer,
-        POSITIONS["cuda" if on_gpu else "cpu"],
-        # a GPU takes pieces of many rows at once, whose length the model finds by itself
-        args.reading.piece_length or (None if on_gpu else CPU_PIECE),
-    )
+    device = loaded.model.device.type
+    # a GPU takes pieces of many rows at once, whose length the model finds by itself
+    piece_length = piece_length or (None if device == "cuda" else CPU_PIECE)
+    return PlantedReader(loaded.model, loaded.tokenizer, most_positions(device), piece_length)
 
 
-def _describe(loaded: LoadedModel) -> dict[str, Any]:
+def describe(loaded: LoadedModel) -> dict[str, Any]:
+    """A model for run.json: `name`, `kind`, `dtype`, `fingerprint`."""
     from remamba.evals.readers import describe_model
 
     found = describe_model(loaded.model, None)
     return {"name": loaded.name, **{key: found[key] for key in ("kind", "dtype", "fingerprint")}}
 
 
-def _prepare(
-    args: Args,
+def prepare_folders(
+    output: Path,
     conditions: Sequence[Condition],
     settings: dict[str, Any],
     facts: dict[str, Any],
+    *,
+    resume: bool,
 ) -> dict[str, RunFolder]:
-    """The folder of each condition, each a run that `eval score` and `eval compare` read."""
+    """The folder of each condition, each a run that `eval score` and `eval compare` read.
+
+    Args:
+        settings: of the run, with each model's description under its Condition.answers_by.
+        facts: what else is told, `batch_size` among it.
+
+    Raises:
+        InputError: a folder holds a run that cannot be resumed with these settings.
+    """
     from remamba.evals.run_folder import RunFolder
 
     folders = {}
     for condition in conditions:
-        folder = RunFolder(args.output / condition.folder, resume=args.resume)
+        folder = RunFolder(output / condition.folder, resume=resume)
         own = {name: settings[name] for name in ("task", "lengths", "limit", "data")}
         if condition.answers_by in settings:
             own |= {"weights": settings[condition.answers_by]}
             own["model"] = own["weights"]["name"]
         if condition.compression is not None and condition.compression.selector == "random":
             # what is drawn for a question depends on those beside it
-            own |= {"seed": args.seed, "batch_size": args.batch_size}
+            own |= {"seed": settings["seed"], "batch_size": facts["batch_size"]}
         folder.prepare({**own, **condition.settings()}, {**facts, "protocol": condition.words})
         folders[condition.name] = folder
     return folders
 
 
-def _finish(folder: RunFolder, scored: ScoredRun) -> None:
+def finish_folder(folder: RunFolder, scored: ScoredRun) -> None:
+    """Writes a condition's scores and report, and notes that it is complete."""
     from remamba.evals.report import write_report
     from remamba.evals.scoring import write_scores
 

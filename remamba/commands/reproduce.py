@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,12 +31,13 @@ class Args:
     """Run every row or point of a table or figure of the paper, and put them together.
 
     --scale paper needs the benchmark's files and a model for each role, given as ROLE=DIR; without
-    them it tells in one line which. --scale tiny asks the embedded model a few questions of the
-    same benchmark with the same settings and short prompts: it shows that everything runs, its
-    scores mean nothing. A kill loses nothing: --resume goes on. How many hours a GPU takes is not
-    measured yet.
+    them it tells in one line which. --scale tiny needs neither: it draws the item in miniature, in
+    minutes on a CPU, by asking the models that come with the package about planted documents that
+    come with it too. Rows that have no model of their own are other settings of the same weights,
+    not retrained, and are called so; --train trains them first, on a GPU, by recipes/evidence.sh.
+    A kill loses nothing: --resume goes on.
 
-    Example: remamba reproduce table2 --scale tiny --data LEval/Closed-ended-tasks --output t2
+    Example: remamba reproduce table1 --scale tiny --output t1
     """
 
     name: Annotated[Positional[Name], arg(metavar="NAME")]
@@ -43,54 +45,118 @@ class Args:
     output: Annotated[Path, arg(metavar="DIR")]
     """The folder of the runs, the table and the figure."""
     data: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The folder of the benchmark's files, as remamba eval takes it; fig6 needs none."""
+    """For --scale paper: the folder of the benchmark's files, as remamba eval takes it; fig6 needs
+    none."""
     scale: Literal["tiny", "paper"] = "paper"
-    """paper: the paper's settings; tiny: the embedded model, short prompts, few questions."""
+    """paper: the paper's settings and benchmarks; tiny: a miniature that needs no data."""
     models: Annotated[tuple[str, ...], arg(metavar="ROLE=DIR ...", help_behavior_hint="")] = ()
-    """A model for each role, for --scale paper."""
+    """A model for each role; at scale tiny in place of the embedded ones, and of rows that lack
+    one."""
     partial: bool = False
-    """Leave out the rows whose models are not given."""
-    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(tiny: 2)")] = None
-    """Only the first N questions of each dataset."""
+    """For --scale paper: leave out the rows whose models are not given."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Only the first N questions of each dataset; tiny: N documents of each task and length
+    (default: by the item, 3 to 12)."""
+    train: bool = False
+    """For --scale tiny: first train the models of all rows, below DIR/models; needs a GPU and
+    --books."""
+    books: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """For --train: folder with train-*.jsonl.xz and dev.jsonl.xz, books as JSON lines."""
     resume: bool = False
     """Go on with what is in the output directory."""
     slots: Annotated[int, arg(metavar="N")] = 8
-    """Prompts that a ReMamba answers at once."""
+    """For --scale paper: prompts that a ReMamba answers at once."""
     device: str = "auto"
     """Where the models run: auto, cpu, cuda, cuda:1 ..."""
     json: bool = False
     """Print one JSON object in place of a table."""
 
+    def check(self) -> None:
+        """Raise InputError for values outside their range and options that do not go together."""
+        for name in ("limit", "slots"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} {value} must be at least 1")
+        if self.scale == "tiny" and self.data is not None:
+            raise InputError(
+                f"--data {self.data} is for --scale paper; --scale tiny asks questions that come "
+                "with the package: leave it out"
+            )
+        if self.books is not None and not self.train:
+            raise InputError(f"--books {self.books} is for --train; give both, or neither")
+        if not self.train:
+            return
+        if self.scale != "tiny" or self.name == "fig6":
+            raise InputError("--train goes with --scale tiny, and with all items but fig6")
+        if self.books is None:
+            raise InputError("--train needs --books DIR, with train-*.jsonl.xz and dev.jsonl.xz")
+        if self.models:
+            raise InputError(f"--train makes the models; leave --models {self.models[0]} out")
+
 
 def run(args: Args) -> int:
     """Runs what is missing, then prints the table and draws the figure."""
-    from remamba.evals.recipes import RECIPES, tiny
+    from remamba.evals.recipes import RECIPES, ROLES
 
+    args.check()
     if args.name == "fig6":
         from remamba.bench.settings import Fig6Args
         from remamba.commands import bench
 
         return bench.run(Fig6Args(output=args.output, scale=args.scale))
-    recipe = RECIPES[args.name]
-    models = _models(args)
     if args.scale == "tiny":
-        recipe = tiny(recipe)
-        models = dict.fromkeys(recipe.roles, "remamba-tiny")
-    recipe = _check(args, recipe, models)
+        from remamba.commands import miniature
+
+        return miniature.run(args)
+    models = given_models(args, ROLES)
+    recipe = _check(args, RECIPES[args.name], models)
     _finish(args, recipe, _run_all(args, recipe, models))
     return 0
 
 
-def _models(args: Args) -> dict[str, str]:
-    from remamba.evals.recipes import ROLES
+def given_models(args: Args, roles: Collection[str]) -> dict[str, str]:
+    """Role -> what --models names for it.
 
+    Raises:
+        InputError: one is no ROLE=DIR.
+    """
     found: dict[str, str] = {}
     for given in args.models:
         role, equals, place = given.partition("=")
-        if not equals or role not in ROLES or not place:
-            raise InputError(f"--models {given} is no ROLE=DIR; roles are {', '.join(ROLES)}")
+        if not equals or role not in roles or not place:
+            raise InputError(f"--models {given} is no ROLE=DIR; roles are {', '.join(roles)}")
         found[role] = place
     return found
+
+
+def check_output(args: Args) -> None:
+    """Raise InputError for an output directory that holds something else, or no --resume."""
+    mark = args.output / MARK
+    if args.output.exists() and not args.output.is_dir():
+        raise InputError(f"--output {args.output} is a file; choose a directory")
+    if not args.output.is_dir() or not any(args.output.iterdir()):
+        return
+    if not mark.is_file():
+        raise InputError(f"--output {args.output} holds other files; choose another directory")
+    if not args.resume:
+        raise InputError(f"--output {args.output} holds a recipe's runs; give --resume")
+    was = json_module.loads(mark.read_text(encoding="utf-8"))
+    if was != _identity(args):
+        raise InputError(
+            f"--resume: {args.output} was begun as {was}; give the same, or another --output"
+        )
+
+
+def open_output(args: Args) -> None:
+    """Makes the output directory, and notes in it what it is of.
+
+    Raises:
+        InputError: see `check_output`.
+    """
+    from remamba.evals.predictions import write_whole
+
+    check_output(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
 
 
 def _check(args: Args, recipe: Recipe, models: dict[str, str]) -> Recipe:
@@ -113,22 +179,13 @@ def _check(args: Args, recipe: Recipe, models: dict[str, str]) -> Recipe:
             f"{args.name} at scale {args.scale} is {len(recipe.settings)} runs of {recipe.task} "
             f"and lacks {'; '.join(needs)}"
         )
-    mark = args.output / MARK
-    if args.output.is_dir() and any(args.output.iterdir()):
-        if not mark.is_file():
-            raise InputError(f"--output {args.output} holds other files; choose another directory")
-        if not args.resume:
-            raise InputError(f"--output {args.output} holds a recipe's runs; give --resume")
-        was = json_module.loads(mark.read_text(encoding="utf-8"))
-        if was != _identity(args):
-            raise InputError(
-                f"--resume: {args.output} was begun as {was}; give the same, or another --output"
-            )
+    check_output(args)
     return recipe
 
 
 def _identity(args: Args) -> dict[str, Any]:
-    return {"name": args.name, "scale": args.scale, "limit": args.limit}
+    found = {"name": args.name, "scale": args.scale, "limit": args.limit}
+    return {**found, "train": True} if args.train else found
 
 
 def _eval_args(args: Args, recipe: Recipe, setting: Setting, model: str) -> EvalArgs:
@@ -143,7 +200,7 @@ def _eval_args(args: Args, recipe: Recipe, setting: Setting, model: str) -> Eval
         data=args.data,
         output=folder,
         max_length=setting.max_length,
-        limit=args.limit or (2 if args.scale == "tiny" else None),
+        limit=args.limit,
         slots=args.slots,
         resume=(folder / RECORD_FILE).is_file(),
         reading=ModelOptions(**options),
@@ -155,7 +212,6 @@ def _run_all(args: Args, recipe: Recipe, models: dict[str, str]) -> dict[str, fl
     from remamba.commands import eval as eval_command
     from remamba.commands.evaluation import model_type
     from remamba.evals.items import DataFolder
-    from remamba.evals.predictions import write_whole
     from remamba.evals.scoring import SCORES_FILE
     from remamba.evals.tasks import find_task
 
@@ -164,8 +220,7 @@ def _run_all(args: Args, recipe: Recipe, models: dict[str, str]) -> dict[str, fl
     eval_command.read_items(runs[0], find_task(recipe.task), DataFolder(runs[0].data))
     for role in recipe.roles:
         model_type(models[role])
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
+    open_output(args)
     averages = {}
     for number, (setting, asked) in enumerate(zip(recipe.settings, runs, strict=True), 1):
         print(f"{setting.name} ({number} of {len(runs)})", file=sys.stderr)
@@ -186,8 +241,6 @@ def _finish(args: Args, recipe: Recipe, averages: dict[str, float]) -> None:
     if any(setting.paper is not None for setting in recipe.settings):
         rows = [(s.name, averages[s.name], s.paper) for s in recipe.settings]
         said += "\n\n" + table(("run", "average", "the paper's"), rows)
-    if args.scale == "tiny":
-        said += "\n\nAt scale tiny: the embedded model on a few questions; the scores mean nothing."
     write_whole(args.output / "report.md", f"# {recipe.title}\n\n{said}\n")
     if recipe.shape != "table":
         _draw(args.output / f"{args.name}.png", recipe, averages)

@@ -37,22 +37,19 @@ class Condition:
     name: str
     words: str
     answers_by: str
-    """MODEL, PLAIN or NOBODY."""
+    """Which of the run's models: MODEL, PLAIN or a name of the caller's; or NOBODY."""
     compression: CompressionConfig | None = None
     reads: str = WHOLE
     """WHOLE, or how the document is shortened first: DROP20, TRUNCATE, BM25."""
     reads_tokens: int | None = None
     """Most tokens that are left of it; None where that is no setting."""
+    is_of_map: bool = False
+    """Whether it is a cell of a map over p and rho."""
 
     @property
     def folder(self) -> str:
         """Where its files go, below the run's folder."""
         return f"map/{self.name}" if self.is_of_map else self.name
-
-    @property
-    def is_of_map(self) -> bool:
-        """Whether it is a cell of a map over p and rho."""
-        return self.name not in WORDS
 
     def settings(self) -> dict[str, Any]:
         """What makes its answers what they are, beside the weights and the data."""
@@ -140,5 +137,6 @@ def map_conditions(
             assert settings is not None
             changed = settings.replace(length=p, keep_ratio=rho, num_kept=None)
             words = f"two-stage at p = {p:g}, rho = {rho:g}"
-            found.append(Condition(f"p{p:g}-rho{rho:g}", words, MODEL, changed))
+            name = f"p{p:g}-rho{rho:g}"
+            found.append(Condition(name, words, MODEL, changed, is_of_map=True))
     return found

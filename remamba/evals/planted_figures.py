@@ -18,7 +18,7 @@ def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> Non
     """A panel for each task: score against length with its interval, a line for each condition."""
     tasks = list(next(iter(conditions.values()))["datasets"])
     count = len(tasks) + 1  # the last panel is the legend's
-    columns = min(COLUMNS, count)
+    columns = count if count <= COLUMNS + 1 else COLUMNS
     rows = -(-count // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(max(6.0, 3.6 * columns), 3.2 * rows + 1.0), squeeze=False

@@ -62,7 +62,7 @@ def markdown(
         parts += ["## The evidence", *evidence]
     if pairs:
         parts.append(f"## {REFERENCE} beside each other condition")
-        parts.append(_paired(pairs))
+        parts.append(paired_table(pairs))
         parts.append(
             "Difference: two-stage minus the condition, on the same questions; its interval draws "
             "documents. Better, worse: questions on which two-stage scores so. p: two-sided sign "
@@ -84,14 +84,15 @@ def score_table(summary: Mapping[str, Any]) -> str:
     for task, dataset in first["datasets"].items():
         for length, cell in dataset["lengths"].items():
             found = (entry["datasets"][task]["lengths"][length] for entry in shown.values())
-            rows.append([task, _number(length), cell["n"], *map(_score, found)])
+            rows.append([task, _number(length), cell["n"], *map(score_words, found)])
     count = sum(dataset["n"] for dataset in first["datasets"].values())
     averages = ({"score": entry["average"], **entry} for entry in shown.values())
-    rows.append(["average", None, count, *map(_score, averages)])
+    rows.append(["average", None, count, *map(score_words, averages)])
     return table(["task", "tokens", "n", *shown], rows)
 
 
-def _score(cell: Mapping[str, Any]) -> str:
+def score_words(cell: Mapping[str, Any]) -> str:
+    """A score with its interval: "81.2 (75.0-87.5)"."""
     low, high = cell["interval"]
     return f"{cell['score']:.1f} ({low:.1f}-{high:.1f})"
 
@@ -180,8 +181,8 @@ def _subset(found: Mapping[str, Any] | None) -> str | None:
     return None if found is None else f"{found['score']:.1f} ({found['n']})"
 
 
-def _paired(pairs: Mapping[str, Any]) -> str:
-    """Condition and task down; the average has no test."""
+def paired_table(pairs: Mapping[str, Any]) -> str:
+    """Condition and task down; `pairs` as `compare_conditions` gives them."""
     rows: list[list[Any]] = []
     for name, found in pairs.items():
         for task, pair in [*found["datasets"].items(), ("average", None)]:
@@ -201,7 +202,7 @@ def _probability(p: float) -> str:
 
 def _map(cells: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [f"{cell['p']:g}", f"{cell['rho']:g}", _score(cell), cell["evidence_kept"]]
+        [f"{cell['p']:g}", f"{cell['rho']:g}", score_words(cell), cell["evidence_kept"]]
         for cell in cells
     ]
     return table(["p", "rho", "score", "all evidence in the span kept %"], rows)

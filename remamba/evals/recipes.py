@@ -50,8 +50,6 @@ ROLES = {
     "special": "a ReMamba trained with the vectors appended",
 }
 """Role -> what the user must bring at the paper's scale."""
-TINY_ROLES = tuple(name for name in ROLES if "pretrained" not in name and "llama" not in name)
-"""Roles that the embedded model plays at scale tiny; the others are left out."""
 PLAIN: dict[str, float | str] = {"selector": "none"}
 LENGTHS = tuple(range(2000, 10_000, 1000))
 
@@ -174,20 +172,3 @@ RECIPES = {
     ),
 }
 """Recipe names as the command has them. Figure 6, of speed, is `remamba bench fig6`."""
-
-
-def tiny(recipe: Recipe) -> Recipe:
-    """A recipe for the embedded model: its roles only, short prompts, few points."""
-    settings = [s for s in recipe.settings if s.role in TINY_ROLES]
-    if recipe.shape == "ratios":
-        kept = {(p, rho) for p in (0.10, 0.30) for rho in (0.009, 0.1)}
-        settings = [
-            s for s in settings if (s.compression["length"], s.compression["keep_ratio"]) in kept
-        ]
-    if recipe.shape == "lengths":
-        settings = [s for s in settings if s.max_length in LENGTHS[:2]]
-    if not settings:  # all pretrained: the embedded model stands for one, read plainly
-        settings = [recipe.settings[0]]
-    return recipe._replace(
-        settings=tuple(s._replace(max_length=500 + s.max_length // 4, paper=None) for s in settings)
-    )

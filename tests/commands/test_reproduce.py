@@ -1,4 +1,4 @@
-"""`remamba reproduce`: every recipe runs on the embedded model, and says what it lacks."""
+"""`remamba reproduce --scale paper`: what it lacks, and its runs with models of one's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from remamba.evals import leval, longbench
-from remamba.evals.recipes import RECIPES, ROLES, tiny
+from remamba.evals.recipes import RECIPES, ROLES
 from tests.evals.toy import leval_folder, longbench_folder
 from tests.tiny import Run
 
@@ -24,29 +24,6 @@ def make_data(folder: Path, name: str) -> Path:
     if RECIPES[name].task == "leval":
         return leval_folder(folder)
     return longbench_folder(folder, "qasper", rows=1)
-
-
-@pytest.mark.parametrize("name", ["table2", "table4", "fig1", "fig4", "fig7"])
-def test_scale_tiny(name: str, remamba: Run, refused: Run, tmp_path: Path) -> None:
-    data, out = make_data(tmp_path / "data", name), tmp_path / "out"
-    words = ("reproduce", name, "--scale", "tiny", "--data", data, "--output", out, "--limit", 1)
-    found = remamba(*words, "--json")
-    settings = tiny(RECIPES[name]).settings
-    assert list(found["averages"]) == [setting.name for setting in settings]
-    for setting in settings:
-        record = json.loads((out / setting.name / "run.json").read_text())
-        compression = record["settings"]["compression"]
-        if setting.compression.get("selector") == "none":
-            assert compression is None
-        else:
-            assert setting.compression.items() <= compression.items()
-        assert record["settings"]["max_length"] == setting.max_length < 3000
-    report = (out / "report.md").read_text()
-    assert RECIPES[name].title in report and "the scores mean nothing" in report
-    assert (out / f"{name}.png").is_file() == name.startswith(("fig4", "fig7"))
-    assert "give --resume" in refused(*words)
-    assert remamba(*words, "--json", "--resume") == found
-    assert "was begun as" in refused(*words[:-1], 2, "--resume")
 
 
 def test_what_the_papers_scale_lacks(refused: Run, tmp_path: Path) -> None:
@@ -80,12 +57,29 @@ def test_models_are_looked_for_before_the_first_run(refused: Run, tmp_path: Path
     assert not out.exists()
 
 
+def test_resuming_asks_nothing_twice(remamba: Run, refused: Run, tmp_path: Path) -> None:
+    data, out = make_data(tmp_path / "data", "table2"), tmp_path / "out"
+    words = ("reproduce", "table2", "--data", data, "--output", out, "--partial", "--json")
+    words = (*words, "--models", "remamba=remamba-tiny", "--limit", 1)
+    found = remamba(*words)
+    assert list(found["averages"]) == ["remamba-sft"]
+    record = json.loads((out / "remamba-sft" / "run.json").read_text())
+    (setting,) = (s for s in RECIPES["table2"].settings if s.role == "remamba")
+    assert setting.compression.items() <= record["settings"]["compression"].items()
+    assert "give --resume" in refused(*words)
+    asked = (out / "remamba-sft" / "predictions" / "coursera.jsonl").stat().st_mtime_ns
+    assert remamba(*words, "--resume") == found
+    assert (out / "remamba-sft" / "predictions" / "coursera.jsonl").stat().st_mtime_ns == asked
+    assert "was begun as" in refused(*words[:-1], 2, "--resume")
+
+
 def test_other_directories_are_left_alone(refused: Run, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", "fig7")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
-    words = ("reproduce", "fig7", "--scale", "tiny", "--data", data, "--output", tmp_path / "out")
-    assert "holds other files" in refused(*words)
+    words = ("reproduce", "fig7", "--data", data, "--models", "remamba=remamba-tiny")
+    assert "holds other files" in refused(*words, "--output", tmp_path / "out")
+    assert "is a file" in refused(*words, "--output", tmp_path / "out" / "mine.txt")
 
 
 def test_the_papers_numbers_of_runs() -> None:
