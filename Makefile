@@ -4,6 +4,8 @@ BIN := .venv/bin
 # torch's threads spin where they wait: on a machine shared with others that is many times slower
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# processes that run tests
+WORKERS ?= 2
 DEMO_DOCUMENT ?= examples/demo_document.txt
 DEMO_QUESTION ?= What colour is Dinah Corbett's coat?
 
@@ -20,7 +22,7 @@ demo: .venv/.core
 	@$(BIN)/remamba ask --document $(DEMO_DOCUMENT) --question "$(DEMO_QUESTION)" --compare
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu
