@@ -97,6 +97,22 @@ def test_losses_fall_and_the_score_finds_the_answer(options: Options, tmp_path: 
     assert written <= {".json", ".jsonl", ".safetensors", ".png"}
 
 
+def test_the_score_is_told_from_other_documents_where_each_stands_once(
+    options: Options, tmp_path: Path
+) -> None:
+    found = {}
+    for negatives in ("document", "batch"):
+        args = options(
+            max_steps=1, score_loss=0.5, score_negatives=negatives,
+            output=str(tmp_path / negatives),
+        )  # fmt: skip
+        train(args)
+        found[negatives] = log_of(args.output)[0]["score_loss"]
+    assert found["batch"] > found["document"]  # more to be told from
+    with pytest.raises(InputError, match="--score-negatives batch needs the whole document"):
+        train(options(score_loss=0.5, score_negatives="batch", length=(0.2, 0.2)))
+
+
 @pytest.mark.parametrize("placement", ["replace", "before_question"])
 def test_a_shared_document_gives_the_loss_of_separate_rows(
     base: str, options: Options, placement: str, assert_close: Callable[..., None]
