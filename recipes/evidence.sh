@@ -54,13 +54,16 @@ evidence="$whole --score-target evidence"
 window="$evidence --window 4"
 # A vector that carries its token, and an alpha that leaves out all but the best.
 relative="$window --value residual --adaption exact --importance relative"
+# Whole sentences: a name and a value may stand on both sides of the token found.
+sentences="$evidence --window 16 --value residual --adaption exact --importance relative"
+sentences+=" --score-negatives batch"
 # Of a part of it (s = 0): no loss on the document, whose vectors would see what comes later.
 part="--start 0 --adaption selective --accumulate 4"
 
-# form NAME: how a branch differs from plain Mamba; the last rho, or how many places are kept of
-# every document once Value is read
+# form NAME: how a branch differs from plain Mamba; rho in `select`; the last rho, or how many
+# places are kept of every document from `middle` on
 form() {
-  rho=0.015 kept=
+  rho=0.015 kept= select_ratio=(0.08 0.4)
   case $1 in
     plain | plain-more) options="--document-loss 0.3" ;;
     plain-bare) options="" ;; # beside the forms that have no loss on the document
@@ -74,6 +77,19 @@ form() {
     few-relative) options=$relative kept=24 ;;
     few-pairs) options="$relative --window 2" kept=24 ;;
     few-tokens) options="$relative --window 1" kept=16 ;;
+    sentences*)
+      options=$sentences kept=128 select_ratio=(0.15 0.6)
+      case $1 in
+        sentences) ;;
+        sentences-256) kept=256 ;;
+        sentences-share) rho=0.03 kept= ;;
+        sentences-own) options+=" --score-negatives document" ;;
+        sentences-random | sentences-fixed)
+          options+=" --score-negatives document --score-loss 0 --selector ${1#sentences-}"
+          ;;
+        *) fail "BRANCHES: $1 is unknown; the table of branches is in recipes/evidence.sh" ;;
+      esac
+      ;;
     relative-random) options="$relative --selector random --score-loss 0" ;;
     relative-fixed) options="$relative --selector fixed --score-loss 0" ;;
     whole-no-score) options="$whole --score-loss 0" ;;
@@ -91,10 +107,12 @@ form() {
 }
 
 # what conclusions rest on
-main="plain plain-more window-relative relative-random paper p20"
-all="$main plain-bare relative-batch relative-fixed few few-relative few-pairs few-tokens
-  window-residual window whole whole-evidence whole-no-score whole-true whole-none whole-selective
-  whole-exact whole-random whole-fixed whole-before whole-append paper-score p20-score"
+main="plain plain-more sentences sentences-random paper p20"
+all="$main plain-bare sentences-fixed sentences-own sentences-share sentences-256
+  window-relative relative-random relative-batch relative-fixed few few-relative few-pairs
+  few-tokens window-residual window whole whole-evidence whole-no-score whole-true whole-none
+  whole-selective whole-exact whole-random whole-fixed whole-before whole-append paper-score
+  p20-score"
 
 # -- the sizes --
 
@@ -104,8 +122,8 @@ case $SCALE in
     test_lengths=(500 1000 2000 4000 6000 8000) tune_lengths=(1000 8000)
     tokenizer_options=() base_options=(--size "$SIZE")
     # documents of each file of data
-    short=60000 names=80000 crowds=8000 starts=40000 quotes=16000 text=20000 middle=20000
-    long=10000
+    short=60000 names=80000 crowds=8000 crowds_long=5000 starts=40000 quotes=16000 text=20000
+    middle=20000 long=10000
     # steps and documents a step
     recall_steps=500 names_steps=1500 mixed_steps=800 wide_steps=600
     readout_steps=120 select_steps=250 middle_steps=300 long_steps=300
@@ -114,11 +132,11 @@ case $SCALE in
     ;;
   toy)
     books=("${books[0]}")
-    SEEDS=${SEEDS:-1} BRANCHES=${BRANCHES:-plain few-relative paper} ROWS=${ROWS:-16} tune_rows=8
+    SEEDS=${SEEDS:-1} BRANCHES=${BRANCHES:-plain sentences paper} ROWS=${ROWS:-16} tune_rows=8
     test_lengths=(300) tune_lengths=(300)
     tokenizer_options=(--vocab-size 1024 --sample-mb 0.2 --word-weight 20)
     SIZE=toy base_options=(--hidden-size 64 --layers 2 --state-size 16 --head-dim 16)
-    short=64 names=64 crowds=32 starts=32 quotes=16 text=16 middle=32 long=16
+    short=64 names=64 crowds=32 crowds_long=16 starts=32 quotes=16 text=16 middle=32 long=16
     recall_steps=6 names_steps=4 mixed_steps=4 wide_steps=2
     readout_steps=2 select_steps=2 middle_steps=2 long_steps=2
     recall_batch=8 select_batch=8 middle_batch=4 long_batch=4
@@ -185,6 +203,9 @@ wait_for_data
 # the same in longer documents, with open values and all sentences
 data crowds "$crowds" --tasks facts --kinds 1 3 --tokens 150 1000 --facts-per-1000 30 \
   --questions 6 "${open[@]}" --seed 27
+# as many facts of one kind in 2,000 tokens as there are in 8,000 where all kinds occur
+data crowds-long "$crowds_long" --tasks facts --kinds 1 4 --tokens "${long_tokens[@]}" \
+  --facts-per-1000 30 --questions 6 "${open[@]}" --seed 28
 # the shortest documents, of all kinds of facts
 data starts "$starts" --tasks facts --tokens 50 100 --facts-per-1000 60 --questions 3 \
   "${open[@]}" --seed 26
@@ -274,7 +295,9 @@ branch() {
     shift 5
     if [[ $name != plain* ]]; then
       own=(--method remamba --keep-ratio-schedule anneal --keep-ratio "$low" "$high")
-      if [[ -n $kept && $stage != read-out ]]; then own=(--method remamba --num-kept "$kept"); fi
+      if [[ -n $kept && ($stage == middle || $stage == long) ]]; then
+        own=(--method remamba --num-kept "$kept")
+      fi
     fi
     number=$((number + 1))
     # shellcheck disable=SC2086 # options are words
@@ -288,12 +311,13 @@ branch() {
   next read-out starts 0.99 1 "$readout_steps" --batch-size "$recall_batch" \
     --questions-per-document 3 --learning-rate 1e-3 --lr-scheduler constant
   # Fewer and fewer places are kept: the score learns which.
-  next select "short names quotes" 0.08 0.4 "$select_steps" --batch-size "$select_batch" \
-    --questions-per-document 4 --learning-rate 1.2e-3 --min-learning-rate-share 0.5
+  next select "short names quotes" "${select_ratio[@]}" "$select_steps" \
+    --batch-size "$select_batch" --accumulate 2 --questions-per-document 4 --learning-rate 1.2e-3 \
+    --min-learning-rate-share 0.5
   # All tasks; then the length and the ratio that the model is for.
   next middle "crowds middle" 0.05 0.1 "$middle_steps" --batch-size "$middle_batch" \
     --questions-per-document 4 --learning-rate 1e-3 --min-learning-rate-share 0.5
-  next long long "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
+  next long "crowds-long long" "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
     --questions-per-document 4 --learning-rate 8e-4
   in_bfloat16 "$models/$previous" "$models/kept/$run"
   rm -f "$models/$run"/*/model.safetensors # logs and settings stay
@@ -308,7 +332,7 @@ ask() {
       with=(--plain "$models/kept/$run")
       ;;
     plain-*) conditions=stage1 ;; # itself
-    window-relative | relative-batch) conditions+=" random fixed drop model-bm25" ;;
+    sentences | window-relative) conditions+=" random fixed drop model-bm25" ;;
   esac
   questions dev 150 "${tune_lengths[@]}"
   questions test "${test_lengths[@]}"

@@ -143,7 +143,7 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == 28
+    assert len(branches) == 34
     assert sorted(str(args.output).split("/asked-")[1] for args in asked) == sorted(
         f"{split}/{branch}" for split in ("dev", "test") for branch in branches
     )
