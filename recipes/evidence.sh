@@ -126,7 +126,7 @@ case $SCALE in
     middle=20000 long=10000
     # steps and documents a step
     recall_steps=500 names_steps=1500 mixed_steps=800 wide_steps=600
-    readout_steps=120 select_steps=250 middle_steps=300 long_steps=300
+    readout_steps=120 select_steps=250 middle_steps=300 long_steps=400
     recall_batch=256 select_batch=192 middle_batch=64 long_batch=32
     middle_tokens=(250 900) long_tokens=(700 2000)
     ;;
@@ -203,9 +203,10 @@ wait_for_data
 # the same in longer documents, with open values and all sentences
 data crowds "$crowds" --tasks facts --kinds 1 3 --tokens 150 1000 --facts-per-1000 30 \
   --questions 6 "${open[@]}" --seed 27
-# as many facts of one kind in 2,000 tokens as there are in 8,000 where all kinds occur
-data crowds-long "$crowds_long" --tasks facts --kinds 1 4 --tokens "${long_tokens[@]}" \
-  --facts-per-1000 30 --questions 6 "${open[@]}" --seed 28
+# as many facts of one kind in 2,000 tokens as there are in 8,000 where all kinds occur; people
+# often share a value
+data crowds-long "$crowds_long" --tasks facts --kinds 1 4 --values 4 40 \
+  --tokens "${long_tokens[@]}" --facts-per-1000 30 --questions 6 "${more_open[@]}" --seed 28
 # the shortest documents, of all kinds of facts
 data starts "$starts" --tasks facts --tokens 50 100 --facts-per-1000 60 --questions 3 \
   "${open[@]}" --seed 26
@@ -318,7 +319,7 @@ branch() {
   next middle "crowds middle" 0.05 0.1 "$middle_steps" --batch-size "$middle_batch" \
     --questions-per-document 4 --learning-rate 1e-3 --min-learning-rate-share 0.5
   next long "crowds-long long" "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
-    --questions-per-document 4 --learning-rate 8e-4
+    --questions-per-document 6 --learning-rate 8e-4
   in_bfloat16 "$models/$previous" "$models/kept/$run"
   rm -f "$models/$run"/*/model.safetensors # logs and settings stay
 }

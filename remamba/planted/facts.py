@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 
 from remamba.errors import InputError
 from remamba.planted.language import language
-from remamba.planted.people import Fact, draw_facts, draw_kinds, draw_people, with_open_values
+from remamba.planted.people import (
+    Fact,
+    draw_facts,
+    draw_kinds,
+    draw_people,
+    with_few_values,
+    with_open_values,
+)
 from remamba.planted.planting import compose
 from remamba.planted.task import Asked, Draft, Source
 
@@ -30,6 +37,7 @@ class FactsTask:
         depth: the asked facts stand at this share of the document; None: anywhere.
         open_values: share of kinds whose values are any words.
         sentences: a kind is stated by the first so many of its sentences; None: by all.
+        values: a kind has at most so many values in a document, drawn from this range; None: all.
 
     Raises:
         InputError: an option is out of its range.
@@ -41,6 +49,7 @@ class FactsTask:
     depth: float | None = None
     open_values: float = 0.0
     sentences: int | None = None
+    values: tuple[int, int] | None = None
 
     name = "facts"
     metric = "exact"
@@ -57,11 +66,14 @@ class FactsTask:
             raise InputError(f"--depth {self.depth}: give a fraction of the document from 0 to 1")
         if self.sentences is not None and self.sentences < 1:
             raise InputError(f"--sentences {self.sentences}: give 1 or more")
+        if self.values is not None and not 1 <= self.values[0] <= self.values[1]:
+            raise InputError("--values {} {}: give 1 <= LO <= HI".format(*self.values))
 
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
         kinds = draw_kinds(rng, language(split).attributes, self.kinds)
         kinds = with_open_values(rng, kinds, self.open_values)
+        kinds = with_few_values(rng, kinds, self.values)
         kinds = [replace(kind, facts=kind.facts[: self.sentences]) for kind in kinds]
         people = draw_people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))), split)
         return draw_facts(rng, split, kinds, people, count, self.echo)

@@ -76,11 +76,29 @@ def _open_values(rng: random.Random) -> tuple[str, ...]:
     return (*rng.sample(open_words(), OPEN_VALUES), *made_up)
 
 
+def with_few_values(
+    rng: random.Random, attributes: Sequence[Attribute], values: tuple[int, int] | None
+) -> list[Attribute]:
+    """The attributes, each with so many of its values (drawn from a range); all where it is None.
+
+    Many people then have the same value, so that it tells nothing of whose it is.
+    """
+    if values is None:
+        return list(attributes)
+    found = []
+    for attribute in attributes:
+        drawn = [draw_value(rng, attribute) for _ in range(rng.randint(*values))]
+        found.append(replace(attribute, values=tuple(dict.fromkeys(drawn))))
+    return found
+
+
 def draw_value(rng: random.Random, attribute: Attribute) -> str:
-    """A value of the attribute; most numbers have two digits."""
+    """A value of the attribute; most numbers have two digits, if it has such."""
     if not attribute.values[0].isdigit():
         return rng.choice(attribute.values)
     digits = 3 if rng.random() < LONG_NUMBERS else 2
+    if not any(len(value) == digits for value in attribute.values):
+        return rng.choice(attribute.values)
     while len(value := rng.choice(attribute.values)) != digits:
         pass
     return value

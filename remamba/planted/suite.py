@@ -74,6 +74,7 @@ class Options:
         depth: the asked facts of `facts` stand at this share of the document; None: anywhere.
         open_values: share of the kinds of facts in a document whose values are any words.
         sentences: of each kind of facts of `facts`, the first so many; None: all.
+        values: of each kind of facts of `facts` in a document, drawn from this range; None: all.
         first_paragraph: number of the first paragraph of `retrieval`, drawn from this range.
         classes: labelled questions, for `few-shot`.
 
@@ -95,6 +96,7 @@ class Options:
     depth: float | None = None
     open_values: float = 0.0
     sentences: int | None = None
+    values: tuple[int, int] | None = None
     first_paragraph: tuple[int, int] = (1, 1)
     classes: Path | None = None
 
@@ -135,7 +137,11 @@ def make_tasks(options: Options) -> dict[str, Task]:
     shares = {name: getattr(options, name) for name in ("facts_per_1000", "echo", "open_values")}
     makers: dict[str, Callable[[], Task]] = {
         "facts": lambda: FactsTask(
-            **shares, kinds=options.kinds, depth=options.depth, sentences=options.sentences
+            **shares,
+            kinds=options.kinds,
+            depth=options.depth,
+            sentences=options.sentences,
+            values=options.values,
         ),
         "two-hop": lambda: TwoHopTask(**shares),
         "many-facts": lambda: ManyFactsTask(**shares),
