@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # processes that run tests
 WORKERS ?= 2
 DEMO_DOCUMENT ?= examples/demo_document.txt
-DEMO_QUESTION ?= What colour is Dinah Corbett's coat?
+DEMO_QUESTION ?= What is the occupation of William Talbot?
 
 .PHONY: demo test test-gpu lint type fmt bench exactness ci
 

@@ -87,6 +87,8 @@ form() {
         sentences-random | sentences-fixed)
           options+=" --score-negatives document --score-loss 0 --selector ${1#sentences-}"
           ;;
+        sentences-selective | sentences-multiplicative) options+=" --adaption ${1#sentences-}" ;;
+        sentences-append) options+=" --placement append --document-loss 0 --accumulate 4" ;;
         *) fail "BRANCHES: $1 is unknown; the table of branches is in recipes/evidence.sh" ;;
       esac
       ;;
@@ -109,6 +111,7 @@ form() {
 # what conclusions rest on
 main="plain plain-more sentences sentences-random paper p20"
 all="$main plain-bare sentences-fixed sentences-own sentences-share sentences-256
+  sentences-selective sentences-multiplicative sentences-append
   window-relative relative-random relative-batch relative-fixed few few-relative few-pairs
   few-tokens window-residual window whole whole-evidence whole-no-score whole-true whole-none
   whole-selective whole-exact whole-random whole-fixed whole-before whole-append paper-score

@@ -1,12 +1,16 @@
-"""Which words were kept: the selection as a list of words, and as snippets of the document."""
+"""Which words were kept: the selection as words, as places and as snippets of the document."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remamba.compression import WINDOW_STEP
+
 WORD_LIMIT = 40
 """Longest stretch of letters taken as one word; scripts without spaces would give whole lines."""
+SAME_SCORE = 16 * WINDOW_STEP
+"""Scores of neighbours that differ by less are one score, lent backwards in a window."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,23 @@ class KeptWord:
     """Of its kept tokens, in the document (in the prompt, if there is no document)."""
     score: float
     """The highest of their scores."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Kept words that stand next to one another and have one score."""
+
+    words: tuple[KeptWord, ...]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of the kept tokens of all its words."""
+        return tuple(position for word in self.words for position in word.positions)
+
+    @property
+    def score(self) -> float:
+        """The highest of its words' scores."""
+        return max(word.score for word in self.words)
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,26 @@ def _word_at(text: str, start: int, stop: int) -> tuple[int, int]:
 
 def _is_letter(character: str) -> bool:
     return character.isalnum() or character in ("_", "'", "’")
+
+
+def places(words: Sequence[KeptWord]) -> list[Place]:
+    """The places that the words, in the order of the document, are part of.
+
+    A word joins the one before it if no token lies between and their scores differ by less than
+    SAME_SCORE.
+    """
+    found: list[list[KeptWord]] = []
+    for word in words:
+        last = found[-1][-1] if found else None
+        if (
+            last is not None
+            and word.positions[0] == last.positions[-1] + 1
+            and abs(word.score - last.score) < SAME_SCORE
+        ):
+            found[-1].append(word)
+        else:
+            found.append([word])
+    return [Place(tuple(group)) for group in found]
 
 
 def snippets(text: str, words: Sequence[KeptWord], context: int = 40) -> list[Snippet]:

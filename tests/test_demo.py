@@ -9,9 +9,9 @@ from remamba.cli import main
 ROOT = Path(__file__).parents[1]
 DOCUMENT = str(ROOT / "examples" / "demo_document.txt")
 FACTS = {
-    "Which flower does Elias Gibson like best?": "jasmine",
-    "What is Ruth Spencer's lucky number?": "70",
-    "In which town was Peter Radley born?": "Rome",
+    "Which creature does Margaret Hooper look after?": "mule",
+    "What is the occupation of Hugo Grant?": "joiner",
+    "Which figure is the fortune of Ada Hooper?": "20",
 }
 
 
@@ -25,10 +25,11 @@ def test_the_demonstration_answers_right(capsys):
     out = asked(capsys, "--document", DOCUMENT, "--question", question)
     assert out["document_tokens"] >= 3000
     (answer,) = out["answers"]
-    assert answer["answer"].strip() == "purple"
-    assert "coat of purple" in Path(DOCUMENT).read_text()
-    best = max(answer["kept"], key=lambda word: word["score"])
-    assert best["text"] == "purple"
+    assert answer["answer"].strip() == "dentist"
+    assert "say dentist" in Path(DOCUMENT).read_text()
+    best = max(word["score"] for word in answer["kept"])
+    # the words of a window have its score
+    assert "dentist" in [word["text"] for word in answer["kept"] if word["score"] > best - 1e-3]
 
 
 def test_questions_through_a_memory_file(capsys, tmp_path):

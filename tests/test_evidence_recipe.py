@@ -17,6 +17,7 @@ import pytest
 from remamba.cli import _parse
 from remamba.commands.data_planted import Args as Planted
 from remamba.commands.eval_planted import Args as Asked
+from remamba.planted.suite import Options, make_tasks
 from remamba.train.config import TrainArgs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +137,9 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
             books = ["dev"] if is_held_out else ["tra"] * 2
             assert [path.name[:3] for path in args.books] == books
             assert args.tokenizer == tmp_path / "out" / "tokenizer"
+            given = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+            tasks = tuple(name for name in args.tasks if name != "few-shot")  # needs the classes
+            make_tasks(Options(**given | {"tasks": tasks, "weights": None}))
         elif words[2] == "eval":
             asked.append(_parse(Asked, "eval planted", words[4:]))
     runs = trained(found)
@@ -143,7 +147,7 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == 34
+    assert len(branches) == 37
     assert sorted(str(args.output).split("/asked-")[1] for args in asked) == sorted(
         f"{split}/{branch}" for split in ("dev", "test") for branch in branches
     )

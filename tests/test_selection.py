@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from remamba.selection import KeptWord, cut, kept_words, snippets
+from remamba.selection import KeptWord, Place, cut, kept_words, places, snippets
 from remamba.selection_page import PageAnswer, selection_page
 from remamba.text import encode
 from tests.tiny import TEXT, tiny_tokenizer
@@ -65,6 +65,24 @@ def test_kept_words_of_a_tokenized_document() -> None:
     assert sorted(p for word in found for p in word.positions) == list(range(len(encoded.ids)))
     assert [w.start for w in found] == sorted(w.start for w in found)
     assert all(TEXT[w.start : w.stop] == w.text for w in found)
+
+
+def test_neighbours_of_one_score_are_a_place() -> None:
+    def word(positions: tuple[int, ...], score: float) -> KeptWord:
+        return KeptWord("w" * len(positions), positions[0], positions[-1] + 1, positions, score)
+
+    window = [word((i,), 0.77 - (45 - i) * 1e-6) for i in range(30, 46)]
+    higher = [word((46, 48), 0.78), word((49,), 0.78)]
+    apart = [word((51,), 0.78), word((52,), 0.78 - 17e-6)]
+    found = places([*window, *higher, *apart])
+    assert [place.words for place in found] == [
+        tuple(window),
+        tuple(higher),
+        *((one,) for one in apart),
+    ]
+    assert found[0].positions == tuple(range(30, 46)) and found[0].score == 0.77
+    assert found[1] == Place(tuple(higher)) and found[1].positions == (46, 48, 49)
+    assert places([]) == []
 
 
 def test_snippets_join_and_cover() -> None:

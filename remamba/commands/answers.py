@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remamba.commands.text_input import printable
-from remamba.selection import KeptWord, cut, kept_words, snippets
+from remamba.selection import KeptWord, Place, cut, kept_words, places, snippets
 from remamba.selection_page import PageAnswer, selection_page
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def as_page(title: str, text: str, answered: Sequence[Answered]) -> str:
 
 
 def print_answers(document: Document, answered: Sequence[Answered], show: int) -> None:
-    """The answers on standard output, each with its kept words and its times."""
+    """The answers on standard output, each with its kept places and its times."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -146,28 +146,39 @@ def _shown(completion: Completion) -> str:
 
 
 def _kept_lines(document: Document, one: Answered, count: int, show: int) -> list[Text]:
-    """Which words were kept: a line for each stretch of the document, the best first."""
+    """Which places were kept: a line for each stretch of the document, the best first."""
     from rich.text import Text
 
-    words = one.words
-    best = sorted(words, key=lambda word: -word.score)[:show]
+    every = places(one.words)
+    best = sorted(every, key=lambda place: -place.score)[:show]
     total = document.tokens()
     share = f" of {total:,} tokens ({100 * count / total:.1f} %)" if total else " tokens"
-    few = f", the best {len(best)} of {len(words)} words" if len(best) < len(words) else ""
+    few = f", the best {len(best)} of {len(every)} places" if len(best) < len(every) else ""
     more = f"; position and score{few}:" if best else ""
     lines = [Text(f"  kept     {count:,}{share}{more}", "dim")]
-    found = snippets(document.text, sorted(best, key=lambda word: word.start))
+    words = sorted((word for place in best for word in place.words), key=lambda word: word.start)
+    found = snippets(document.text, words)
     for snippet in sorted(found, key=lambda s: -max(word.score for word in s.words)):
         line = Text("    ")
-        for word in snippet.words:
-            positions = ",".join(map(str, word.positions))
-            line.append(f"{positions} ", "cyan").append(f"{word.score:.2f}  ", "dim")
+        for place in places(snippet.words):
+            line.append(f"{_positions(place)} ", "cyan").append(f"{place.score:.2f}  ", "dim")
         line.append("... " if snippet.start > 0 else "")
         for text, kept in cut(document.text, snippet):
             line.append(printable(text), "bold reverse" if kept else "")
         line.append(" ..." if snippet.stop < len(document.text) else "")
         lines.append(line)
     return lines
+
+
+def _positions(place: Place) -> str:
+    """As "5476-5491"; a comma stands where a word's token between was not kept: "2,4-5"."""
+    runs: list[list[int]] = []
+    for position in place.positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _times(completion: Completion, behind_memory: bool) -> str:

@@ -52,7 +52,8 @@ class Args:
     overwrite: bool = False
     """Replace the page if it exists."""
     show: Annotated[int, arg(metavar="N")] = 8
-    """How many kept words to show with each answer, the best first."""
+    """How many kept places to show with each answer, the best first: a place is a word, or words
+    next to one another that have one score."""
     json: bool = False
     """Print one JSON object."""
     sampling: OmitArgPrefixes[SamplingArgs] = field(default_factory=SamplingArgs)

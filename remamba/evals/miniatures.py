@@ -121,9 +121,16 @@ def _middle(start: float) -> Row:
     return Row(f"s{start:.1f}", "middle", words, f"middle{start:.1f}", settings, words, settings)
 
 
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random-select", {"selector": "random"}),
+    "fixed": ("fix-select", {"selector": "fixed"}),
+    "multiplicative": ("multiplicative", {"adaption": "multiplicative"}),
+    "selective": ("remamba-sft", {"adaption": "selective"}),
+}
+"""Rows of Figure 5 -> their counterpart in the paper, and the setting that is changed."""
 _APPENDED = "the vectors of the whole document (rho = 0.009) after the prompt"
 _FEW: dict[str, Any] = {"tasks": ("facts", "retrieval"), "lengths": (250, 500, 1000)}
-_MAIN = {TWO_STAGE: "window-relative", "plain": "plain"}
+_MAIN = {TWO_STAGE: "sentences", "plain": "plain"}
 
 MINIATURES = {
     "table1": Miniature(
@@ -166,7 +173,7 @@ MINIATURES = {
                 _APPENDED,
             ),
         ),
-        {TWO_STAGE: "whole", "middle": "paper", "append": "whole-append"},
+        {TWO_STAGE: "sentences", "middle": "paper", "append": "sentences-append"},
         **_FEW,
         documents=5,
     ),
@@ -192,26 +199,17 @@ MINIATURES = {
         (
             _plain(),
             _own(),
-            _ablation("random", "random-select", {"selector": "random"}),
-            _ablation("fixed", "fix-select", {"selector": "fixed"}),
-            _ablation("multiplicative", "multiplicative", {"adaption": "multiplicative"}),
-            _ablation("selective", "remamba-sft", {"adaption": "selective"}),
+            *(_ablation(name, *told) for name, told in ABLATIONS.items()),
         ),
-        # these differ from `whole` in one setting each
-        {
-            TWO_STAGE: "whole",
-            "plain": "plain",
-            "random": "whole-random",
-            "fixed": "whole-fixed",
-            "selective": "whole-selective",
-        },
+        # these differ from `sentences` in one setting each
+        {**_MAIN, **{name: f"sentences-{name}" for name in ABLATIONS}},
         documents=8,
     ),
     "fig7": Miniature(
         "Figure 7 in miniature: two-stage over p and rho",
         "map",
         (_own(),),
-        {TWO_STAGE: "window-relative"},
+        {TWO_STAGE: "sentences"},
         **_FEW,
         documents=3,
         map_p=(0.10, 0.18, 0.30, 1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 from remamba import ReMambaForCausalLM
+from remamba.commands.answers import Answered, Document, _kept_lines
+from remamba.compression import WINDOW_STEP
+from remamba.request import Completion
 from tests.tiny import (
     BEFORE,
     PAPER,
@@ -86,6 +90,53 @@ def test_ask_on_a_terminal(folder: Path, tmp_path: Path, remamba: Run) -> None:
     assert "<script>" not in source
     assert "&lt;" in source and "alert</mark>" in source
     assert source.count("<section>") == 2
+
+
+@pytest.mark.parametrize(
+    ("show", "heading", "shown"),
+    [
+        (
+            9,
+            "; position and score:",
+            [
+                ("0 0.50  1-4 0.77", ["Tom", "Hill", "lives", "in", "Paris"]),
+                ("40-41 0.64  43,45 0.60", ["Helen", "dulcimer"]),
+            ],
+        ),
+        (
+            2,
+            "; position and score, the best 2 of 4 places:",
+            [("1-4 0.77", ["Hill", "lives", "in", "Paris"]), ("40-41 0.64", ["Helen"])],
+        ),
+        (
+            1,
+            "; position and score, the best 1 of 4 places:",
+            [("1-4 0.77", ["Hill", "lives", "in", "Paris"])],
+        ),
+        (0, "", []),
+    ],
+)
+def test_neighbours_of_one_score_are_one_place(
+    show: int, heading: str, shown: list[tuple[str, list[str]]]
+) -> None:
+    tokens = ["Tom", " Hill", " lives", " in", " Paris", *[" and"] * 35, " Hel", "en", " plays"]
+    tokens += [" dul", "ci", "mer"]
+    ends = list(accumulate(map(len, tokens)))
+    offsets = [(end - len(token), end) for token, end in zip(tokens, ends, strict=True)]
+    window = [(i, 0.77 - (4 - i) * WINDOW_STEP) for i in range(1, 5)]
+    kept = [(0, 0.5), *window, (40, 0.64), (41, 0.3), (43, 0.6), (45, 0.2)]
+    document = Document("".join(tokens), list(range(46)), offsets)
+    completion = Completion("", [], "length", kept, 46, {})
+    answered = Answered(QUESTION, completion, None, document)
+    first, *lines = _kept_lines(document, answered, len(kept), show)
+    assert first.plain == f"  kept     9 of 46 tokens (19.6 %){heading}"
+    found = []
+    for line in lines:
+        marked = [line.plain[s.start : s.end] for s in line.spans if s.style == "bold reverse"]
+        entries = [line.plain[s.start : s.end] for s in line.spans if s.style in ("cyan", "dim")]
+        assert line.plain.startswith("    " + "".join(entries))
+        found.append(("".join(entries).rstrip(), marked))
+    assert found == shown
 
 
 def test_a_page_replaces_nothing_unasked(

@@ -119,6 +119,7 @@ def test_an_output_is_not_replaced_unasked(build: Build, tmp_path: Path) -> None
         (["--documents", "0"], "give 1 or more"),
         (["--workers", "0"], "give 1 or more"),
         (["--kinds", "3", "2"], "1 <= LO <= HI"),
+        (["--values", "3", "2"], "--values 3 2: give 1 <= LO <= HI"),
         (["--tasks", "facts", "count", "--weights", "1"], "one for each of 2 tasks"),
         (["--tasks", "few-shot"], "--classes"),
         (["--tokenizer", "nowhere"], "there is no tokenizer.json"),

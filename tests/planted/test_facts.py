@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from remamba.planted.facts import FactsTask
 from remamba.planted.hops import TwoHopTask, find_chains
 from remamba.planted.language import VALUES, Relation, language, open_words
 from remamba.planted.many_facts import ManyFactsTask, find_lists
-from remamba.planted.people import Bond, Fact, draw_people
+from remamba.planted.people import Bond, Fact, draw_people, draw_value, with_few_values
 from remamba.planted.planting import plant
 from remamba.planted.task import SPLITS, Draft, Task
 from remamba.planted.words import split_of, value_split
@@ -227,6 +229,65 @@ def test_facts_are_stated_in_as_few_sentences_as_asked() -> None:
     assert all(len(few[name]) <= 4 < len(every[name]) for name in known)
     with pytest.raises(InputError, match="--sentences 0: give 1 or more"):
         FactsTask(sentences=0)
+
+
+def values_of_kinds(task: FactsTask) -> list[set[str]]:
+    """The different values of each kind, of 200 facts of each of some documents."""
+    found: dict[tuple[int, str], set[str]] = {}
+    for number in range(20):
+        for fact in task.facts(random.Random(number), 200, "train"):
+            found.setdefault((number, fact.attribute.name), set()).add(fact.value)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("values", [(1, 1), (2, 3), (5, 5)])
+def test_a_kind_has_as_few_values_as_asked(values: tuple[int, int]) -> None:
+    found = values_of_kinds(FactsTask(values=values))
+    assert len(found) == 20 * 13 and max(map(len, found)) == values[1]
+    assert len(set.union(*found)) > 100  # each document has others
+    assert max(map(len, values_of_kinds(FactsTask()))) > 10
+    # where hardly a value is drawn twice, they are just as many as asked
+    many = replace(language("train").attributes[0], values=tuple(f"v{i}" for i in range(10**6)))
+    drawn = with_few_values(random.Random(0), [many] * 50, values)
+    assert {len(kind.values) for kind in drawn} == set(range(values[0], values[1] + 1))
+
+
+def test_few_values_may_be_open_ones() -> None:
+    known = {value for values in VALUES.values() for value in values}
+    found = values_of_kinds(FactsTask(values=(2, 2), open_values=1.0))
+    assert max(map(len, found)) == 2 and not known & set.union(*found)
+
+
+class FewChoices(random.Random):
+    """A generator that fails after 1,000 choices, instead of going on for ever."""
+
+    left = 1000
+
+    def choice(self, seq: Sequence) -> Any:
+        self.left -= 1
+        assert self.left, "choices without end"
+        return super().choice(seq)
+
+
+@pytest.mark.parametrize("values", [("123", "456"), ("12", "34"), ("12", "345")], ids=str)
+def test_numbers_of_few_lengths_are_drawn(values: tuple[str, ...]) -> None:
+    number = next(kind for kind in language("train").attributes if kind.name == "number")
+    few, rng = replace(number, values=values), FewChoices(0)
+    assert {draw_value(rng, few) for _ in range(50)} == set(values)
+
+
+def test_all_values_are_left_without_a_draw() -> None:
+    kinds, rng = language("train").attributes, random.Random(0)
+    before = rng.getstate()
+    assert with_few_values(rng, kinds, None) == list(kinds)
+    assert rng.getstate() == before
+    assert with_few_values(rng, kinds, (1, 2)) != list(kinds)
+
+
+@pytest.mark.parametrize("values", [(0, 2), (3, 2)])
+def test_few_values_have_a_range(values: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="--values {} {}: give 1 <= LO <= HI".format(*values)):
+        FactsTask(values=values)
 
 
 @pytest.mark.parametrize("kinds", [(0, 2), (3, 2), (1, 14)])
