@@ -51,7 +51,9 @@ def run(args: Args) -> int:
 
     miniature = MINIATURES[args.name]
     given = given_models(args, ROLES)
-    models = choose_models(miniature, given, embedded_models(), EMBEDDED)
+    models = {}
+    if not args.train:
+        models = choose_models(miniature, given, embedded_models(), EMBEDDED)
     check_output(args)
     documents, hashes = miniature.read(args.limit)
     if args.train:

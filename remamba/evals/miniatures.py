@@ -227,11 +227,12 @@ def choose_models(
     Args:
         given: what the user names for a role.
         embedded: names of the models in the package.
-        default: of these the two-stage one; "DEFAULT-ROLE" plays another role, and where only
-            Mamba-2 may answer, "DEFAULT-mamba2" goes before it.
+        default: of these the two-stage one; "DEFAULT-ROLE" plays another role. Where only Mamba-2
+            may answer, it is "DEFAULT-mamba2".
 
     Raises:
-        InputError: a model is given for a role that no row has.
+        InputError: a model is given for a role that no row has; or none is in the package that may
+            answer, and none is given.
     """
     for role in given:
         if role not in miniature.roles:
@@ -241,8 +242,12 @@ def choose_models(
             )
     if TWO_STAGE in given:  # the embedded ones were trained on other data
         return dict(given)
-    own = f"{default}-{miniature.backbone}"
-    stem = own if own in embedded else default
+    stem = default if miniature.backbone is None else f"{default}-{miniature.backbone}"
+    if miniature.backbone is not None and stem not in embedded:
+        raise InputError(
+            f"no {miniature.backbone} model is in the package; give --models {TWO_STAGE}=DIR, or "
+            "--train"
+        )
     found = {role: f"{stem}-{role}" for role in miniature.roles if f"{stem}-{role}" in embedded}
     if TWO_STAGE in miniature.roles:
         found[TWO_STAGE] = stem
@@ -285,10 +290,8 @@ def plan_rows(
 
 
 def _is_same_form(row: Row, own: CompressionConfig) -> bool:
-    """Of the two adaptions one is an ablation, the one that the model has not."""
-    if row.role == "multiplicative":
-        return own.adaption == "multiplicative"
-    return row.role == "selective" and own.adaption != "multiplicative"
+    """An adaption is no ablation where the model has it."""
+    return row.role in ("multiplicative", "selective") and own.adaption == row.role
 
 
 def _asked(row: Row, own: Mapping[str, CompressionConfig], stands_in: bool) -> Asked:

@@ -36,11 +36,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(path / "base-wide", seed=5, compression=PLAIN)
     for name, form in (
         ("plain", PLAIN),
-        ("window-relative", WHOLE),
-        ("whole", WHOLE),
-        ("whole-random", WHOLE.replace(selector="random")),
-        ("whole-fixed", WHOLE.replace(selector="fixed")),
-        ("whole-selective", WHOLE.replace(adaption="selective")),
+        ("sentences", WHOLE),
+        ("sentences-random", WHOLE.replace(selector="random")),
+        ("sentences-fixed", WHOLE.replace(selector="fixed")),
+        ("sentences-multiplicative", WHOLE),
+        ("sentences-selective", WHOLE.replace(adaption="selective")),
         ("paper", PAPER),
         ("p20", PAPER),
     ):
@@ -63,15 +63,17 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["table1", "fig5", "fig7"])
-def test_the_embedded_model(name: str, remamba: Run, tmp_path: Path) -> None:
+def test_the_embedded_models(name: str, remamba: Run, tmp_path: Path) -> None:
     found = remamba(*words(name, tmp_path / "out"), "--json")
     rows = {
-        "table1": ["stage1", "two-stage"],
-        "fig5": ["stage1", "two-stage", "random", "fixed", "selective"],
+        "table1": ["base", "plain", "two-stage"],
+        "fig5": ["plain", "two-stage", "random", "fixed", "multiplicative", "selective"],
         "fig7": ["two-stage"],
     }[name]
     assert list(found["averages"]) == list(found["rows"]) == rows
-    assert {row["model"] for row in found["rows"].values()} == {"remamba-tiny"}
+    for row, told in found["rows"].items():
+        own = f"-{row}" if row in ("base", "plain") else ""
+        assert told["model"] == f"remamba-tiny{own}"
     for row in rows:
         asked = predictions(tmp_path / "out" / row)
         assert len(asked) == 16 and {one["task"] for one in asked} == {"facts", "retrieval"}
@@ -82,7 +84,7 @@ def test_the_embedded_model(name: str, remamba: Run, tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert MINIATURES[name].title in report and "cannot be compared with these" in report
     assert "accuracy in %" in report and "95 % interval" in report
-    assert ("stage 1 of the same weights" in report) == (name != "fig7")
+    assert "stage 1 of the same weights" not in report  # plain Mamba has a model of its own
     assert (
         report.count("not retrained" if name == "fig7" else "Not retrained: ")
         == {
@@ -100,13 +102,13 @@ def test_the_embedded_model(name: str, remamba: Run, tmp_path: Path) -> None:
 def test_models_of_ones_own_have_rows_of_their_own(
     remamba: Run, models: Path, tmp_path: Path
 ) -> None:
-    roles = {"plain": "kept/plain-s1", "base": "base-wide", "two_stage": "kept/whole-s1"}
+    roles = {"plain": "kept/plain-s1", "base": "base-wide", "two_stage": "kept/sentences-s1"}
     own = given(models, **roles, paper="kept/paper-s1")
     found = remamba(*words("table2", tmp_path / "out"), "--json", *own)
     assert list(found["rows"]) == ["base", "plain", "two-stage", "paper"]
     assert found["missing"] == [] and not any(r["same_weights"] for r in found["rows"].values())
     assert [Path(row["model"]).name for row in found["rows"].values()] == [
-        "base-wide", "plain-s1", "whole-s1", "paper-s1",
+        "base-wide", "plain-s1", "sentences-s1", "paper-s1",
     ]  # fmt: skip
     settings = [row["compression"] for row in found["rows"].values()]
     assert settings[:2] == [None, None] and settings[2] == WHOLE.to_dict()
@@ -116,7 +118,7 @@ def test_models_of_ones_own_have_rows_of_their_own(
 
 
 def test_every_other_item_runs(remamba: Run, models: Path, tmp_path: Path) -> None:
-    own = given(models, two_stage="kept/whole-s1")
+    own = given(models, two_stage="kept/sentences-s1")
     for name in ("table3", "table4", "fig3", "fig4"):
         found = remamba(*words(name, tmp_path / name), "--json", *own)
         assert len(found["rows"]) == (7 if name == "table4" else 2)
@@ -132,11 +134,11 @@ def test_every_other_item_runs(remamba: Run, models: Path, tmp_path: Path) -> No
 def test_resuming_asks_nothing_twice(
     remamba: Run, refused: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, out = given(models, two_stage="kept/whole-s1"), tmp_path / "out"
+    own, out = given(models, two_stage="kept/sentences-s1"), tmp_path / "out"
     found = remamba(*words("table1", out), "--json", *own)
     assert "give --resume" in refused(*words("table1", out), *own)
     assert "was begun as" in refused(*words("table2", out), "--resume", *own)
-    other = given(models, two_stage="kept/window-relative-s1", plain="kept/plain-s1")
+    other = given(models, two_stage="kept/sentences-selective-s1", plain="kept/plain-s1")
     assert "was begun with" in refused(*words("table1", out), "--resume", *other)
     (out / "two-stage" / "predictions" / "facts.jsonl").unlink()
     asked: list[int] = []
@@ -165,7 +167,7 @@ def test_what_cannot_be_used_is_told_in_one_line(
     assert "no row is a random" in refused(*words("table1", out), "--models", "random=x")
     assert "remamba-tiny" in refused(*words("table1", out), "--models", "two-stage=./none")
     assert "is about mamba2" in refused(*words("table3", out), *given(models, two_stage="mamba"))
-    assert "base is left out" in refused(*words("fig1", out))
+    assert "no mamba2 model is in the package" in refused(*words("table3", out))
     train = ("--train", "--books", tmp_path)
     assert "needs --books" in refused(*words("table1", out), "--train")
     assert "is for --train" in refused(*words("table1", out), "--books", tmp_path)
@@ -203,14 +205,14 @@ def test_training_makes_every_row_a_model_of_its_own(remamba: Run, books: Path) 
     train = ("--train", "--books", books, "--device", "cpu", "--json")
     found = remamba(*words("fig5", out), *train)
     (log,) = (out / "models.log").read_text().splitlines()
-    assert log == f"whole plain whole-random whole-fixed whole-selective|mamba|1|{books}|" + (
-        sys.executable
-    )
+    ablations = ("random", "fixed", "multiplicative", "selective")
+    branches = " ".join(["sentences plain", *(f"sentences-{name}" for name in ablations)])
+    assert log == f"{branches}|mamba|1|{books}|{sys.executable}"
     rows = found["rows"]
-    assert list(rows) == ["plain", "two-stage", "random", "fixed", "selective"]
+    assert list(rows) == ["plain", "two-stage", *ablations]
     assert not any(row["same_weights"] for row in rows.values())
     at = out / "models" / "mamba-toy" / "kept"
-    assert rows["random"]["model"] == str(at / "whole-random-s1")
+    assert rows["random"]["model"] == str(at / "sentences-random-s1")
     assert rows["random"]["compression"]["selector"] == "random"
     assert remamba(*words("fig5", out), *train, "--resume") == found  # the recipe goes on itself
     assert len((out / "models.log").read_text().splitlines()) == 2
@@ -219,7 +221,7 @@ def test_training_makes_every_row_a_model_of_its_own(remamba: Run, books: Path) 
 def test_training_of_mamba_2_and_of_the_base(remamba: Run, books: Path) -> None:
     train = ("--train", "--books", books, "--device", "cpu", "--json")
     found = remamba(*words("table3", books / "t3"), *train)
-    assert (books / "t3" / "models.log").read_text().startswith("window-relative plain p20|mamba2|")
+    assert (books / "t3" / "models.log").read_text().startswith("sentences plain p20|mamba2|")
     assert Path(found["rows"]["base"]["model"]) == books / "t3" / "models/mamba2-toy/base-wide"
     found = remamba(*words("fig1", books / "f1"), *train)
     assert (books / "f1" / "models.log").read_text().startswith("none|mamba|")

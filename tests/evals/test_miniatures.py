@@ -170,7 +170,9 @@ def test_which_model_plays_a_role() -> None:
 
     assert chosen(table1, {}, some) == {"two-stage": some[0], "base": some[1]}
     assert chosen(table1, {}, every)["plain"] == "remamba-tiny-plain"
-    assert chosen(table3, {}, some)["two-stage"] == "remamba-tiny"
+    assert chosen(table3, {"two-stage": "mine"}, some) == {"two-stage": "mine"}
+    with pytest.raises(InputError, match="no mamba2 model is in the package"):
+        chosen(table3, {"base": "mine"}, some)
     assert chosen(table3, {}, every) == {"two-stage": every[3], "plain": every[4]}
     # beside a model of one's own, what was trained on other data says nothing
     assert chosen(table1, {"two-stage": "mine"}, every) == {"two-stage": "mine"}
