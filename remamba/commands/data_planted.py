@@ -74,9 +74,9 @@ class Args:
     sentences: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """State each kind of fact of the task facts in the first N of its sentences: whose fact it is
     is learnt sooner from few."""
-    values: Annotated[
-        tuple[int, int] | None, Range, arg(help_behavior_hint="(default: all)")
-    ] = None
+    values: Annotated[tuple[int, int] | None, Range, arg(help_behavior_hint="(default: all)")] = (
+        None
+    )
     """Values of each kind in a document of the task facts; few: many people have the same, and
     only names tell whose it is."""
     first_paragraph: Annotated[tuple[int, int], Range] = (1, 1)
