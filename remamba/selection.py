@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remamba.compression import WINDOW_STEP
-
 WORD_LIMIT = 40
 """Longest stretch of letters taken as one word; scripts without spaces would give whole lines."""
-SAME_SCORE = 16 * WINDOW_STEP
-"""Scores of neighbours that differ by less are one score, lent backwards in a window."""
+SAME_SCORE = 2e-5
+"""Scores of neighbours that differ by less are one score, lent backwards in a window: more than
+WINDOW_STEP takes from it over 16 positions."""
 
 
 @dataclass(frozen=True)
