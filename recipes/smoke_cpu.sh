@@ -33,16 +33,18 @@ if [[ -e $OUT/base ]]; then fail "$OUT holds an earlier run; give another OUT"; 
 mkdir -p "$OUT/prose"
 
 step "a random Mamba of two layers, as transformers stores it"
-"$PYTHON" - "$OUT/random" <<'PY'
+"$PYTHON" - "$OUT/random" "$tokenizer" <<'PY'
 import sys
 
 import torch
+from tokenizers import Tokenizer
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.utils import logging
 
 logging.disable_progress_bar()
 torch.manual_seed(0)
-config = MambaConfig(vocab_size=4096, hidden_size=64, num_hidden_layers=2, state_size=8)
+vocab_size = Tokenizer.from_file(f"{sys.argv[2]}/tokenizer.json").get_vocab_size()
+config = MambaConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=2, state_size=8)
 MambaForCausalLM(config).save_pretrained(sys.argv[1])
 PY
 remamba convert "$OUT/random" "$OUT/base" --tokenizer "$tokenizer" --compressor-init paper
