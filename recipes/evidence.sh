@@ -83,23 +83,24 @@ form() {
         sentences) ;;
         sentences-256) kept=256 ;;
         sentences-share) rho=0.03 kept= ;;
+        sentences-tokens) options+=" --window 1" ;;
         sentences-own) options+=" --score-negatives document" ;;
+        sentences-answer) options+=" --score-target answer" ;;
+        sentences-no-score) options+=" --score-negatives document --score-loss 0" ;;
         sentences-random | sentences-fixed)
           options+=" --score-negatives document --score-loss 0 --selector ${1#sentences-}"
           ;;
-        sentences-selective | sentences-multiplicative) options+=" --adaption ${1#sentences-}" ;;
-        sentences-append) options+=" --placement append --document-loss 0 --accumulate 4" ;;
+        sentences-true) options+=" --score-gradient true" ;;
+        sentences-none | sentences-selective | sentences-multiplicative)
+          options+=" --adaption ${1#sentences-}"
+          ;;
+        sentences-before) options+=" --placement before_question" ;;
+        sentences-append)
+          options+=" --score-negatives document --placement append --document-loss 0 --accumulate 4"
+          ;;
         *) fail "BRANCHES: $1 is unknown; the table of branches is in recipes/evidence.sh" ;;
       esac
       ;;
-    relative-random) options="$relative --selector random --score-loss 0" ;;
-    relative-fixed) options="$relative --selector fixed --score-loss 0" ;;
-    whole-no-score) options="$whole --score-loss 0" ;;
-    whole-true) options="$whole --score-gradient true" ;;
-    whole-none | whole-selective | whole-exact) options="$whole --adaption ${1#whole-}" ;;
-    whole-random | whole-fixed) options="$whole --selector ${1#whole-} --score-loss 0" ;;
-    whole-before) options="$whole --placement before_question" ;;
-    whole-append) options="$whole --placement append --document-loss 0 --accumulate 4" ;;
     paper) options="$part --length 0.18 0.18" rho=0.009 ;;
     paper-score) options="$part --length 0.18 0.18 --stage1-loss 1 --score-loss 1" rho=0.009 ;;
     p20) options="$part --length 0.2 0.2" rho=0.05 ;;
@@ -110,12 +111,11 @@ form() {
 
 # what conclusions rest on
 main="plain plain-more sentences sentences-random paper p20"
-all="$main plain-bare sentences-fixed sentences-own sentences-share sentences-256
-  sentences-selective sentences-multiplicative sentences-append
-  window-relative relative-random relative-batch relative-fixed few few-relative few-pairs
-  few-tokens window-residual window whole whole-evidence whole-no-score whole-true whole-none
-  whole-selective whole-exact whole-random whole-fixed whole-before whole-append paper-score
-  p20-score"
+all="$main plain-bare sentences-no-score sentences-answer sentences-own sentences-tokens
+  sentences-share sentences-256 sentences-fixed sentences-none sentences-selective
+  sentences-multiplicative sentences-true sentences-before sentences-append
+  window-relative relative-batch few few-relative few-pairs few-tokens window-residual window
+  whole whole-evidence paper-score p20-score"
 
 # -- the sizes --
 
