@@ -55,8 +55,7 @@ window="$evidence --window 4"
 # A vector that carries its token, and an alpha that leaves out all but the best.
 relative="$window --value residual --adaption exact --importance relative"
 # Whole sentences: a name and a value may stand on both sides of the token found.
-sentences="$evidence --window 16 --value residual --adaption exact --importance relative"
-sentences+=" --score-negatives batch"
+sentences="$relative --window 16 --score-negatives batch"
 # Of a part of it (s = 0): no loss on the document, whose vectors would see what comes later.
 part="--start 0 --adaption selective --accumulate 4"
 

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from remamba.selection import KeptWord, Place, cut, kept_words, places, snippets
+from remamba.compression import WINDOW_STEP
+from remamba.selection import SAME_SCORE, KeptWord, Place, cut, kept_words, places, snippets
 from remamba.selection_page import PageAnswer, selection_page
 from remamba.text import encode
 from tests.tiny import TEXT, tiny_tokenizer
@@ -71,6 +72,7 @@ def test_neighbours_of_one_score_are_a_place() -> None:
     def word(positions: tuple[int, ...], score: float) -> KeptWord:
         return KeptWord("w" * len(positions), positions[0], positions[-1] + 1, positions, score)
 
+    assert pytest.approx(16 * WINDOW_STEP) == SAME_SCORE
     window = [word((i,), 0.77 - (45 - i) * 1e-6) for i in range(30, 46)]
     higher = [word((46, 48), 0.78), word((49,), 0.78)]
     apart = [word((51,), 0.78), word((52,), 0.78 - 17e-6)]
