@@ -58,7 +58,7 @@ class Size:
     layers: int
 
 
-SIZES = {"4m": Size(256, 4), "10m": Size(384, 6), "16m": Size(512, 6)}
+SIZES = {"2m": Size(128, 6), "4m": Size(256, 4), "10m": Size(384, 6), "16m": Size(512, 6)}
 STATES = {"mamba": 32, "mamba2": 64}  # the state of a channel
 
 

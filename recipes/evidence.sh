@@ -8,7 +8,8 @@
 # OUT       folder for data, models and results
 # CLASSES   TREC's labelled questions (trec_train.txt); without them the task few-shot is left out
 # FAMILY    mamba2 or mamba (default: mamba2); the data serve both
-# SIZE      4m, 10m or 16m (default: 10m)
+# SIZE      2m, 4m, 10m or 16m (default: 10m)
+# BASE_SEED seed of the base and of its training (default: 0); any other gets a folder of its own
 # SEEDS     seeds of a branch: order, questions, drawn ratios (default: "1 2 3"); branches that
 #           no conclusion rests on take the first alone
 # BRANCHES  names from the table below (default: all of it); none ends with the base
@@ -30,7 +31,7 @@ set -euo pipefail
 : "${OUT:?set OUT to the folder for data, models and results}"
 PYTHON=${PYTHON:-python} CLASSES=${CLASSES:-} SCALE=${SCALE:-full}
 WORKERS=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
-FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} GPUS=${GPUS:-} JOBS=${JOBS:-1}
+FAMILY=${FAMILY:-mamba2} SIZE=${SIZE:-10m} BASE_SEED=${BASE_SEED:-0} GPUS=${GPUS:-} JOBS=${JOBS:-1}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 source "$root/recipes/chain.sh"
@@ -60,9 +61,9 @@ sentences="$relative --window 16 --score-negatives batch"
 part="--start 0 --adaption selective --accumulate 4"
 
 # form NAME: how a branch differs from plain Mamba; rho in `select`; the last rho, or how many
-# places are kept of every document from `middle` on
+# places are kept of every document from `middle` on; the data of the last stage
 form() {
-  rho=0.015 kept= select_ratio=(0.08 0.4)
+  rho=0.015 kept= select_ratio=(0.08 0.4) last="crowds-long long"
   case $1 in
     plain | plain-more) options="--document-loss 0.3" ;;
     plain-bare) options="" ;; # beside the forms that have no loss on the document
@@ -82,6 +83,7 @@ form() {
         sentences) ;;
         sentences-256) kept=256 ;;
         sentences-share) rho=0.03 kept= ;;
+        sentences-no-crowds) last=long ;;
         sentences-tokens) options+=" --window 1" ;;
         sentences-own) options+=" --score-negatives document" ;;
         sentences-answer) options+=" --score-target answer" ;;
@@ -111,8 +113,8 @@ form() {
 # what conclusions rest on
 main="plain plain-more sentences sentences-random paper p20"
 all="$main plain-bare sentences-no-score sentences-answer sentences-own sentences-tokens
-  sentences-share sentences-256 sentences-fixed sentences-none sentences-selective
-  sentences-multiplicative sentences-true sentences-before sentences-append
+  sentences-share sentences-256 sentences-no-crowds sentences-fixed sentences-none
+  sentences-selective sentences-multiplicative sentences-true sentences-before sentences-append
   window-relative relative-batch few few-relative few-pairs few-tokens window-residual window
   whole whole-evidence paper-score p20-score"
 
@@ -245,12 +247,15 @@ held_out test "$ROWS" "${test_lengths[@]}"
 # -- training --
 
 models=$OUT/$FAMILY-$SIZE
+base_seed=() # of training: its default
+if [[ $BASE_SEED != 0 ]]; then models+=-base$BASE_SEED base_seed=(--seed "$BASE_SEED"); fi
 # batches of many shapes leave holes, and three processes a GPU have no room for them
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
 if [[ ! -f $models/base/model.safetensors ]]; then
   timed base "$PYTHON" "$root/examples/make_base.py" --family "$FAMILY" \
-    --tokenizer "$OUT/tokenizer" --output "$models/base" --overwrite "${base_options[@]}"
+    --tokenizer "$OUT/tokenizer" --output "$models/base" --overwrite --seed "$BASE_SEED" \
+    "${base_options[@]}"
 fi
 
 # A base that tells facts by their kind alone looks well trained, and nothing made from it finds a
@@ -264,7 +269,7 @@ warn_if_names_failed() {
   fi
 }
 
-plain=(--method mamba --document-loss 0.3)
+plain=(--method mamba --document-loss 0.3 ${base_seed[@]+"${base_seed[@]}"})
 # Recall: answers by the kind of fact alone.
 stage base-recall base short "${plain[@]}" --max-steps "$recall_steps" \
   --batch-size "$recall_batch" --questions-per-document 4 --learning-rate 2e-3 --warmup-steps 100
@@ -284,7 +289,8 @@ stage base-wide base-mixed "crowds middle long text" "${plain[@]}" --max-steps "
 
 # branch NAME SEED: four stages from the base
 branch() {
-  local name=$1 seed=$2 run=$1-s$2 previous=base-wide number=0 times=1 options rho
+  local name=$1 seed=$2 run=$1-s$2 previous=base-wide number=0 times=1
+  local options rho kept select_ratio last
   if [[ -f $models/kept/$run/model.safetensors ]]; then
     echo "== $run: is there" >&2
     return
@@ -320,7 +326,7 @@ branch() {
   # All tasks; then the length and the ratio that the model is for.
   next middle "crowds middle" 0.05 0.1 "$middle_steps" --batch-size "$middle_batch" \
     --questions-per-document 4 --learning-rate 1e-3 --min-learning-rate-share 0.5
-  next long "crowds-long long" "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
+  next long "$last" "$rho" 0.05 "$long_steps" --batch-size "$long_batch" \
     --questions-per-document 6 --learning-rate 8e-4
   in_bfloat16 "$models/$previous" "$models/kept/$run"
   rm -f "$models/$run"/*/model.safetensors # logs and settings stay

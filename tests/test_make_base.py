@@ -71,7 +71,7 @@ def test_mamba_reads_under_the_token_before(base: Path, tmp_path: Path) -> None:
     assert (step >= 0.0099).all() and (step <= 0.101).all()
 
 
-@pytest.mark.parametrize("size", ["10m", "16m"])
+@pytest.mark.parametrize("size", ["2m", "10m", "16m"])
 def test_both_families_have_as_many_parameters(size: str) -> None:
     counts = []
     for family in ("mamba", "mamba2"):
