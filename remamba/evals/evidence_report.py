@@ -63,7 +63,7 @@ def markdown(summary: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
         parts += [f"## {name}", _runs(family), "### Questions", _questions(family)]
         parts += ["### Scores", *score_tables(family)]
         parts += [f"### {main} minus each other row", *_differences(family, main)]
-        parts += ["### All forms", *_forms(family)]
+        parts += ["### All forms", *_forms(family, main)]
         parts += ["### The links of the chain", *_links(family)]
         parts += ["### The cost", *_cost(family)]
     return "\n\n".join(parts) + "\n"
@@ -132,17 +132,10 @@ def _score(cell: Mapping[str, Any]) -> str:
 
 
 def _differences(family: Mapping[str, Any], main: str) -> list[str]:
+    shown = [label for label in family["table"] if label in family["differences"]]
     parts = []
-    for task, lengths in family["questions"].items():
-        rows = []
-        for label, found in family["differences"].items():
-            cells = [found["tasks"][task][length] for length in lengths]
-            rows.append([label, _seeds(found), *map(_difference, cells)])
-            if len(found["seeds"]) > 1:
-                listed = (" ".join(f"{d:+.1f}" for d in cell["by_seed"].values()) for cell in cells)
-                rows.append(["- by seed", None, *listed])
-        header = [f"{main} minus", "seeds", *map(_length, lengths)]
-        parts += [f"#### {task}", table(header, rows)]
+    for task in family["questions"]:
+        parts += [f"#### {task}", _difference_table(family, main, task, shown)]
     parts.append(
         "On the same questions, seed s beside seed s; where the two rows have no seed in common "
         '(seeds "-"), means over the seeds of each. In brackets the 95 % interval of the '
@@ -151,16 +144,32 @@ def _differences(family: Mapping[str, Any], main: str) -> list[str]:
     return parts
 
 
+def _difference_table(
+    family: Mapping[str, Any], main: str, task: str, labels: Iterable[str]
+) -> str:
+    lengths = family["questions"][task]
+    rows: list[list[Any]] = []
+    for label in labels:
+        found = family["differences"][label]
+        cells = [found["tasks"][task][length] for length in lengths]
+        rows.append([label, _seeds(found), *map(_difference, cells)])
+        if len(found["seeds"]) > 1:
+            listed = (" ".join(f"{d:+.1f}" for d in cell["by_seed"].values()) for cell in cells)
+            rows.append(["- by seed", None, *listed])
+    return table([f"{main} minus", "seeds", *map(_length, lengths)], rows)
+
+
 def _difference(cell: Mapping[str, Any]) -> str:
     low, high = cell["interval"]
     mark = "" if cell["overlap"] else " *"
     return f"{cell['difference']:+.1f} ({low:+.1f} to {high:+.1f}){mark}"
 
 
-def _forms(family: Mapping[str, Any]) -> list[str]:
+def _forms(family: Mapping[str, Any], main: str) -> list[str]:
     known = family["rows"]
     forms = [label for label, row in known.items() if label == row["branch"]]
     forms.sort(key=lambda label: known[label]["condition"] == REFERENCE)
+    others = [label for label in forms if label not in family["table"]]
     parts = []
     for task in SHOWN:
         if task not in family["questions"]:
@@ -174,9 +183,12 @@ def _forms(family: Mapping[str, Any]) -> list[str]:
                 cells = [f"{cell}; {score:.1f}" for cell, score in zip(cells, beside, strict=True)]
             rows.append([branch, _seeds(row), *cells])
         parts += [f"#### {task}", table(["branch", "seeds", *map(_length, lengths)], rows)]
+        if others:
+            parts.append(_difference_table(family, main, task, others))
     parts.append(
         "Two stages with their interval; behind the semicolon stage 1 alone, of the same weights. "
-        "Plain branches have one reading."
+        f"Plain branches have one reading. {main} minus another form: as above, the seeds that "
+        "both have."
     )
     return parts
 

@@ -42,6 +42,7 @@ def summarise_family(family: Family, main: str) -> dict[str, Any]:
     main_row = Row(main, REFERENCE)
     rows = {row: describe_row(family, row) for row in family.scores}
     shown = [row for row in main_table(main) if row in rows]
+    forms = [row for row in rows if row.label == row.branch]
     timed = (main_row, Row(main, BASELINE), Row(PLAIN, PLAIN))
     trained = {
         name: described
@@ -69,7 +70,7 @@ def summarise_family(family: Family, main: str) -> dict[str, Any]:
         "rows": {row.label: described for row, described in rows.items()},
         "differences": {
             row.label: describe_difference(family, rows, main_row, row)
-            for row in shown
+            for row in dict.fromkeys((*shown, *forms))
             if row != main_row
         },
         "links": {

@@ -253,8 +253,13 @@ def test_controls_and_forms(tmp_path: Path, report: Run) -> None:
     assert "100.0 (100.0-100.0); 25.0" in forms
     rows = [line.split("|")[1].strip() for line in forms.splitlines() if line.startswith("| ")]
     assert [name for name in rows if name[0] not in "-b"] == [
-        *("plain", "plain-more", "few", "whole")
+        *("plain", "plain-more", "few", "whole", "few minus", "whole")
     ] * 2
+    whole = found["differences"]["whole"]
+    assert scores(whole, "difference") == [-75.0, -100.0, -87.5] and whole["seeds"] == [1]
+    assert "-75.0 (-100.0 to -50.0) *" in forms and "-100.0 (-100.0 to -100.0) *" in forms
+    controls = text[text.index("### few minus") : text.index("### All forms")]
+    assert "| whole" not in controls
 
 
 def test_unfinished_runs_are_left_out(
