@@ -46,3 +46,16 @@ def test_a_directory_goes_before_an_embedded_model(
 def test_an_unknown_name_is_told_the_embedded_ones(assets: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"remamba-tiny or remamba-tiny-plain$"):
         pretrained.check_model(name)
+
+
+def test_the_models_in_the_package_stay_small() -> None:
+    names = pretrained.embedded_models()
+    assert {"remamba-tiny", "remamba-tiny-mamba2"} < set(names)
+    files = [file for name in names for file in (pretrained.ASSETS / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 32e6
+    for name in names:
+        kept = {file.name for file in files if file.parent.name == name}
+        assert kept == {
+            *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json"),
+        }
