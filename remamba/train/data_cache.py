@@ -23,8 +23,12 @@ from remamba.train.records import file_hash
 from remamba.train.rows import data_files
 from remamba.train.targets import AnswerFinder
 
-FORMAT = 1
-"""To be raised with every change of what `read_data` makes of a file, or of how it is kept."""
+READING = (
+    *("json_lines", "text", "train/chat", "train/data", "train/data_cache", "train/encode"),
+    *("train/ragged", "train/records", "train/rows", "train/targets"),
+)
+"""The modules that tell what `read_data` makes of a file, and how it is kept: a change of one makes
+all anew."""
 ABOUT = "about"
 ARRAYS = ("kinds", "first_question", "sources", "answers")
 RAGGED = ("contexts", "questions", "responses", "evidence")
@@ -84,8 +88,14 @@ def _hashes(paths: Sequence[str]) -> dict[str, str] | None:
 
 
 def _key(**parts: Any) -> str:
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    text = json.dumps({"code": _code(), **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code() -> list[str]:
+    """SHA-256 of each module of READING."""
+    package = Path(__file__).parent.parent
+    return [file_hash(package / f"{name}.py") for name in READING]
 
 
 def _traits(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def _load(place: Path, paths: list[str], hashes: dict[str, str]) -> TokenData | 
 
 def _pack(data: TokenData) -> dict[str, Any]:
     """All of a TokenData but its paths, as named arrays."""
-    about = {"format": FORMAT, "counts": data.counts, "bad": data.bad}
+    about = {"counts": data.counts, "bad": data.bad}
     arrays = {ABOUT: np.array(json.dumps(about)), **{name: getattr(data, name) for name in ARRAYS}}
     ragged = {name: getattr(data, name) for name in RAGGED}
     if data.finder is not None:
@@ -143,8 +153,6 @@ def _pack(data: TokenData) -> dict[str, Any]:
 def _unpack(arrays: dict[str, Any], paths: list[str], hashes: dict[str, str]) -> TokenData:
     """The TokenData of `_pack`, whose files lie at `paths`."""
     about = json.loads(arrays[ABOUT].item())
-    if about["format"] != FORMAT:
-        raise ValueError(f"format {about['format']}")
 
     def ragged(name: str) -> Ragged:
         return Ragged(arrays[f"{name}.flat"], arrays[f"{name}.offsets"])
