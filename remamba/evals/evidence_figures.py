@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from remamba.evals.evidence_summary import ALL, SHOWN
+from remamba.evals.evidence_summary import ALL, SHOWN, forms_of
 from remamba.evals.figures import plt, save
 
 Families = Mapping[str, Mapping[str, Any]]
@@ -64,6 +64,52 @@ def draw_links(families: Families, main: str, file: Path) -> bool:
         return bool(found)
 
     return _draw(families, panel, "%", file)
+
+
+def draw_forms(families: Families, main: str, file: Path) -> bool:
+    """Each form's score at the longest length; False where none has forms beside the main table's.
+
+    Args:
+        main: stands out in colour.
+    """
+    shown = {
+        name: forms
+        for name, family in families.items()
+        if set(forms := forms_of(family)) - set(family["table"])
+    }
+    tasks = [t for t in SHOWN if any(t in families[name]["questions"] for name in shown)]
+    if not tasks:
+        return False
+    heights = [0.26 * len(forms) + 0.9 for forms in shown.values()]
+    figure, grid = plt.subplots(
+        len(shown),
+        len(tasks),
+        figsize=(1.6 + 3.8 * len(tasks), sum(heights)),
+        squeeze=False,
+        sharey="row",
+        gridspec_kw={"height_ratios": heights},
+    )
+    for row, (name, forms) in zip(grid, shown.items(), strict=True):
+        for axes, task in zip(row, tasks, strict=True):
+            known = families[name]["rows"]
+            length = max(_alone(known[main]["tasks"].get(task, {})), default=None)
+            if length is None:
+                axes.axis("off")
+                continue
+            for place, label in enumerate(forms):
+                cell = known[label]["tasks"][task][str(length)]
+                low, high = cell["interval"]
+                reach = [[max(0.0, cell["score"] - low)], [max(0.0, high - cell["score"])]]
+                color = "C0" if label == main else "0.4"
+                axes.errorbar([cell["score"]], [place], xerr=reach, fmt="o", capsize=3, color=color)
+            axes.set_yticks(range(len(forms)), forms, fontsize=7)
+            axes.set_xlim(-3, 103)
+            axes.set_title(f"{name}: {task}, {length:,} tokens", fontsize=9)
+            axes.grid(alpha=0.3)
+        row[0].invert_yaxis()
+    figure.supxlabel("score", fontsize=9)
+    save(figure, file)
+    return True
 
 
 def _alone(cells: Mapping[str, Any]) -> dict[int, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remamba.evals.evidence_summary import ALL, SHOWN
-from remamba.evals.planted_summary import BASELINE, REFERENCE
+from remamba.evals.evidence_summary import ALL, SHOWN, forms_of
+from remamba.evals.planted_summary import BASELINE
 from remamba.evals.predictions import write_whole
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
@@ -19,6 +19,7 @@ FIGURES = {
     "scores.png": "score against length; bands are 95 % intervals",
     "difference.png": "the main form minus plain, with 95 % intervals",
     "links.png": "evidence found, and right where it was found",
+    "forms.png": "every form at the longest length, with 95 % intervals",
 }
 WRITTEN = (EVIDENCE_FILE, REPORT_FILE, *FIGURES)
 NOTES = (
@@ -45,12 +46,18 @@ def write_evidence(folder: Path, summary: Mapping[str, Any]) -> None:
 def _draw(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """The figures that could be drawn."""
     try:
-        from remamba.evals.evidence_figures import draw_differences, draw_links, draw_scores
+        from remamba.evals.evidence_figures import (
+            draw_differences,
+            draw_forms,
+            draw_links,
+            draw_scores,
+        )
     except ImportError:
         sys.stderr.write("no figure: matplotlib is not installed (pip install matplotlib)\n")
         return []
     families, main = summary["families"], summary["main"]
-    draws = zip(FIGURES, (draw_scores, draw_differences, draw_links), strict=True)
+    drawn_by = (draw_scores, draw_differences, draw_links, draw_forms)
+    draws = zip(FIGURES, drawn_by, strict=True)
     return [name for name, draw in draws if draw(families, main, folder / name)]
 
 
@@ -166,9 +173,7 @@ def _difference(cell: Mapping[str, Any]) -> str:
 
 
 def _forms(family: Mapping[str, Any], main: str) -> list[str]:
-    known = family["rows"]
-    forms = [label for label, row in known.items() if label == row["branch"]]
-    forms.sort(key=lambda label: known[label]["condition"] == REFERENCE)
+    known, forms = family["rows"], forms_of(family)
     others = [label for label in forms if label not in family["table"]]
     parts = []
     for task in SHOWN:

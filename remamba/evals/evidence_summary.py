@@ -87,6 +87,13 @@ def summarise_family(family: Family, main: str) -> dict[str, Any]:
     }
 
 
+def forms_of(family: Mapping[str, Any]) -> list[str]:
+    """Labels of a summarised family's branches as they were trained, those that read once first."""
+    rows = family["rows"]
+    forms = [label for label, row in rows.items() if label == row["branch"]]
+    return sorted(forms, key=lambda label: rows[label]["condition"] == REFERENCE)
+
+
 def main_table(main: str) -> list[Row]:
     """The rows of the main table: two-stage, plain, and then the controls of both."""
     rows = [Row(name, own_condition(name)) for name in (main, PLAIN, "plain-more")]

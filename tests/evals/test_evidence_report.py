@@ -258,6 +258,8 @@ def test_controls_and_forms(tmp_path: Path, report: Run) -> None:
     whole = found["differences"]["whole"]
     assert scores(whole, "difference") == [-75.0, -100.0, -87.5] and whole["seeds"] == [1]
     assert "-75.0 (-100.0 to -50.0) *" in forms and "-100.0 (-100.0 to -100.0) *" in forms
+    assert (tmp_path / "report" / "forms.png").read_bytes()[:4] == b"\x89PNG"
+    assert "(forms.png)" in text
     controls = text[text.index("### few minus") : text.index("### All forms")]
     assert "| whole" not in controls
 
@@ -296,6 +298,7 @@ def test_report_has_all_parts(family: Path, report: Run, tmp_path: Path) -> None
         assert text.count(f"### {part}\n") == 2
     assert "75.0 (50.0-100.0)" in text and "c0ffee" in text and "a GPU" in text
     assert "| facts                 | 4 / 2 | 4 / 2 | 8 / 4 |" in text and "1,234" in text
+    assert "forms.png" not in text and not (folder / "forms.png").exists()  # there are no others
     for name in ("scores.png", "difference.png", "links.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG" and f"({name})" in text
 

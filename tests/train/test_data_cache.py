@@ -196,7 +196,7 @@ def test_other_code_reads_anew(
 
 
 def test_all_code_that_reads_is_known() -> None:
-    """READING names what the cache's module imports, but what only loads models, checks or tells."""
+    """READING names all that the cache imports but what only loads models, checks or tells."""
     package = Path(data_cache.__file__).parent.parent
     found, waiting = set(), ["train/data_cache"]
     while waiting:
