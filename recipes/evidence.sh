@@ -45,6 +45,7 @@ books=("$BOOKS"/train-*.jsonl.xz)
 [[ -f ${books[0]} ]] || fail "$BOOKS holds no train-*.jsonl.xz; set BOOKS to the folder of books"
 [[ -f $BOOKS/dev.jsonl.xz ]] || fail "$BOOKS holds no dev.jsonl.xz; set BOOKS to the folder of books"
 [[ $FAMILY == mamba || $FAMILY == mamba2 ]] || fail "FAMILY=$FAMILY: give mamba or mamba2"
+[[ $BASE_SEED =~ ^[0-9]+$ ]] || fail "BASE_SEED=$BASE_SEED: give a whole number, 0 or more"
 
 # -- the branches --
 

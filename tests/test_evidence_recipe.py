@@ -270,6 +270,7 @@ def test_a_base_of_another_seed_stands_beside_the_first(
         ({"BRANCHES": "plain wholly"}, "wholly is unknown"),
         ({"FAMILY": "llama"}, "FAMILY=llama"),
         ({"SCALE": "huge"}, "SCALE=huge"),
+        ({"BASE_SEED": "two"}, "BASE_SEED=two"),
         ({"BOOKS": "/nowhere"}, "/nowhere holds no train"),
     ],
 )
