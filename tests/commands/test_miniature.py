@@ -122,7 +122,7 @@ def test_models_of_ones_own_have_rows_of_their_own(
 
 def test_every_other_item_runs(remamba: Run, models: Path, tmp_path: Path) -> None:
     own = given(models, two_stage="kept/sentences-s1")
-    for name in ("table4", "fig3", "fig4"):
+    for name in ("table3", "table4", "fig3", "fig4"):
         found = remamba(*words(name, tmp_path / name), "--json", *own)
         assert len(found["rows"]) == (7 if name == "table4" else 2)
         report = (tmp_path / name / "report.md").read_text()
