@@ -33,9 +33,10 @@ class Args:
     --scale paper needs the benchmark's files and a model for each role, given as ROLE=DIR; without
     them it tells in one line which. --scale tiny needs neither: it draws the item in miniature, in
     minutes on a CPU, by asking the models that come with the package about planted documents that
-    come with it too. Rows that have no model of their own are other settings of the same weights,
-    not retrained, and are called so; --train trains them first, on a GPU, by recipes/evidence.sh.
-    A kill loses nothing: --resume goes on.
+    come with it too: two readings beside one on a closed set of planted facts, and no more. Rows
+    that have no model of their own are other settings of the same weights, not retrained, and are
+    called so; --train trains them first, on a GPU, by recipes/evidence.sh. A kill loses nothing:
+    --resume goes on.
 
     Example: remamba reproduce table1 --scale tiny --output t1
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remamba.evals.evidence_summary import ALL, SHOWN, forms_of
+from remamba.evals.planted_report import PASSAGES_NOTE
 from remamba.evals.planted_summary import BASELINE
 from remamba.evals.predictions import write_whole
 from remamba.evals.statistics import RESAMPLES
@@ -27,7 +28,8 @@ NOTES = (
     f"then questions. In brackets the 95 % interval: bootstrap over documents, {RESAMPLES:,} "
     "resamples of these averages; it tells how far other documents would move the score, and not "
     "how far other seeds would: for that see the differences by seed. all: the mean of the "
-    "lengths, which weigh alike. Greedy decoding; scores, shares and differences are times 100."
+    "lengths, which weigh alike. Greedy decoding; scores, shares and differences are times 100. "
+    f"{PASSAGES_NOTE}"
 )
 LINKS = ("all found %", "median rank", "score where all found", "score where not")
 

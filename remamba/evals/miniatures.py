@@ -1,6 +1,7 @@
 """The paper's tables and figures in miniature: which rows, at which settings, on which questions.
 
-The questions are planted documents that come with the package (`recipes/miniature.sh`).
+The questions are planted documents that come with the package (`recipes/miniature.sh`): they
+compare two readings with one reading on a closed set of planted facts, and show no more.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class Row(NamedTuple):
     changes: dict[str, Any] | None = {}
     """Of the compression that the model has itself; None: read once, without compression."""
     stand_in: str | None = None
-    """Which words tell it where the two-stage model answers because the role has no model; None:
-    the row is left out then."""
+    """Label used when the two-stage model stands in for a missing model; None drops the row."""
     retrained: dict[str, Any] | None = {}
     """In place of `changes` where the role has a model of its own, trained in its form."""
 

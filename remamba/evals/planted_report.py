@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remamba.evals.planted_conditions import Condition
+from remamba.evals.passages import PASSAGE_TOKENS
+from remamba.evals.planted_conditions import BM25, Condition
 from remamba.evals.planted_summary import REFERENCE, compare_conditions, summarise
 from remamba.evals.predictions import write_whole
 from remamba.evals.report import compression_in_words
@@ -17,6 +18,11 @@ from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
 
 WRITTEN = (SCORES_FILE, "report.md", "report.png", "map.json", "map.png")
+PASSAGES_NOTE = (
+    f"BM25's passages have at most {PASSAGE_TOKENS} tokens and are read once: no row gives them to "
+    "two stages. On retrieval they are weak by construction, for they part a quoted line from its "
+    "paragraph's number; BM25 over whole paragraphs answers that task without a model."
+)
 
 
 def write_summary(
@@ -107,11 +113,13 @@ def _notes(shown: Mapping[str, Any]) -> str:
         for dataset in next(iter(shown.values()))["datasets"].values()
         for cell in dataset["lengths"].values()
     )
-    return (
+    said = (
         f"In brackets the 95 % interval: bootstrap over the {documents} documents, {RESAMPLES:,} "
         "resamples; one without width means that all questions scored alike. A task's lengths "
         "weigh alike, and so do the tasks in the average."
     )
+    has_passages = any(name.endswith(BM25) for name in shown)
+    return f"{said} {PASSAGES_NOTE}" if has_passages else said
 
 
 def _settings(conditions: Sequence[Condition], record: Mapping[str, Any]) -> str:

@@ -85,6 +85,8 @@ def test_the_embedded_models(name: str, remamba: Run, tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert MINIATURES[name].title in report and "cannot be compared with these" in report
     assert "accuracy in %" in report and "95 % interval" in report
+    assert "closed set of planted facts, and no more" in report
+    assert "BM25 over a document's paragraphs answers all 230" in report
     # plain Mamba has a model of its own, Mamba-2 has not
     assert ("stage 1 of the same weights" in report) == (name == "table3")
     assert (

@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tokenizers import Tokenizer
 
 from remamba.cli import _parse
 from remamba.commands.data_planted import Args as Planted
 from remamba.commands.reproduce import Name
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
+from remamba.evals.bm25 import BM25
 from remamba.evals.miniatures import (
     DATA,
     EXACT,
@@ -33,11 +36,37 @@ from remamba.evals.miniatures import (
 )
 from remamba.evals.planted import read_documents
 from remamba.evals.recipes import RECIPES
+from remamba.planted.language import language
+from remamba.planted.words import FIRST_NAMES, SURNAMES
 from tests.tiny import PAPER, WHOLE
 
 ROOT = Path(__file__).parent.parent.parent
+ASSETS = ROOT / "remamba" / "assets"
 MANIFEST = json.loads((DATA.parent / "miniature.manifest.json").read_text())
 PLAIN = CompressionConfig(selector="none")
+
+
+def test_bm25_over_paragraphs_answers_retrieval_without_a_model() -> None:
+    documents, _ = read_documents([DATA], LENGTHS)
+    right = []
+    for document in documents:
+        if document.task == "retrieval":
+            paragraphs = document.text.split("\n\n")
+            index = BM25(paragraphs, 1.5, 0.75)
+            for question in document.questions:
+                scores = list(index.scores(question.text))
+                best = paragraphs[scores.index(max(scores))]
+                right.append(re.findall(r"Paragraph \d+", best)[-1:] == question.answers)
+    assert right == [True] * 230  # as report.md, docs/EVIDENCE.md and docs/EVALUATION.md say
+
+
+def test_the_closed_world_has_the_sizes_that_are_told() -> None:
+    kinds = language("train").attributes
+    words = {v for kind in kinds for v in kind.values if not v.isdigit()}
+    assert (len(kinds), len(FIRST_NAMES), len(SURNAMES), len(words)) == (13, 154, 210, 404)
+    tokenizer = Tokenizer.from_file(str(ASSETS / "remamba-tiny" / "tokenizer.json"))
+    for word in (*FIRST_NAMES, *SURNAMES, *words):
+        assert len(tokenizer.encode(f" {word}").ids) == 1, word
 
 
 def test_the_questions_are_what_is_said_of_them() -> None:

@@ -84,6 +84,7 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
         assert len(predictions(output / name)) == 13
     report = (output / "report.md").read_text()
     assert "## The evidence" in report and "## Time and memory" in report
+    assert "BM25's passages have at most 64 tokens" in report
     for name in ("report.png", "map.png"):
         assert (output / name).read_bytes()[:4] == b"\x89PNG"
     assert [(cell["p"], cell["rho"]) for cell in summary["map"]] == [(0.5, 0.1), (1.0, 0.1)]
