@@ -63,6 +63,8 @@ class Batch:
     """(b, l), IGNORE where there is no loss and at every pad."""
     offset: Tensor | None = None
     """(b,) pads that stood on the left of each row; None when none did."""
+    given_width: int | None = None
+    """Positions of the rows as they were given, where no row fills them; None: `width`."""
 
     @property
     def given(self) -> Tensor:
@@ -108,7 +110,22 @@ class Batch:
             torch.zeros_like(lengths),
             labels,
             self.offset,
+            self.given_width,
         )
+
+    def behind(self, tokens: Tensor, embeddings: nn.Module) -> Batch:
+        """The rows with tokens (b, n), int64, in front of each; the labels do not count them."""
+        n = tokens.shape[1]
+        tokens = to_device(tokens, self.device)
+        labels, lengths = self.labels, self.lengths + n
+        if labels is not None:
+            labels = torch.cat([labels.new_full((self.rows, n), IGNORE), labels], dim=1)
+        ids = None if self.input_ids is None else torch.cat([tokens, self.input_ids], dim=1)
+        embeds = self.embeds
+        if embeds is not None:
+            embeds = torch.cat([embeddings(tokens).to(embeds), embeds], dim=1)
+        prompts = self.prompt_lengths + n
+        return Batch(ids, embeds, lengths, prompts, self.question_lengths, labels)
 
     def split(self) -> tuple[Batch, Batch]:
         """Documents, and questions with their answers.
@@ -216,6 +233,10 @@ def enter(
     if bool((offset > 0).any()):
         batch = batch.part(offset, offset + lengths)
         batch.offset = offset
+    elif rows and int(lengths.max()) < width:  # no row is as long as its padding
+        batch = batch.part(nothing, lengths)
+    if batch.width < width:
+        batch.given_width = width
     if labels is not None:
         batch.labels = ignore_pads(align(labels, batch), lengths)
     if prompt_lengths is not None:
@@ -268,7 +289,7 @@ def _within(name: str, given: Tensor, low: int, high: Tensor) -> Tensor:
 def align(x: Tensor, batch: Batch) -> Tensor:
     """A per-position tensor (b * n, l, ...) given beside the rows, moved as `enter` moved them."""
     if batch.offset is None:
-        return x
+        return x[:, : batch.width]
     return cut(x, batch.offset.repeat_interleave(x.shape[0] // batch.rows), batch.width)
 
 
@@ -281,8 +302,26 @@ def flush_right(x: Tensor, lengths: Tensor) -> Tensor:
     return take_positions(x, index % max(width, 1))
 
 
-def leave(x: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-    """Right-padded results (b, l, ...) as the caller padded: on the left if the rows were."""
+def leave(x: Tensor, lengths: Tensor, batch: Batch, pad: int = 0) -> Tensor:
+    """Right-padded results as the caller padded: on the left if the rows were.
+
+    Results of exactly the rows' positions (nothing was compressed) come back where those stood, as
+    wide as the rows were given. A spliced sequence has no such places; it is as wide as its longest
+    row.
+
+    Args:
+        x: (b, l, ...).
+        lengths: (b,) real positions of x.
+        batch: the rows as they were given.
+        pad: what stands where x has nothing.
+    """
+    if batch.given_width is not None and torch.equal(lengths, batch.lengths):
+        column = torch.arange(batch.given_width, device=x.device).expand(len(x), -1)
+        if batch.offset is not None:
+            column = column - to_device(batch.offset, x.device)[:, None]
+        inside = (column >= 0) & (column < x.shape[1])
+        found = take_positions(x, column.clamp(0, max(x.shape[1] - 1, 0)))
+        return found.masked_fill(~inside.view(*inside.shape, *[1] * (x.dim() - 2)), pad)
     return x if batch.offset is None else flush_right(x, lengths)
 
 

@@ -61,6 +61,44 @@ class Kept(NamedTuple):
         ]
 
 
+class Text(NamedTuple):
+    """What `generate` has read and written with a cache: the text that a next call goes on from.
+
+    The last token of it was generated and is not in the states yet.
+    """
+
+    ids: Tensor
+    """(b, l) int64, prompt and answer, left-padded; the answer alone where no ids were given."""
+    lengths: Tensor
+    """(b,) real tokens of each row; on the host."""
+    behind_end: Tensor
+    """(b,) tokens of padding that each row's states read behind its end token; on the host."""
+    is_whole: Tensor
+    """() bool, False where the prompt was given as embeddings, so that its ids are not known."""
+
+    @property
+    def pending(self) -> Tensor:
+        """(b, 1) each row's last token."""
+        return self.ids[:, -1:]
+
+    def select(self, index: Tensor) -> Text:
+        """The rows `index` (n,)."""
+        here = index.to("cpu")
+        ids = self.ids.index_select(0, index.to(self.ids.device))
+        return Text(ids, self.lengths[here], self.behind_end[here], self.is_whole)
+
+    def begins(self, ids: Tensor, lengths: Tensor) -> bool:
+        """Whether each of the right-padded rows (b, n), lengths (b,), begins with its text."""
+        if (
+            len(ids) != len(self.ids)
+            or not bool(self.is_whole)
+            or bool((lengths < self.lengths).any())
+        ):
+            return False
+        rows = zip(ids.cpu(), self.ids.cpu(), self.lengths.tolist(), strict=True)
+        return all(torch.equal(row[:n], text[len(text) - n :]) for row, text, n in rows)
+
+
 class StateHome(Protocol):
     """A place where the states of a batch are moved on in place."""
 
@@ -76,6 +114,9 @@ class StateCache:
 
     While a decode step moves the states on in place they live there; to look at them in any way
     copies them out, so that what was seen never changes.
+
+    `kept` is what stage 2 kept of the text's beginning; `text` is set by `generate` and makes the
+    next tokens that are given continue exactly behind it.
     """
 
     is_compileable = False
@@ -86,6 +127,7 @@ class StateCache:
         self._home: StateHome | None = None
         self._rows = 0
         self.kept: Kept | None = None
+        self.text: Text | None = None
 
     @property
     def conv_states(self) -> list[Tensor | None]:
@@ -146,7 +188,7 @@ class StateCache:
     def assign(self, other: StateCache) -> None:
         """Take over another cache's states; whoever holds this one sees them."""
         self.conv_states, self.ssm_states = other.conv_states, other.ssm_states
-        self.kept = other.kept
+        self.kept, self.text = other.kept, other.text
 
     def reset(self) -> None:
         """Forget everything: the next pass starts from zero states."""
@@ -157,7 +199,7 @@ class StateCache:
         for name in ("conv_states", "ssm_states"):
             states = getattr(self, name)
             setattr(other, name, [None if state is None else function(state) for state in states])
-        other.kept = self.kept
+        other.kept, other.text = self.kept, self.text
         return other
 
     def copy(self) -> StateCache:
@@ -172,6 +214,7 @@ class StateCache:
         """The rows `index` (n,), in that order; rows may repeat."""
         chosen = self._map(lambda state: state.index_select(0, index.to(state.device)))
         chosen.kept = None if self.kept is None else self.kept.select(index)
+        chosen.text = None if self.text is None else self.text.select(index)
         return chosen
 
     def scale_rows(self, factor: Tensor) -> StateCache:
@@ -199,6 +242,8 @@ class StateCache:
                 raise InputError("this cache has read nothing yet: there is no state to save")
             named[f"{prefix}layers.{i}.conv_state"] = conv.detach().contiguous()
             named[f"{prefix}layers.{i}.ssm_state"] = ssm.detach().contiguous()
+        if self.text is not None:
+            named |= {f"{prefix}text.{name}": x for name, x in self.text._asdict().items()}
         return named
 
     @classmethod
@@ -208,6 +253,8 @@ class StateCache:
         for i in range(len(cache.conv_states)):
             name = f"{prefix}layers.{i}."
             cache.update(i, tensors[f"{name}conv_state"], tensors[f"{name}ssm_state"])
+        if f"{prefix}text.ids" in tensors:
+            cache.text = Text(*(tensors[f"{prefix}text.{name}"] for name in Text._fields))
         return cache
 
     def save(self, path: str | Path, fingerprint: str = "") -> None:

@@ -164,6 +164,11 @@ class ReMambaConfig(PretrainedConfig):
     """
 
     model_type = "remamba"
+    # Trainer.predict and compute_metrics get the logits alone
+    keys_to_ignore_at_inference = [
+        "labels", "correct", "score_loss", "stage1_loss", "stage1_correct", "document_loss",
+        "cache_params", "kept",
+    ]  # fmt: skip
 
     def __init__(
         self,

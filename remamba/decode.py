@@ -339,6 +339,8 @@ def decodes_in_place(
         return False
     if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not cache.is_filled:
         return False
+    if cache.text is not None:  # its pending token is read first
+        return False
     if model.training or torch.is_grad_enabled() or not runs_in_place(model):
         return False
     return not (

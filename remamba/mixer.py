@@ -109,7 +109,9 @@ class MambaMixer(nn.Module):
         # a matrix: torch adds the bias to a product of three axes in a pass of its own
         dt = self.dt_proj(dt.flatten(0, 1)).view(x.shape)
         if adaption is not None:
-            dt = self.adaption(dt, adaption, self.dt_proj.bias)
+            # its bias, asked of the module itself: hooks may bring its weights for the call alone
+            bias = None if adaption.exact else self.dt_proj(dt.new_zeros(1, self.sizes[0]))[0]
+            dt = self.adaption(dt, adaption, bias)
         A = decay_rate(self.A_log)
         if hidden.shape[1] == 1 and ssm_state is not None and dt_scale is None:
             y, ssm_state = selective_state_update(

@@ -12,7 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from remamba.backbone import Backbone
-from remamba.batch import Batch, align, enter, leave, not_finite
+from remamba.batch import IGNORE, Batch, align, enter, leave, not_finite
 from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
 from remamba.compression import Compressor
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
@@ -20,9 +20,12 @@ from remamba.decode import decode_step_of, decodes_in_place
 from remamba.errors import InputError
 from remamba.generation import StatefulGeneration
 from remamba.losses import answer_loss, document_loss, passage_score_loss
+from remamba.mixer import MambaMixer
+from remamba.mixer2 import Mamba2Mixer
+from remamba.norm import GatedRMSNorm, RMSNorm
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 from remamba.projection import Projection
-from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
+from remamba.stages import How, Passage, answer, read_documents, read_on, read_plain, read_twice
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """None: the model's own settings; a dict: those with changes. False: plain Mamba."""
@@ -65,6 +68,7 @@ class ReMambaModel(PreTrainedModel):
         self.backbone = Backbone(config)
         self.compressor = Compressor(config.hidden_size)
         if type(self) is ReMambaModel:
+            self._mark_initial_values()
             self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -73,8 +77,33 @@ class ReMambaModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embeddings = cast(nn.Embedding, value)
 
+    def _mark_initial_values(self) -> None:
+        """Every part has set its own initial values when it was made, unless it lies on "meta".
+
+        transformers then sets those alone that `_is_hf_initialized` does not mark.
+        """
+        for module in self.modules():
+            places = {parameter.is_meta for parameter in module.parameters()}
+            if places == {False}:
+                module._is_hf_initialized = True  # type: ignore[assignment]
+
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part sets its own initial values, and loaded ones must stay."""
+        """Initial values of a part that has none; its own parts have been given theirs before."""
+        if isinstance(module, MambaMixer | Mamba2Mixer):
+            module.reset_parameters(cast(ReMambaConfig, self.config))
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear | RMSNorm | GatedRMSNorm):
+            module.reset_parameters()
+
+    def initialize_weights(self) -> None:
+        """Initial values of every part that has none yet (called by transformers)."""
+        query = self.compressor.query_proj
+        parts = (*query, *query.parameters())
+        is_known = any(getattr(part, "_is_hf_initialized", False) for part in parts)
+        super().initialize_weights()
+        if not is_known:
+            self.compressor.tie_query()
 
     def new_cache(self) -> StateCache:
         """An empty cache with a place for each layer."""
@@ -198,11 +227,22 @@ class ReMambaModel(PreTrainedModel):
         if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
             if memory is not None:
                 raise InputError("cache_params already holds a text; a memory needs an empty cache")
+            if compression is not None and compression is not False:
+                raise InputError(
+                    "cache_params already holds a text, which plain Mamba goes on with: compression"
+                    f"={compression!r} would have no effect; leave it out, or give the whole text "
+                    "without cache_params"
+                )
+            if bool(batch.question_lengths.any()):
+                raise InputError(
+                    "cache_params already holds a text, which plain Mamba goes on with: "
+                    "question_lengths would have no effect; leave them out"
+                )
             if cache.batch_size != batch.rows:
                 raise InputError(
                     f"cache_params holds {cache.batch_size} rows, the input {batch.rows}"
                 )
-            return read_plain(self.backbone, batch, cache, how)
+            return read_on(self.backbone, batch, cache, how)
         parts = (self.backbone, self.compressor)
         if memory is not None:
             if memory.fingerprint and not self.training:
@@ -248,19 +288,40 @@ class ReMambaModel(PreTrainedModel):
         cache_params: StateCache | None = None,
         use_cache: bool | None = None,
         piece_length: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ReMambaOutput:
+    ) -> ReMambaOutput | tuple[Any, ...]:
         """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
+        self._check_outputs(output_attentions, output_hidden_states)
         cache = self._wants_cache(use_cache, cache_params)
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
         passage = self._run(batch, compression, memory, cache, How(piece_length))
-        return ReMambaOutput(
+        out = ReMambaOutput(
             last_hidden_state=leave(passage.hidden, passage.lengths, batch),
             cache_params=cache,
             kept=passage.kept,
         )
+        return self._returned(out, return_dict)
+
+    def _check_outputs(self, attentions: bool | None, hidden_states: bool | None) -> None:
+        """Raise InputError when an output is asked for that there is not."""
+        if attentions:
+            raise InputError("output_attentions=True: a Mamba has no attentions to return")
+        if hidden_states:
+            raise InputError(
+                "output_hidden_states=True is not served; `last_hidden_state` of "
+                "ReMambaModel.forward holds the last layer's states"
+            )
+
+    def _returned(
+        self, out: ReMambaOutput, return_dict: bool | None
+    ) -> ReMambaOutput | tuple[Any, ...]:
+        """The output, or its values in the order of its fields where the caller wants a tuple."""
+        wanted = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return out if wanted else out.to_tuple()
 
 
 def _check_memory(memory: DocumentMemory, compression: CompressionConfig | None) -> None:
@@ -291,6 +352,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
     def __init__(self, config: ReMambaConfig):
         super().__init__(config)
         self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
+        self._mark_initial_values()
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -320,8 +382,10 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         with_stage1_loss: bool = False,
         with_document_loss: bool = False,
         return_logits: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ReMambaOutput:
+    ) -> ReMambaOutput | tuple[Any, ...]:
         """Logits of the last stage, and the losses asked for.
 
         Args:
@@ -350,24 +414,30 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
             with_document_loss: also `document_loss`, next-token loss of document_ids.
             return_logits: False leaves the logits out; losses are built at labelled positions only.
+            output_attentions, output_hidden_states: refused where True.
+            return_dict: False returns a tuple of what there is, in the order of ReMambaOutput's
+                fields; None: as the configuration has it.
 
         With compression on, the logits are those of the spliced sequence, (b, l - m + k, vocab), m
         the span and k the kept vectors of the longest row; for placement "before_question" and for
         memories, (b, k + question, vocab).
         """
+        self._check_outputs(output_attentions, output_hidden_states)
         given = (
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets,
         )  # fmt: skip
-        if return_logits and decodes_in_place(self, input_ids, cache_params, *given):
-            return self._decode(cast(Tensor, input_ids), cast(StateCache, cache_params))
+        is_step = return_logits and not compression
+        if is_step and decodes_in_place(self, input_ids, cache_params, *given):
+            step = self._decode(cast(Tensor, input_ids), cast(StateCache, cache_params))
+            return self._returned(step, return_dict)
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
         )
         tail = logits_to_keep if labels is None else 0
-        out = ReMambaOutput(cache_params=cache)
+        found: dict[str, Any] = {}
         documents = None
         if document_ids is not None:
             if memory is not None:
@@ -378,31 +448,34 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 documents, settings, How(piece_length, 0, with_document_loss)
             )
             if states is not None:
-                out.document_loss = document_loss(self.lm_head, documents, states)
+                found["document_loss"] = document_loss(self.lm_head, documents, states)
         passage = self._run(
             batch, compression, memory, cache, How(piece_length, tail, with_stage1_loss)
         )
-        out.kept = passage.kept
         if return_logits:
-            out.logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
+            logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
             if prefill and not self.training:
-                _check_finite(out.logits)
-            if not tail:
-                out.logits = leave(out.logits, passage.lengths, batch)
+                _check_finite(logits)
+            found["logits"] = logits if tail else leave(logits, passage.lengths, batch)
         if passage.labels is not None:
-            out.loss, out.correct = answer_loss(self.lm_head, passage.hidden, passage.labels)
-            out.labels = leave(passage.labels, passage.lengths, batch)
+            found["loss"], found["correct"] = answer_loss(
+                self.lm_head, passage.hidden, passage.labels
+            )
+            found["labels"] = leave(passage.labels, passage.lengths, batch, IGNORE)
         reading = passage.reading
         if reading is not None and reading.everything is not None and labels is not None:
-            out.stage1_loss, out.stage1_correct = answer_loss(
+            found["stage1_loss"], found["stage1_correct"] = answer_loss(
                 self.lm_head, reading.everything, passage.batch.labels
             )
         if score_targets is not None and passage.scores is not None:
             # they lie over the documents where these stand apart, else over the rows
             owner = batch if memory is None else documents
             targets = score_targets if owner is None else align(score_targets, owner)
-            out.score_loss = passage_score_loss(self.compressor, passage, targets, score_negatives)
-        return out
+            found["score_loss"] = passage_score_loss(
+                self.compressor, passage, targets, score_negatives
+            )
+        out = ReMambaOutput(cache_params=cache, kept=passage.kept, **found)
+        return self._returned(out, return_dict)
 
     def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:
         """One more token (b, 1) of each row of a filled cache, by the captured step."""

@@ -16,6 +16,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.weight.fill_(1.0)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x, residual (..., d) -> the norm of their sum, and the sum (x without a residual)."""
         return rms_norm(x, self.weight, residual=residual, eps=self.eps)
@@ -29,6 +33,10 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.groups = groups
         self.eps = eps
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.weight.fill_(1.0)
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """y, z (..., e) -> (..., e)."""

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from remamba.configuration_remamba import ReMambaConfig
@@ -123,9 +124,21 @@ def fingerprint(model: PreTrainedModel) -> str:
     samples = []
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        samples.append(tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu())
+        samples.append(_sample(model, name, tensor))
     digest.update(torch.cat(samples).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _sample(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
+    """About SAMPLES values of a parameter, evenly spread, bfloat16 on the host."""
+    if tensor.is_meta:  # accelerate keeps it elsewhere, and brings it for its module's call
+        from accelerate.utils import align_module_device
+
+        place, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(place)
+        with align_module_device(owner, torch.device("cpu")):
+            return _sample(model, name, getattr(owner, leaf))
+    return tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu()
 
 
 _known: WeakKeyDictionary[PreTrainedModel, tuple[Watch, str]] = WeakKeyDictionary()

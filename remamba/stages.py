@@ -127,6 +127,26 @@ def read_plain(backbone: Backbone, batch: Batch, cache: StateCache | None, how: 
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
 
 
+def read_on(backbone: Backbone, batch: Batch, cache: StateCache, how: How) -> Passage:
+    """Plain Mamba goes on from a filled cache, whose pending token is read before the rows."""
+    text = cache.text
+    if text is None:
+        return read_plain(backbone, batch, cache, how)
+    if bool((text.behind_end > 0).any()):
+        row = int((text.behind_end > 0).nonzero()[0])
+        raise InputError(
+            f"cache_params cannot go on with row {row}: it ended before other rows of its batch, "
+            f"and its states have read {int(text.behind_end[row])} tokens of padding since; "
+            "generate it by itself, or cut the finished rows out with cache_params.select(rows)"
+        )
+    longer, cache.text = batch.behind(text.pending, backbone.embeddings), None
+    pieces = run_pass(backbone, longer, longer.lengths, cache, how)
+    hidden = _collect(pieces, longer.lengths, how.tail)
+    if not how.tail:
+        hidden = hidden[:, text.pending.shape[1] :]
+    return Passage(batch, hidden, batch.lengths, batch.labels, cache)
+
+
 def _read_prompts(
     backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, how: How
 ) -> Reading:
