@@ -15,7 +15,7 @@ PACKAGE = ROOT / "remamba"
 
 LAYERS = (
     ("errors", "environment", "graphs", "watch"),
-    ("ops",),
+    ("ops", "compression_config"),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),
     ("text", "selection_page", "json_lines"),
