@@ -18,8 +18,15 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "triton", "peft", "datasets", "matplotlib"}
 ATTEMPTS = 3
 """The least of so many counts: another program on the machine slows this one down."""
-HELP = [["--version"], ["--help"], [], *([*name.split(), "--help"] for name in cli.COMMANDS)]
-SLIPS = [["convret"], ["ask", "--documnt", "x"], ["train", "--nosuch"]]
+GROUPS = ["data", "data build", "bench"]
+HELP = [
+    *(["--version"], ["--help"], []),
+    *([*name.split(), "--help"] for name in (*GROUPS, *cli.COMMANDS)),
+]
+SLIPS = [
+    *(["convret"], ["data", "biuld"], ["eval", "tabel"], ["data"]),
+    *(["ask", "--documnt", "x"], ["train", "--nosuch"], ["read"]),
+]
 
 
 class Ran(NamedTuple):
