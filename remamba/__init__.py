@@ -8,12 +8,9 @@ Paper to code: L `lengths`, s `start`, p `length`, rho `keep_ratio`, K `num_kept
 h_L `last_hidden`, cos_i `scores`, alpha `Adaption.alpha`, Theta `mixer.adaption.theta`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from typing import TYPE_CHECKING
 
-from remamba.cache import DocumentMemory, Kept, Span, StateCache
-from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
-from remamba.errors import InputError
-from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
+from remamba.auto_classes import install
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +26,42 @@ __all__ = [
     "StateCache",
 ]
 
-AutoConfig.register(ReMambaConfig.model_type, ReMambaConfig, exist_ok=True)
-AutoModel.register(ReMambaConfig, ReMambaModel, exist_ok=True)
-AutoModelForCausalLM.register(ReMambaConfig, ReMambaForCausalLM, exist_ok=True)
+_HOMES = {
+    "CompressionConfig": "compression_config",
+    "DocumentMemory": "cache",
+    "InputError": "errors",
+    "Kept": "cache",
+    "ReMambaConfig": "configuration_remamba",
+    "ReMambaForCausalLM": "modeling_remamba",
+    "ReMambaModel": "modeling_remamba",
+    "ReMambaOutput": "modeling_remamba",
+    "Span": "cache",
+    "StateCache": "cache",
+}
+"""Public name -> the module that defines it, which is imported when the name is first used."""
+
+if TYPE_CHECKING:
+    from remamba.cache import DocumentMemory, Kept, Span, StateCache
+    from remamba.compression_config import CompressionConfig
+    from remamba.configuration_remamba import ReMambaConfig
+    from remamba.errors import InputError
+    from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
+else:
+    # hidden from type checkers, which would take every name for a good one
+
+    def __getattr__(name: str) -> object:
+        """A public name, from its module (PEP 562)."""
+        import importlib
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+install()

@@ -53,14 +53,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.eval_evidence",
         "the runs of recipes/evidence.sh over their seeds, as one report",
     ),
-    "bench": (
-        "remamba.commands.bench",
-        "time ops, generation, very long prompts, or the paper's Figure 6",
-    ),
+    "bench ops": ("remamba.commands.bench:OpsArgs", "time each op beside its floors and peers"),
+    "bench generate": ("remamba.commands.bench:GenerateArgs", "time prefill and decoding"),
+    "bench long": ("remamba.commands.bench:LongArgs", "read a very long prompt, and check it"),
+    "bench fig6": ("remamba.commands.bench:Fig6Args", "the paper's Figure 6: speed by length"),
     "reproduce": ("remamba.commands.reproduce", "run one of the paper's tables or figures"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
-"""Command words -> (module, one-line help), in the order of `remamba --help`."""
+"""Command words -> (module, one-line help), in the order of `remamba --help`.
+
+A module that holds the options of several commands names those of this one behind a colon.
+Words that commands have in front of others ("data", "eval") are a group, which lists them.
+"""
 
 EXAMPLES = (
     'remamba ask --document report.txt --question "Who signed the contract?" --compare',
@@ -102,10 +106,13 @@ def _dispatch(argv: list[str]) -> int:
     tried = (" ".join(argv[:words]) for words in (3, 2, 1))
     name = next((n for n in tried if n in COMMANDS), None)
     if name is None:
-        raise InputError(_unknown(argv[0]))
-    module = importlib.import_module(COMMANDS[name][0])
+        return _group(argv)
+    module_name, _, args_name = COMMANDS[name][0].partition(":")
+    module = importlib.import_module(module_name)
     argv = argv[len(name.split()) :]
-    args_type = module.args_type(argv) if hasattr(module, "args_type") else module.Args
+    args_type = getattr(module, args_name or "Args")
+    if hasattr(module, "args_type"):
+        args_type = module.args_type(argv)
     args = _parse(args_type, name, argv)
     code = module.run(args)
     sys.stdout.flush()
@@ -123,8 +130,14 @@ def _parse(args_type: Any, name: str, argv: list[str]) -> Any:
             return tyro.cli(args_type, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as exit_:
         if exit_.code in (0, None):
+            if _below(name) and {"-h", "--help"} & set(argv):
+                print(f"further commands:\n{_listed(_below(name))}")
             raise
-        raise InputError(f"{_unframe(said.getvalue())}; see {prog} --help") from None
+        message = _unframe(said.getvalue())
+        # a mistyped command of the group `eval` was read as the first argument of `eval` itself
+        near = _nearest(argv[0], name) if argv and repr(argv[0]) in message else None
+        hint = f"did you mean {near!r}? " if near else ""
+        raise InputError(f"{message}; {hint}see {prog} --help") from None
 
 
 def _unframe(panel: str) -> str:
@@ -166,27 +179,71 @@ def _missing(panel: str) -> list[str]:
     return names
 
 
-def help_text() -> str:
-    """What `remamba --help` prints: the commands with a line each, and three examples."""
-    width = max(len(name) for name in COMMANDS if len(name) <= 20)  # a longer one stands out
-    commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+def help_text(group: str = "") -> str:
+    """What `remamba --help` prints: the commands with a line each, and three examples.
+
+    With a group's words, such as "data build", what `remamba data build --help` prints.
+    """
+    if group:
+        return f"usage: remamba {group} COMMAND [OPTIONS]\n\ncommands:\n{_listed(_below(group))}"
     examples = "\n".join(f"  {example}" for example in EXAMPLES)
     return (
         "usage: remamba COMMAND [OPTIONS]\n\n"
         "Mamba models on inputs longer than they can remember.\n\n"
-        f"commands:\n{commands}\n\n"
+        f"commands:\n{_listed(list(COMMANDS), widest=20)}\n\n"
         f"examples:\n{examples}\n\n"
         "remamba COMMAND --help lists a command's options. A model of a few megabytes is\n"
         "embedded; --model names another one."
     )
 
 
-def _unknown(word: str) -> str:
-    if begun := [name for name in COMMANDS if name.startswith(f"{word} ")]:
-        return f"{word!r} is not a whole command; there is {' and '.join(begun)}"
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
-    mend = f"did you mean {near[0]!r}?" if near else "remamba --help lists the commands"
-    return f"{word!r} is not a command; {mend}"
+def _listed(names: Sequence[str], widest: int = 40) -> str:
+    """A line for each command; a name longer than `widest` juts out."""
+    width = max(len(name) for name in names if len(name) <= widest)
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)
+
+
+def _below(group: str) -> list[str]:
+    """The commands that begin with a group's words; none where it is no group."""
+    return [name for name in COMMANDS if name.startswith(f"{group} ")]
+
+
+def _group(argv: list[str]) -> int:
+    """What is in a group, for words that are no whole command.
+
+    Raises:
+        InputError: they are no group either.
+    """
+    words = 0
+    while words < len(argv) and _below(" ".join(argv[: words + 1])):
+        words += 1
+    group, rest = " ".join(argv[:words]), argv[words:]
+    if group and (not rest or rest[0] in ("-h", "--help")):
+        print(help_text(group), file=sys.stdout if rest else sys.stderr)
+        return 0 if rest else 2
+    mend = f"remamba {group} --help" if group else "remamba --help"
+    mend += " lists the commands"
+    if group and rest[0].startswith("-"):
+        raise InputError(f"{group!r} is not a whole command; {mend}")
+    if near := _nearest(rest[0], group):
+        mend = f"did you mean {near!r}?"
+    raise InputError(f"{' '.join(argv[: words + 1])!r} is not a command; {mend}")
+
+
+def _nearest(word: str, group: str = "") -> str | None:
+    """The command, or group of commands, that was perhaps meant by a word behind a group's.
+
+    The word is compared with what may stand there, and with whole commands ("needle" without
+    "eval"). None when nothing is near.
+    """
+    place = len(group.split())
+    known = {}
+    for name in _below(group) if group else COMMANDS:
+        words = name.split()
+        known[words[place]] = " ".join(words[: place + 1])
+        known.setdefault(" ".join(words[place:]), name)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return known[near[0]] if near else None
 
 
 def _version() -> str:

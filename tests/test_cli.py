@@ -73,6 +73,71 @@ def test_unknown_command_suggests(word: str, near: str, capsys: pytest.CaptureFi
     assert said.err == f"remamba: {word!r} is not a command; did you mean {near!r}?\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("evl needle", "'evl' is not a command; did you mean 'eval'?"),
+        ("needle", "'needle' is not a command; did you mean 'eval needle'?"),
+        ("data biuld planted", "'data biuld' is not a command; did you mean 'data build'?"),
+        ("data planted", "'data planted' is not a command; did you mean 'data build planted'?"),
+        (
+            "data build plantd --output x",
+            "'data build plantd' is not a command; did you mean 'data build planted'?",
+        ),
+        ("bench opps", "'bench opps' is not a command; did you mean 'bench ops'?"),
+        ("data xyzzy", "'data xyzzy' is not a command; remamba data --help lists the commands"),
+        (
+            "data build --output x",
+            "'data build' is not a whole command; remamba data build --help lists the commands",
+        ),
+        ("--verson", "'--verson' is not a command; remamba --help lists the commands"),
+    ],
+)
+def test_unknown_command_of_a_group(
+    argv: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv.split()) == 2
+    assert capsys.readouterr() == ("", f"remamba: {said}\n")
+
+
+def test_unknown_command_of_a_group_that_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "tabel", "--output", "x"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "'tabel'" in said.err
+    assert said.err.endswith("; did you mean 'eval table'? see remamba eval --help\n")
+    # no advice about a word that is right
+    assert cli.main(["eval", "leval", "--outptu", "x"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["data", "data build", "bench"])
+def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    below = {name: text for name, (_, text) in cli.COMMANDS.items() if name.startswith(f"{group} ")}
+    assert len(below) > 1
+    for flag in ("--help", "-h"):
+        assert cli.main([*group.split(), flag]) == 0
+        listed = capsys.readouterr()
+        assert listed.err == ""
+        lines = [" ".join(line.split()) for line in listed.out.splitlines()]
+        assert lines[-len(below) :] == [f"{name} {text}" for name, text in below.items()]
+    assert cli.main(group.split()) == 2
+    assert capsys.readouterr() == ("", listed.out)
+
+
+def test_help_of_a_command_lists_those_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["eval", "--help"])
+    assert exit_.value.code in (0, None)
+    options, _, further = capsys.readouterr().out.partition("further commands:\n")
+    assert "--output DIR" in options
+    below = [name for name in cli.COMMANDS if name.startswith("eval ")]
+    assert [" ".join(line.split()[:2]) for line in further.splitlines()] == below
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "table", "--help"])
+    assert "further commands" not in capsys.readouterr().out
+
+
 def test_unknown_command_far_from_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["xyzzy"]) == 2
     assert "remamba --help" in capsys.readouterr().err
@@ -80,7 +145,8 @@ def test_unknown_command_far_from_all(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_commands_exist(name: str) -> None:
-    spec = importlib.util.find_spec(cli.COMMANDS[name][0])
+    module, _, args = cli.COMMANDS[name][0].partition(":")
+    spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
@@ -89,7 +155,7 @@ def test_commands_exist(name: str) -> None:
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    assert {"Args", "run"} <= names
+    assert {args or "Args", "run"} <= names
 
 
 @pytest.mark.parametrize("code", [None, 0, 1, 3], ids=str)

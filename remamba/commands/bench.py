@@ -1,22 +1,13 @@
-"""`remamba bench`: speed and memory, beside plain Mamba and the peers, in one run."""
+"""`remamba bench ...`: speed and memory, beside plain Mamba and the peers, in one run."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import sys
-from typing import Annotated
-
-from tyro.conf import subcommand
 
 from remamba.bench.settings import Fig6Args, GenerateArgs, LongArgs, OpsArgs
 
-Args = (
-    Annotated[OpsArgs, subcommand("ops")]
-    | Annotated[GenerateArgs, subcommand("generate")]
-    | Annotated[LongArgs, subcommand("long")]
-    | Annotated[Fig6Args, subcommand("fig6")]
-)
 MODULES = {OpsArgs: "ops", GenerateArgs: "generate", LongArgs: "long", Fig6Args: "fig6"}
 
 

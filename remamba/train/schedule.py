@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from remamba.configuration_remamba import CompressionConfig, RowCompression
+from remamba.compression_config import CompressionConfig, RowCompression
 from remamba.errors import InputError
 from remamba.train.config import TrainArgs
 

@@ -172,7 +172,6 @@ def test_fig6(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["fig6", "--output", __file__], "is a file"),
         (["fig6"], "--output"),
         (["ops", "--device", "cuda:99"], "cuda:99"),
-        ([], "ops, generate, long, fig6"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

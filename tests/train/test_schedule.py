@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from remamba import ReMambaForCausalLM
-from remamba.configuration_remamba import CompressionConfig, RowCompression
+from remamba.compression_config import CompressionConfig, RowCompression
 from remamba.errors import InputError
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs

@@ -1,0 +1,120 @@
+"""Makes ReMamba known to transformers' Auto classes, without importing transformers for it.
+
+`import remamba` calls `install`. Where the Auto classes are imported already, they are told at
+once; else a finder in `sys.meta_path` waits for the modules that define them. So it does not
+matter which of the two packages is imported first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+CONFIGS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"
+BASES = ("transformers.modeling_utils", "transformers.generation.utils")
+"""What our models are built from. These import a lot, which may include the Auto classes."""
+
+
+def install() -> None:
+    """AutoConfig, AutoModel and AutoModelForCausalLM know ReMamba, now or once they are imported.
+
+    A second call changes nothing.
+    """
+    if any(isinstance(finder, AutoClassFinder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, AutoClassFinder())
+    if CONFIGS in sys.modules:
+        register_config()
+    if MODELS in sys.modules:
+        register_models()
+
+
+def register_config() -> None:
+    """AutoConfig reads our `config.json` from now on."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from remamba.configuration_remamba import ReMambaConfig
+
+    AutoConfig.register(ReMambaConfig.model_type, ReMambaConfig, exist_ok=True)
+
+
+def register_models() -> None:
+    """AutoModel and AutoModelForCausalLM make our models from now on."""
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+
+    from remamba.configuration_remamba import ReMambaConfig
+    from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel
+
+    AutoModel.register(ReMambaConfig, ReMambaModel, exist_ok=True)
+    AutoModelForCausalLM.register(ReMambaConfig, ReMambaForCausalLM, exist_ok=True)
+
+
+class AutoClassFinder(MetaPathFinder):
+    """Finds modules as the other finders do, and registers our classes after the right ones.
+
+    Our configuration is registered right after AutoConfig is defined. Our models have to wait if
+    the AutoModel classes were imported by a module that our models need and that is therefore
+    only half imported itself; they are registered when the last such module is complete.
+    """
+
+    def __init__(self) -> None:
+        self.half_imported: set[str] = set()
+        self.models_wait = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a watched module, from another finder; None for every other module."""
+        if fullname not in (CONFIGS, MODELS, *BASES) and not fullname.startswith("remamba."):
+            return None
+        for finder in sys.meta_path:
+            find: Callable[..., ModuleSpec | None] | None = getattr(finder, "find_spec", None)
+            if finder is self or find is None:
+                continue
+            if (spec := find(fullname, path, target)) is not None:
+                if spec.loader is not None:
+                    spec.loader = WatchingLoader(spec.loader, self)
+                return spec
+        return None
+
+    def execute(self, loader: Loader, module: ModuleType) -> None:
+        """Runs the module's code, then registers what can be registered by now."""
+        name = module.__name__
+        self.half_imported.add(name)
+        try:
+            loader.exec_module(module)
+        finally:
+            self.half_imported.discard(name)
+        if name == CONFIGS:
+            register_config()
+        if name == MODELS:
+            self.models_wait = True
+        if self.models_wait and not self.half_imported:
+            self.models_wait = False
+            register_models()
+
+
+class WatchingLoader(Loader):
+    """Another loader, except that a finder executes the module, which then gets its loader back."""
+
+    def __init__(self, loader: Loader, finder: AutoClassFinder) -> None:
+        self.loader = loader
+        self.finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        # `python -m` asks the loader for its code, inspect for the source
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.finder.execute(self.loader, module)

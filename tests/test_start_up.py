@@ -1,0 +1,130 @@
+"""What is asked for before any work costs little: `import remamba`, `--help`, a slip of the pen."""
+
+from __future__ import annotations
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import remamba
+from remamba import cli
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "numpy", "tokenizers", "triton", "peft", "datasets", "matplotlib"}
+ATTEMPTS = 3
+"""The least of so many counts: another program on the machine slows this one down."""
+GROUPS = ["data", "data build", "bench"]
+HELP = [
+    *(["--version"], ["--help"], []),
+    *([*name.split(), "--help"] for name in (*GROUPS, *cli.COMMANDS)),
+]
+SLIPS = [
+    *(["convret"], ["data", "biuld"], ["eval", "tabel"], ["data"]),
+    *(["ask", "--documnt", "x"], ["train", "--nosuch"], ["read"]),
+]
+
+
+class Ran(NamedTuple):
+    """One run of Python."""
+
+    code: int
+    out: str
+    err: str
+    modules: set[str]
+    seconds: float
+    """Of CPU, user's and system's."""
+
+
+def python(*words: str) -> Ran:
+    """Runs Python from the checkout's root, and notes every module that was imported."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    modules, said = set(), []
+    for line in done.stderr.splitlines(keepends=True):
+        if line.startswith("import time:"):
+            modules.add(line.rpartition("|")[2].strip())
+        else:
+            said.append(line)
+    return Ran(done.returncode, done.stdout, "".join(said), modules, seconds)
+
+
+def heavy(ran: Ran) -> set[str]:
+    return {name.partition(".")[0] for name in ran.modules} & HEAVY
+
+
+@pytest.mark.parametrize("argv", HELP + SLIPS, ids=lambda argv: " ".join(argv) or "nothing")
+def test_the_command_starts_fast(argv: list[str]) -> None:
+    for _ in range(ATTEMPTS):
+        ran = python("-m", "remamba", *argv)
+        assert ran.code == (2 if argv in SLIPS else 0), ran.err
+        assert "remamba.cli" in ran.modules
+        assert not heavy(ran)
+        if ran.seconds < 0.4:
+            return
+    raise AssertionError(f"remamba {' '.join(argv)}: {ran.seconds:.2f} s of CPU")
+
+
+def test_import_is_light() -> None:
+    for _ in range(ATTEMPTS):
+        ran = python("-c", "import remamba")
+        assert "remamba" in ran.modules
+        assert not heavy(ran)
+        if ran.seconds - python("-c", "pass").seconds < 0.1:
+            return
+    raise AssertionError(f"import remamba: {ran.seconds:.2f} s of CPU")
+
+
+def test_errors_and_settings_need_no_torch() -> None:
+    ran = python("-c", "from remamba import CompressionConfig, InputError; CompressionConfig()")
+    assert ran.code == 0 and not heavy(ran)
+
+
+def test_python_m_remamba_is_remamba() -> None:
+    ran = python("-m", "remamba", "convert")
+    assert ran.code == 2
+    assert ran.err == "remamba: missing: SRC, DST; see remamba convert --help\n"
+    assert python("-m", "remamba", "--help").out == cli.help_text() + "\n"
+
+
+@pytest.mark.parametrize("what", ["*", ", ".join(remamba.__all__)])
+def test_public_names(what: str) -> None:
+    program = f"from remamba import {what}\nimport remamba\nassert StateCache is remamba.StateCache"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_agree() -> None:
+    """__all__, the modules they come from, and what a type checker is shown."""
+    shown: dict[str, str] = {}
+    for node in ast.walk(ast.parse(Path(remamba.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body:
+                assert isinstance(line, ast.ImportFrom) and line.module is not None
+                shown |= {alias.name: line.module.partition(".")[2] for alias in line.names}
+    assert shown == remamba._HOMES
+    assert sorted(remamba.__all__) == sorted(shown)
+    for name, home in shown.items():
+        assert getattr(remamba, name).__module__ == f"remamba.{home}"
+
+
+def test_dir_lists_the_public_names() -> None:
+    ran = python("-c", "import remamba; print(*dir(remamba))")
+    assert set(remamba.__all__) | {"__version__", "__all__"} <= set(ran.out.split())
+    assert not heavy(ran)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(AttributeError, match="module 'remamba' has no attribute 'Nosuch'"):
+        remamba.Nosuch  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Nosuch'"):
+        from remamba import Nosuch  # type: ignore[attr-defined]  # noqa: F401
+    assert not hasattr(remamba, "__nosuch__")
