@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from remamba import plugins
 from remamba.environment import package_version
 from remamba.errors import InputError
 
@@ -73,6 +74,14 @@ EXAMPLES = (
 )
 
 
+def commands() -> dict[str, tuple[str, str]]:
+    """This package's commands and those of other packages (see `remamba.plugins`)."""
+    known = dict(COMMANDS)
+    for more in plugins.found("commands"):
+        known |= more
+    return known
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -104,10 +113,10 @@ def _dispatch(argv: list[str]) -> int:
         print(f"remamba {_version()}")
         return 0
     tried = (" ".join(argv[:words]) for words in (3, 2, 1))
-    name = next((n for n in tried if n in COMMANDS), None)
+    name = next((n for n in tried if n in commands()), None)
     if name is None:
         return _group(argv)
-    module_name, _, args_name = COMMANDS[name][0].partition(":")
+    module_name, _, args_name = commands()[name][0].partition(":")
     module = importlib.import_module(module_name)
     argv = argv[len(name.split()) :]
     args_type = getattr(module, args_name or "Args")
@@ -190,7 +199,7 @@ def help_text(group: str = "") -> str:
     return (
         "usage: remamba COMMAND [OPTIONS]\n\n"
         "Mamba models on inputs longer than they can remember.\n\n"
-        f"commands:\n{_listed(list(COMMANDS), widest=20)}\n\n"
+        f"commands:\n{_listed(list(commands()), widest=20)}\n\n"
         f"examples:\n{examples}\n\n"
         "remamba COMMAND --help lists a command's options. A model of a few megabytes is\n"
         "embedded; --model names another one."
@@ -200,12 +209,12 @@ def help_text(group: str = "") -> str:
 def _listed(names: Sequence[str], widest: int = 40) -> str:
     """A line for each command; a name longer than `widest` juts out."""
     width = max(len(name) for name in names if len(name) <= widest)
-    return "\n".join(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)
+    return "\n".join(f"  {name:<{width}}  {commands()[name][1]}" for name in names)
 
 
 def _below(group: str) -> list[str]:
     """The commands that begin with a group's words; none where it is no group."""
-    return [name for name in COMMANDS if name.startswith(f"{group} ")]
+    return [name for name in commands() if name.startswith(f"{group} ")]
 
 
 def _group(argv: list[str]) -> int:
@@ -238,7 +247,7 @@ def _nearest(word: str, group: str = "") -> str | None:
     """
     place = len(group.split())
     known = {}
-    for name in _below(group) if group else COMMANDS:
+    for name in _below(group) if group else commands():
         words = name.split()
         known[words[place]] = " ".join(words[: place + 1])
         known.setdefault(" ".join(words[place:]), name)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.watch import Watch
@@ -31,9 +32,11 @@ SAMPLES = 1024
 """How many values of each tensor enter a fingerprint."""
 
 
-def embedded_models() -> list[str]:
-    """Names of the models inside the package, each a folder of its assets."""
-    return sorted(file.parent.name for file in ASSETS.glob("*/config.json"))
+def embedded_models() -> dict[str, Path]:
+    """The models that come with the package, and with others that add some: name -> folder."""
+    places = (ASSETS, *plugins.found("models"))
+    folders = [file.parent for place in places for file in place.glob("*/config.json")]
+    return {folder.name: folder for folder in sorted(folders, key=lambda folder: folder.name)}
 
 
 def locate(name: str | Path) -> str:
@@ -45,8 +48,8 @@ def locate(name: str | Path) -> str:
     name = str(name)
     if Path(name).is_dir():
         return name
-    if name in embedded_models():
-        return str(ASSETS / name)
+    if name in (models := embedded_models()):
+        return str(models[name])
     if name == EMBEDDED:
         raise InputError(
             f"{EMBEDDED} is not in this installation ({ASSETS / EMBEDDED} is missing); install it "

@@ -53,7 +53,7 @@ def raising(error: BaseException) -> Callable[[object], int | None]:
 def test_help_teaches(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    for name, (_, text) in cli.COMMANDS.items():
+    for name, (_, text) in cli.commands().items():
         assert f"  {name} " in out
         assert text in out
     assert sum(line.startswith("  remamba ") for line in out.splitlines()) == 3
@@ -113,7 +113,9 @@ def test_unknown_command_of_a_group_that_is_a_command(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("group", ["data", "data build", "bench"])
 def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
-    below = {name: text for name, (_, text) in cli.COMMANDS.items() if name.startswith(f"{group} ")}
+    below = {
+        name: text for name, (_, text) in cli.commands().items() if name.startswith(f"{group} ")
+    }
     assert len(below) > 1
     for flag in ("--help", "-h"):
         assert cli.main([*group.split(), flag]) == 0
@@ -131,7 +133,7 @@ def test_help_of_a_command_lists_those_below_it(capsys: pytest.CaptureFixture[st
     assert exit_.value.code in (0, None)
     options, _, further = capsys.readouterr().out.partition("further commands:\n")
     assert "--output DIR" in options
-    below = [name for name in cli.COMMANDS if name.startswith("eval ")]
+    below = [name for name in cli.commands() if name.startswith("eval ")]
     assert [" ".join(line.split()[:2]) for line in further.splitlines()] == below
     with pytest.raises(SystemExit):
         cli.main(["eval", "table", "--help"])
@@ -143,9 +145,9 @@ def test_unknown_command_far_from_all(capsys: pytest.CaptureFixture[str]) -> Non
     assert "remamba --help" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
+@pytest.mark.parametrize("name", list(cli.commands()))
 def test_commands_exist(name: str) -> None:
-    module, _, args = cli.COMMANDS[name][0].partition(":")
+    module, _, args = cli.commands()[name][0].partition(":")
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "remamba"
 
 LAYERS = (
     ("errors", "environment", "graphs", "watch"),
+    ("plugins",),
     ("ops", "compression_config"),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),

@@ -21,7 +21,7 @@ ATTEMPTS = 3
 GROUPS = ["data", "data build", "bench"]
 HELP = [
     *(["--version"], ["--help"], []),
-    *([*name.split(), "--help"] for name in (*GROUPS, *cli.COMMANDS)),
+    *([*name.split(), "--help"] for name in (*GROUPS, *cli.commands())),
 ]
 SLIPS = [
     *(["convret"], ["data", "biuld"], ["eval", "tabel"], ["data"]),

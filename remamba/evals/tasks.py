@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+from remamba import plugins
 from remamba.errors import InputError
 from remamba.evals import leval, longbench, needles, planted
 from remamba.evals.items import DataFolder, Item
@@ -80,6 +81,9 @@ def find_task(name: str) -> Task:
     Raises:
         InputError: there is none.
     """
-    if name not in TASKS:
-        raise InputError(f"{name!r} is no benchmark; choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    known = TASKS | {task.name: task for task in plugins.found("tasks")}
+    if name not in known:
+        raise InputError(f"{name!r} is no benchmark; choose one of {', '.join(known)}")
+    return known[name]
