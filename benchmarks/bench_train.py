@@ -28,9 +28,9 @@ import tyro
 from remamba.bench.report import machine
 from remamba.bench.shapes import SHAPES
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.environment import commit, versions
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.provenance import commit, versions
 from remamba.train.lora import adapter_config, add_adapters, hold_frozen_in_bfloat16
 from remamba.train.recipes import recipe_type
 

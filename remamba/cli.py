@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.provenance import package_version
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("remamba.commands.ask", "answer a question from a long document"),

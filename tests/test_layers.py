@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors", "environment", "graphs", "watch"),
+    ("errors", "graphs", "provenance", "watch"),
     ("ops",),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),

@@ -27,8 +27,8 @@ from remamba.bench.settings import Fig6Args
 from remamba.bench.shapes import SHAPES, Shape, build, build_llama, check_names
 from remamba.configuration_remamba import CompressionConfig
 from remamba.engine import Engine
-from remamba.environment import quiet_transformers
 from remamba.errors import InputError
+from remamba.pretrained import quiet_transformers
 
 FILES = ("fig6.json", "fig6.md", "fig6.png")
 WARM_UP_TOKENS = 8

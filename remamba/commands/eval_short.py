@@ -40,11 +40,12 @@ class Args(RunOptions):
 
 def run(args: Args) -> int:
     """Asks the harness's tasks; writes and prints the scores."""
-    from remamba.environment import commit, package_version, quiet_transformers, versions
     from remamba.evals.predictions import FOLDER, write_whole
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.scoring import SCORES_FILE
     from remamba.evals.tables import table
+    from remamba.pretrained import quiet_transformers
+    from remamba.provenance import commit, versions
 
     args.check()
     if args.resume:
@@ -86,7 +87,7 @@ def run(args: Args) -> int:
         },
         {
             "command": ["remamba", *sys.argv[1:]],
-            "versions": {**versions(), "lm_eval": package_version("lm_eval")},
+            "versions": versions("lm_eval"),
             "commit": commit(),
             "device": model["device"],
         },

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from remamba.environment import commit, versions
 from remamba.errors import InputError
 from remamba.planted.prose import Lengths, Prose, read_books
 from remamba.planted.suite import Options, Suite, make_tasks
 from remamba.planted.task import Source
+from remamba.provenance import commit, versions
 from remamba.train.progress import duration, say
 from remamba.train.records import file_hash
 

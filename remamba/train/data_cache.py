@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.provenance import package_version
 from remamba.train.chat import Chat
 from remamba.train.data import TokenData, read_data
 from remamba.train.encode import Encoder

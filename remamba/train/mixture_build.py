@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remamba.environment import commit, versions
 from remamba.errors import InputError
 from remamba.json_lines import Row
+from remamba.provenance import commit, versions
 from remamba.train.encode import Encoder
 from remamba.train.mixture import (
     LONG,
@@ -217,7 +217,6 @@ class Mixture:
 
     def _make_shards(self, paths: list[Path]) -> dict[str, Any]:
         """Draws, shuffles and writes the rows of all parts; returns the manifest."""
-        import pyarrow
         from pyarrow import parquet
 
         counts: dict[str, Counter] = {source.name: Counter() for source in SOURCES}
@@ -267,7 +266,7 @@ class Mixture:
             "sha256": {
                 path: file_hash(Path(path)) for paths in self.files.values() for path in paths
             },
-            "versions": {**versions(), "pyarrow": pyarrow.__version__},
+            "versions": versions("pyarrow"),
             "commit": commit(),
         }
 
