@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors", "graphs", "provenance", "watch"),
+    ("errors", "graphs", "watch"),
+    ("files", "provenance"),
     ("ops",),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),

@@ -17,6 +17,7 @@ import torch
 
 from remamba.bench.measure import is_cuda, progress
 from remamba.errors import InputError
+from remamba.files import check_output, make_directory, write_whole
 from remamba.provenance import commit, device_name, versions
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -159,20 +160,18 @@ def result_paths(name: str | None, output: Path | None) -> list[Path]:
         stem = f"{name}_{datetime.date.today().isoformat()}"
         paths += [RESULTS / f"{stem}.json", RESULTS / f"{stem}.md"]
     for path in paths:
+        if path.parent != RESULTS:
+            check_output(path)
         if path.exists():
             raise InputError(f"{path} is there already, and results are not overwritten")
-        if not path.parent.is_dir() and path.parent != RESULTS:
-            raise InputError(f"{path.parent} is no directory; make it first")
     return paths
 
 
 def keep(report: dict[str, Any], text: str, paths: Sequence[Path]) -> None:
     """Write the report: as text where the name ends in .md, as JSON elsewhere."""
     for path in paths:
-        path.parent.mkdir(exist_ok=True)
-        written = path.with_name(path.name + ".part")
-        written.write_text(text if path.suffix == ".md" else json.dumps(report, indent=1) + "\n")
-        written.rename(path)
+        make_directory(path.parent)
+        write_whole(path, text if path.suffix == ".md" else json.dumps(report, indent=1) + "\n")
         progress(f"kept: {path}")
 
 

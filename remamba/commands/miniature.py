@@ -42,9 +42,9 @@ def run(args: Args) -> int:
     )
     from remamba.evals.planted_run import PlantedRun
     from remamba.evals.planted_summary import score_conditions, summarise
-    from remamba.evals.predictions import write_whole
     from remamba.evals.runner import say
     from remamba.evals.scoring import SCORES_FILE
+    from remamba.files import write_whole
     from remamba.pretrained import EMBEDDED, embedded_models, quiet_transformers
     from remamba.provenance import commit, device_name, versions
 
