@@ -28,9 +28,10 @@ import tyro
 from remamba.bench.report import machine
 from remamba.bench.shapes import SHAPES
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.environment import commit, versions
 from remamba.errors import InputError
+from remamba.files import make_directory, write_whole
 from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.provenance import commit, versions
 from remamba.train.lora import adapter_config, add_adapters, hold_frozen_in_bfloat16
 from remamba.train.recipes import recipe_type
 
@@ -82,8 +83,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(row_text(row), file=sys.stderr)
     print(json.dumps(report["ratios"]))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        make_directory(args.output.parent)
+        write_whole(args.output, json.dumps(report, indent=2) + "\n")
     return report
 
 

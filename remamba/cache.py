@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
+from remamba.files import whole_file
 
 STATE_FORMAT = "remamba-state-1"
 MEMORY_FORMAT = "remamba-memory-1"
@@ -384,15 +384,8 @@ def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
 
 
 def _write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
-    umask = os.umask(0)  # safetensors writes 0600, whatever the user's own setting
-    os.umask(umask)
-    part.chmod(0o666 & ~umask)
-    part.replace(path)
+    with whole_file(path) as part:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
 
 
 def _read(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:

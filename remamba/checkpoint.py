@@ -8,11 +8,8 @@ first byte is written, and its directory appears only when it is complete.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
+from remamba.files import check_directory, new_directory, write_whole
 from remamba.layouts import TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import VOCABULARIES, check_vocabulary
@@ -73,8 +71,9 @@ def convert(
     Raises:
         InputError: the source, its tokenizer or the destination cannot be used. Nothing is written.
     """
-    folder = fetch(source)
     target = Path(destination)
+    check_directory(target)  # before anything is downloaded
+    folder = fetch(source)
     check_destination(target, folder, overwrite)
     config, layout = read_config(folder)
     weights = Weights(folder)
@@ -283,16 +282,16 @@ def write_shards(
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         text = json.dumps(index, indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "model.safetensors.index.json", text)
     return len(shards)
 
 
 def check_destination(target: Path, source: Path, overwrite: bool) -> None:
-    """Raise InputError unless `target` is free, or a ReMamba directory that may be replaced."""
+    """Raise InputError unless `target` can be written and is free, or a ReMamba to be replaced."""
+    check_directory(target)
     if not target.exists():
         return
-    if not target.is_dir():
-        raise InputError(f"{target} is a file; give a directory to write")
+    check_directory(target.resolve().parent, str(target))
     if not any(target.iterdir()):
         return
     if not overwrite:
@@ -306,27 +305,3 @@ def check_destination(target: Path, source: Path, overwrite: bool) -> None:
         replaceable = False
     if not replaceable:
         raise InputError(f"{target} holds something else than a ReMamba; it is not overwritten")
-
-
-@contextmanager
-def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `target` that takes its name when the block ends well, or vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield partial
-        # what mkdtemp and safetensors made private gets the permissions of any new file
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        for file in partial.iterdir():
-            file.chmod(0o666 & ~umask)
-        if overwrite and target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-            target.replace(old / target.name)
-            partial.replace(target)
-            shutil.rmtree(old)
-        else:
-            partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -13,11 +13,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from errno import ELOOP, ENAMETOOLONG
 from typing import Any
 
 from remamba import plugins
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.files import REASONS
+from remamba.provenance import package_version
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("remamba.commands.ask", "answer a question from a long document"),
@@ -86,14 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        try:
+            return _dispatch(argv)
+        finally:
+            print(end="", flush=True)
     except InputError as error:
         return _refuse(str(error))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return _reader_left()
-        if isinstance(error, _UNUSABLE_FILE):
+        if isinstance(error, _UNUSABLE_FILE) or error.errno in (ENAMETOOLONG, ELOOP):
             return _refuse(_file_message(error))
+        if error.errno in REASONS:
+            return _not_written(error)
         raise
     except UnicodeDecodeError as error:
         return _refuse(
@@ -124,7 +131,6 @@ def _dispatch(argv: list[str]) -> int:
         args_type = module.args_type(argv)
     args = _parse(args_type, name, argv)
     code = module.run(args)
-    sys.stdout.flush()
     return 0 if code is None else code
 
 
@@ -276,6 +282,18 @@ def _file_message(error: OSError) -> str:
 def _refuse(message: str) -> int:
     print(f"remamba: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _not_written(error: OSError) -> int:
+    """One line for a disk that is full or broken: behind standard output, or behind a cache."""
+    what = str(error.filename or "a file")
+    try:
+        print(end="", flush=True)
+    except OSError:
+        what = "standard output cannot be written"
+        _reader_left()
+    print(f"remamba: {what}: {REASONS[error.errno or 0]}", file=sys.stderr)
+    return 1
 
 
 def _reader_left() -> int:

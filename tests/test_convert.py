@@ -479,7 +479,7 @@ def test_failure_while_writing_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("remamba.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="dst cannot be written: the disk is full"):
         convert(published, tmp_path / "dst")
     assert [path.name for path in tmp_path.iterdir()] == ["published"]
 

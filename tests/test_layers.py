@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "remamba"
 
 LAYERS = (
-    ("errors", "environment", "graphs", "watch"),
-    ("plugins",),
+    ("errors", "graphs", "watch"),
+    ("files", "provenance", "plugins"),
     ("ops", "compression_config"),
     ("configuration_remamba",),
     ("norm", "projection", "batch", "layouts", "pretrained", "selection", "sampling"),

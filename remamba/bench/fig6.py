@@ -27,8 +27,9 @@ from remamba.bench.settings import Fig6Args
 from remamba.bench.shapes import SHAPES, Shape, build, build_llama, check_names
 from remamba.configuration_remamba import CompressionConfig
 from remamba.engine import Engine
-from remamba.environment import quiet_transformers
 from remamba.errors import InputError
+from remamba.files import check_directory, make_directory, whole_file
+from remamba.pretrained import quiet_transformers
 
 FILES = ("fig6.json", "fig6.md", "fig6.png")
 WARM_UP_TOKENS = 8
@@ -108,7 +109,7 @@ def run(args: Fig6Args) -> dict[str, Any]:
                 torch.cuda.empty_cache()
     said = list(sentences(report))
     show_table((*LABELS, *FIGURES), len(LABELS), table_rows(report))
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_directory(args.output)
     image = args.output / "fig6.png"
     plot(report, image, pyplot)
     progress(f"kept: {image}")
@@ -138,8 +139,7 @@ def load_pyplot() -> Any:
 
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise InputError when the folder cannot take a figure, or holds one already."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file; name a directory")
+    check_directory(folder, f"--output {folder}")
     taken = [name for name in FILES if (folder / name).exists()]
     if taken and not overwrite:
         raise InputError(
@@ -286,5 +286,8 @@ def plot(report: dict[str, Any], path: Path, pyplot: Any) -> None:
     hardware = report["hardware"]
     figure_.suptitle(f"{hardware.get('gpu') or hardware['cpu']}, batch 1", fontsize=10)
     figure_.tight_layout()
-    figure_.savefig(path, dpi=150)
-    pyplot.close(figure_)
+    try:
+        with whole_file(path) as part:
+            figure_.savefig(part, dpi=150, format="png")
+    finally:
+        pyplot.close(figure_)

@@ -57,8 +57,8 @@ from remamba.bench.shapes import (
 )
 from remamba.configuration_remamba import CompressionConfig
 from remamba.engine import Engine
-from remamba.environment import quiet_transformers
 from remamba.errors import InputError
+from remamba.pretrained import quiet_transformers
 
 DECODE_PROMPT = 64
 """Tokens before a decoding; a step costs the same behind any prompt, its cache being a state."""

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 
 import torch
 
-import remamba
 from remamba.bench.measure import is_cuda, progress
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.files import check_output, make_directory, write_whole
+from remamba.provenance import commit, device_name, versions
 
-CHECKOUT = Path(remamba.__file__).parent.parent
-RESULTS = CHECKOUT / "benchmarks" / "results"
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "triton", "mamba-ssm", "causal-conv1d", "mambapy", "numpy")
 # variables that change speed
 ENVIRONMENT = (
@@ -54,7 +52,7 @@ def machine(device: str) -> dict[str, Any]:
     }
     if is_cuda(device):
         properties = torch.cuda.get_device_properties(device)
-        found["gpu"] = properties.name
+        found["gpu"] = device_name(torch.device(device))
         found["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda
     return found
@@ -65,30 +63,6 @@ def _total_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
-
-
-def versions() -> dict[str, str | None]:
-    """Python and the packages that speed depends on; None where one is not installed."""
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "remamba": remamba.__version__,
-    }
-    return {**found, **{name: package_version(name) for name in PACKAGES}}
-
-
-def commit() -> str:
-    """The checkout's commit, "-dirty" when files differ from it, "unknown" without one."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        name, changed = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{name}-dirty" if changed else name
 
 
 def command_line(name: str, args: Any) -> str:
@@ -115,9 +89,9 @@ def begin(name: str, args: Any, device: str, **settings: Any) -> dict[str, Any]:
         "benchmark": f"bench {name}",
         "date": datetime.date.today().isoformat(),
         "command": command_line(name, args),
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "hardware": machine(device),
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "settings": {
             key: str(value) if isinstance(value, Path) else value for key, value in given.items()
         },
@@ -186,20 +160,18 @@ def result_paths(name: str | None, output: Path | None) -> list[Path]:
         stem = f"{name}_{datetime.date.today().isoformat()}"
         paths += [RESULTS / f"{stem}.json", RESULTS / f"{stem}.md"]
     for path in paths:
+        if path.parent != RESULTS:
+            check_output(path)
         if path.exists():
             raise InputError(f"{path} is there already, and results are not overwritten")
-        if not path.parent.is_dir() and path.parent != RESULTS:
-            raise InputError(f"{path.parent} is no directory; make it first")
     return paths
 
 
 def keep(report: dict[str, Any], text: str, paths: Sequence[Path]) -> None:
     """Write the report: as text where the name ends in .md, as JSON elsewhere."""
     for path in paths:
-        path.parent.mkdir(exist_ok=True)
-        written = path.with_name(path.name + ".part")
-        written.write_text(text if path.suffix == ".md" else json.dumps(report, indent=1) + "\n")
-        written.rename(path)
+        make_directory(path.parent)
+        write_whole(path, text if path.suffix == ".md" else json.dumps(report, indent=1) + "\n")
         progress(f"kept: {path}")
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from remamba.bench.measure import free_bytes
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.environment import quiet_transformers
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.pretrained import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
@@ -64,6 +63,7 @@ def run(args: Args) -> int:
     """Prints the answers, with the kept words and the time of each stage."""
     from remamba.commands.answers import as_json, as_page, print_answers
     from remamba.commands.text_input import make_stdout_tolerant
+    from remamba.files import write_whole
 
     _check(args)
     asking = Asking(args)
@@ -71,7 +71,7 @@ def run(args: Args) -> int:
     if args.selection is not None:
         title = args.document if args.document not in (None, "-") else args.memory
         page = as_page(title or "standard input", asking.document.text, answered)
-        Path(args.selection).write_text(page, encoding="utf-8")
+        write_whole(args.selection, page, f"--selection {args.selection}")
         print(f"the selection is in {args.selection}", file=sys.stderr)
     if args.json:
         print(json_module.dumps({**asking.facts(), "answers": as_json(answered)}))

@@ -9,8 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.provenance import device_name, package_version
 
 PACKAGES = (
     "torch",
@@ -100,7 +100,7 @@ def _devices() -> list[dict[str, Any]]:
         devices.append(
             {
                 "device": f"cuda:{index}",
-                "name": torch.cuda.get_device_name(index),
+                "name": device_name(torch.device("cuda", index)),
                 "memory_gib": total / gib,
                 "free_gib": free / gib,
             }

@@ -43,11 +43,11 @@ class Args:
 
 def run(args: Args) -> int:
     """Writes the report; prints the scores of facts and retrieval."""
-    from remamba.environment import commit, versions
     from remamba.evals.evidence_report import WRITTEN, score_tables, write_evidence
     from remamba.evals.evidence_runs import load_family
     from remamba.evals.evidence_summary import SHOWN, summarise_family
     from remamba.evals.run_folder import RECORD_FILE, RunFolder
+    from remamba.provenance import commit, versions
 
     if not args.families:
         raise InputError("give at least one folder of models by recipes/evidence.sh")

@@ -82,15 +82,15 @@ class Args:
 
 def run(args: Args) -> int:
     """Asks, scores, reports; prints the scores as a table."""
-    from remamba.environment import commit, quiet_transformers, versions
     from remamba.evals.planted import read_documents
     from remamba.evals.planted_conditions import WORDS, make_conditions, map_conditions
     from remamba.evals.planted_report import WRITTEN, score_table, write_summary
     from remamba.evals.planted_run import PlantedRun
     from remamba.evals.planted_summary import score_conditions
-    from remamba.evals.readers import device_name
     from remamba.evals.run_folder import RECORD_FILE, RunFolder, read_record
     from remamba.evals.runner import say
+    from remamba.pretrained import quiet_transformers
+    from remamba.provenance import commit, device_name, versions
 
     args.check()
     written = (RECORD_FILE, *WRITTEN, *WORDS, "map")

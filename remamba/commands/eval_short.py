@@ -40,11 +40,13 @@ class Args(RunOptions):
 
 def run(args: Args) -> int:
     """Asks the harness's tasks; writes and prints the scores."""
-    from remamba.environment import commit, package_version, quiet_transformers, versions
-    from remamba.evals.predictions import FOLDER, write_whole
+    from remamba.evals.predictions import FOLDER
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.scoring import SCORES_FILE
     from remamba.evals.tables import table
+    from remamba.files import make_directory, write_whole
+    from remamba.pretrained import quiet_transformers
+    from remamba.provenance import commit, versions
 
     args.check()
     if args.resume:
@@ -86,12 +88,12 @@ def run(args: Args) -> int:
         },
         {
             "command": ["remamba", *sys.argv[1:]],
-            "versions": {**versions(), "lm_eval": package_version("lm_eval")},
+            "versions": versions("lm_eval"),
             "commit": commit(),
             "device": model["device"],
         },
     )
-    (args.output / FOLDER).mkdir(exist_ok=True)
+    make_directory(args.output / FOLDER)
     for name in names:
         rows = [json_module.dumps(_row(sample)) for sample in found["samples"][name]]
         write_whole(args.output / FOLDER / f"{name}.jsonl", "\n".join(rows) + "\n")

@@ -42,6 +42,7 @@ class Args:
 def run(args: Args) -> int:
     """Prints the table, draws the figure."""
     from remamba.evals.overview import load_runs, runs_table
+    from remamba.files import check_output
 
     if not args.runs:
         raise InputError("give at least one run's folder")
@@ -49,6 +50,8 @@ def run(args: Args) -> int:
         raise InputError("--figure and --file F.png go together")
     if args.file is not None and args.file.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--file {args.file} must end in .png, .svg or .pdf")
+    if args.file is not None:
+        check_output(args.file, f"--file {args.file}")
     runs = load_runs(args.runs)
     if args.file is not None:
         draw(runs, args.figure, args.file)

@@ -124,12 +124,13 @@ def carry_out(
         prepare: from the model to how it is asked, the questions by dataset, and the settings
             that make the predictions what they are.
     """
-    from remamba.environment import commit, quiet_transformers, versions
     from remamba.evals.report import write_report
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.runner import check_positions, predict, say
     from remamba.evals.scoring import score_folder, write_scores
     from remamba.evals.tables import score_table
+    from remamba.pretrained import quiet_transformers
+    from remamba.provenance import commit, versions
 
     folder = RunFolder(options.output, resume=options.resume, overwrite=options.overwrite)
     with quiet_transformers():

@@ -41,7 +41,7 @@ def run(args: Args) -> int:
     """Merges; prints what was written."""
     import torch
 
-    from remamba.environment import quiet_transformers
+    from remamba.pretrained import quiet_transformers
     from remamba.train.lora import merge
 
     with quiet_transformers():

@@ -31,7 +31,6 @@ def run(args: Args) -> int:
     """
     from remamba.commands.miniature_training import train_models
     from remamba.commands.reproduce import check_output, given_models, open_output
-    from remamba.environment import commit, quiet_transformers, versions
     from remamba.evals.miniature_report import as_json, draw, markdown
     from remamba.evals.miniatures import (
         LENGTHS,
@@ -43,11 +42,11 @@ def run(args: Args) -> int:
     )
     from remamba.evals.planted_run import PlantedRun
     from remamba.evals.planted_summary import score_conditions, summarise
-    from remamba.evals.predictions import write_whole
-    from remamba.evals.readers import device_name
     from remamba.evals.runner import say
     from remamba.evals.scoring import SCORES_FILE
-    from remamba.pretrained import EMBEDDED, embedded_models
+    from remamba.files import write_whole
+    from remamba.pretrained import EMBEDDED, embedded_models, quiet_transformers
+    from remamba.provenance import commit, device_name, versions
 
     miniature = MINIATURES[args.name]
     given = given_models(args, ROLES)

@@ -96,8 +96,8 @@ class ModelOptions:
         Raises:
             InputError: there is no such model, tokenizer or device, or they do not fit together.
         """
-        from remamba.environment import quiet_transformers
         from remamba.modeling_remamba import ReMambaForCausalLM
+        from remamba.pretrained import quiet_transformers
         from remamba.text import load_tokenizer
 
         if self.piece_length is not None and self.piece_length < 1:

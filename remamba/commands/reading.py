@@ -77,11 +77,10 @@ def check_output(flag: str, path: str, overwrite: bool, *read: str | None) -> No
         flag: the option that names it.
         read: files the command reads, which it must not replace; None and "-" are none.
     """
+    from remamba import files
+
     target = Path(path)
-    if target.is_dir():
-        raise InputError(f"{flag} {path} is a directory; name a file in it")
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {flag} {path}: there is no folder {target.parent}")
+    files.check_output(target, f"{flag} {path}")
     if not target.exists():
         return
     for source in read:

@@ -131,10 +131,11 @@ def given_models(args: Args, roles: Collection[str]) -> dict[str, str]:
 
 def check_output(args: Args) -> None:
     """Raise InputError for an output directory that holds something else, or no --resume."""
+    from remamba.files import check_directory, holds_nothing
+
     mark = args.output / MARK
-    if args.output.exists() and not args.output.is_dir():
-        raise InputError(f"--output {args.output} is a file; choose a directory")
-    if not args.output.is_dir() or not any(args.output.iterdir()):
+    check_directory(args.output, f"--output {args.output}")
+    if not args.output.is_dir() or holds_nothing(args.output):
         return
     if not mark.is_file():
         raise InputError(f"--output {args.output} holds other files; choose another directory")
@@ -153,10 +154,10 @@ def open_output(args: Args) -> None:
     Raises:
         InputError: see `check_output`.
     """
-    from remamba.evals.predictions import write_whole
+    from remamba.files import make_directory, write_whole
 
     check_output(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_directory(args.output)
     write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
 
 
@@ -234,8 +235,8 @@ def _run_all(args: Args, recipe: Recipe, models: dict[str, str]) -> dict[str, fl
 
 def _finish(args: Args, recipe: Recipe, averages: dict[str, float]) -> None:
     from remamba.evals.overview import load_runs, runs_table
-    from remamba.evals.predictions import write_whole
     from remamba.evals.tables import table
+    from remamba.files import write_whole
 
     runs = load_runs([args.output / setting.name for setting in recipe.settings])
     said = runs_table(runs)

@@ -11,9 +11,9 @@ from typing import Any
 from remamba.evals.evidence_summary import ALL, SHOWN, forms_of
 from remamba.evals.planted_report import PASSAGES_NOTE
 from remamba.evals.planted_summary import BASELINE
-from remamba.evals.predictions import write_whole
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
+from remamba.files import write_whole
 
 EVIDENCE_FILE, REPORT_FILE = "evidence.json", "report.md"
 FIGURES = {

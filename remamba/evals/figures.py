@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib import pyplot as plt
 
 from remamba.evals.longbench import BUCKETS
 from remamba.evals.scoring import ScoredRun
+from remamba.files import whole_file
 
 
 def draw_run(run: ScoredRun, details: dict[str, Any], file: Path) -> None:
@@ -80,10 +80,11 @@ def heat_map(
 def save(figure: Any, file: Path) -> None:
     """Writes a figure whole, or not at all."""
     figure.tight_layout()
-    part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, format=file.suffix[1:] or "png", dpi=120)
-    plt.close(figure)
-    os.replace(part, file)
+    try:
+        with whole_file(file) as part:
+            figure.savefig(part, format=file.suffix[1:] or "png", dpi=120)
+    finally:
+        plt.close(figure)
 
 
 def length_figure(lines: Mapping[str, Sequence[tuple[int, float]]]) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from remamba.errors import InputError
 from remamba.evals import leval, longbench
-from remamba.evals.predictions import write_whole
+from remamba.files import make_directory, write_whole
 
 HUB = "hub"
 """What --data says for the hub."""
@@ -47,7 +47,7 @@ def fetch(task: str) -> Path:
 
 def _unpack(archive: Path) -> Path:
     folder = archive.parent / "longbench-e"
-    folder.mkdir(exist_ok=True)
+    make_directory(folder)
     with zipfile.ZipFile(archive) as packed:
         members = {Path(name).name: name for name in packed.namelist()}
         for dataset in longbench.DATASETS:

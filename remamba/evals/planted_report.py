@@ -11,11 +11,11 @@ from typing import Any
 from remamba.evals.passages import PASSAGE_TOKENS
 from remamba.evals.planted_conditions import BM25, Condition
 from remamba.evals.planted_summary import REFERENCE, compare_conditions, summarise
-from remamba.evals.predictions import write_whole
 from remamba.evals.report import compression_in_words
 from remamba.evals.scoring import SCORES_FILE, ScoredRun
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
+from remamba.files import write_whole
 
 WRITTEN = (SCORES_FILE, "report.md", "report.png", "map.json", "map.png")
 PASSAGES_NOTE = (

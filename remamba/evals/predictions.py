@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remamba.errors import InputError
+from remamba.files import make_directory, write_whole, writing
 from remamba.json_lines import JsonLines, Row, parse
 
 FOLDER = "predictions"
@@ -122,9 +123,9 @@ class PredictionFile:
             drop_failed: forget the rows that carry an error.
 
         Raises:
-            InputError: a whole line in the file is no prediction.
+            InputError: a whole line in the file is no prediction, or it cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path.parent)
         content = self.path.read_bytes() if self.path.is_file() else b""
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
@@ -133,15 +134,27 @@ class PredictionFile:
                 self.done[row.get_text("id")] = row
         if drop_failed:
             write_whole(self.path, b"".join(map(_line, self.done.values())))
-        elif whole != content:
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        self._file = self.path.open("ab", buffering=0)
+        with writing(self.path):
+            self._file = self.path.open("ab", buffering=0)
+            if not drop_failed and whole != content:
+                self._file.truncate(len(whole))
         return self
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes one prediction, in one piece."""
-        self._file.write(_line(row))
+        """Writes one prediction, in one piece.
+
+        Raises:
+            InputError: the disk is full; the file is then as it was.
+        """
+        line, size = _line(row), os.fstat(self._file.fileno()).st_size
+        with writing(self.path):
+            try:
+                # a disk that is nearly full takes a part of a line
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(size)
+                raise
         self.done[row["id"]] = Row(row, str(self.path))
 
     def finish(self, order: Sequence[str]) -> None:
@@ -154,10 +167,3 @@ class PredictionFile:
 
 def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place and renames it, so that it is never there in part."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)

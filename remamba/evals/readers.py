@@ -17,6 +17,7 @@ from remamba.errors import InputError
 from remamba.evals.prompting import Text
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import fingerprint
+from remamba.provenance import device_name
 from remamba.request import Completion, Job
 from remamba.text import encode
 
@@ -69,11 +70,6 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of an answer, as the benchmarks' own scripts decode it."""
     return tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's own name, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def describe_model(model: Any, compression: CompressionConfig | None) -> dict[str, Any]:

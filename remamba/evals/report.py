@@ -12,11 +12,11 @@ import numpy as np
 from remamba.configuration_remamba import CompressionConfig
 from remamba.evals import leval
 from remamba.evals.longbench import BUCKETS
-from remamba.evals.predictions import write_whole
 from remamba.evals.run_folder import RECORD_FILE, read_record
 from remamba.evals.scoring import ScoredDataset, ScoredRun
 from remamba.evals.statistics import RESAMPLES, Interval, interval, resampled, sign_test
 from remamba.evals.tables import needle_table, table
+from remamba.files import write_whole
 
 NAMES = {
     "model": "model",

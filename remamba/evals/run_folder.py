@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from remamba.errors import InputError
-from remamba.evals.predictions import FOLDER, write_whole
+from remamba.evals.predictions import FOLDER
+from remamba.files import check_directory, holds_nothing, make_directory, write_whole, writing
 
 RECORD_FILE = "run.json"
 WRITTEN = (FOLDER, RECORD_FILE, "scores.json", "report.md", "report.json", "report.png")
@@ -24,7 +25,7 @@ class RunFolder:
 
     Raises:
         InputError: it holds files and neither --resume nor --overwrite was given, or files that
-            no run wrote.
+            no run wrote, or nothing can be written there.
     """
 
     def __init__(
@@ -39,9 +40,8 @@ class RunFolder:
             raise InputError("--resume continues a run and --overwrite drops it; give one of them")
         self.path, self._written = path, written
         self._resume, self._replaces = False, False
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--output {path} is a file; choose a directory")
-        if not path.is_dir() or not any(path.iterdir()):
+        check_directory(path, f"--output {path}")
+        if not path.is_dir() or holds_nothing(path):
             return
         if not (path / RECORD_FILE).is_file():
             raise InputError(
@@ -69,13 +69,14 @@ class RunFolder:
         if self._resume:
             self._check_same(settings)
         if self._replaces:
-            for name in self._written:
-                place = self.path / name
-                if place.is_dir() and not place.is_symlink():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+            with writing(self.path):
+                for name in self._written:
+                    place = self.path / name
+                    if place.is_dir() and not place.is_symlink():
+                        shutil.rmtree(place)
+                    else:
+                        place.unlink(missing_ok=True)
+        make_directory(self.path)
         self._record = {"status": "running", "settings": settings, **facts}
         self._write()
 

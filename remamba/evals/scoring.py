@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remamba.evals.predictions import Prediction, dataset_files, read_predictions, write_whole
+from remamba.evals.predictions import Prediction, dataset_files, read_predictions
 from remamba.evals.tasks import Task
+from remamba.files import write_whole
 
 SCORES_FILE = "scores.json"
 

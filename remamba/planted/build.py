@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from remamba.environment import commit, versions
 from remamba.errors import InputError
+from remamba.files import check_output, make_directory, whole_file, write_whole
 from remamba.planted.prose import Lengths, Prose, read_books
 from remamba.planted.suite import Options, Suite, make_tasks
 from remamba.planted.task import Source
+from remamba.provenance import commit, versions
 from remamba.train.progress import duration, say
 from remamba.train.records import file_hash
 
@@ -156,9 +157,11 @@ def build_planted(
         SHA-256 of every file read and of the output.
 
     Raises:
-        InputError: an option or a book cannot be used, or the output exists.
+        InputError: an option or a book cannot be used, or the output exists or cannot be written.
     """
     output = Path(output)
+    if output.parent.is_dir():
+        check_output(output, f"--output {output}")
     if output.exists() and not overwrite:
         raise InputError(f"--output {output}: exists already; give another name or --overwrite")
     for name, value in (("documents", documents), ("workers", workers)):
@@ -168,40 +171,39 @@ def build_planted(
     say(f"reading {len(books)} files of books")
     suite = open_suite(books, options, counter)
     say(f"{len(suite.source.prose.books)} books")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    digest, tallies = hashlib.sha256(), {name: Tally() for name in options.tasks}
-    progress = _Progress(documents)
-    with partial.open("wb") as file:
-        for lines, facts in make_rows(suite, documents, workers):
-            data = lines.encode()
-            file.write(data)
-            digest.update(data)
-            for name, tokens, drafts, answers in facts:
-                tally = tallies[name]
-                tally.tokens.append(tokens)
-                tally.drafts += drafts
-                tally.answers.update(answers)
-            progress.add(len(facts))
     inputs = [*books, *([options.classes] if options.classes is not None else [])]
     inputs += [] if tokenizer is None else [_tokenizer_file(tokenizer)]
-    by_task = {name: tally.report() for name, tally in tallies.items() if tally.tokens}
-    made = {
-        "output": output.name,
-        "sha256": digest.hexdigest(),
-        "rows": documents,
-        "questions": sum(report["questions"] for report in by_task.values()),
-        "tasks": by_task,
-        "options": json.loads(json.dumps(asdict(options), default=str)),
-        "inputs": {str(path): file_hash(Path(path)) for path in inputs},
-        "versions": versions(),
-        "commit": commit(),
-    }
-    manifest_of(output).unlink(missing_ok=True)  # it would tell of another file
-    os.replace(partial, output)
-    part = manifest_of(output).with_suffix(".json.partial")
-    part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, manifest_of(output))
+    hashes = {str(path): file_hash(Path(path)) for path in inputs}
+    make_directory(output.parent)
+    check_output(manifest_of(output))
+    digest, tallies = hashlib.sha256(), {name: Tally() for name in options.tasks}
+    progress = _Progress(documents)
+    with whole_file(output, f"--output {output}") as part:
+        with part.open("wb") as file:
+            for lines, facts in make_rows(suite, documents, workers):
+                data = lines.encode()
+                file.write(data)
+                digest.update(data)
+                for name, tokens, drafts, answers in facts:
+                    tally = tallies[name]
+                    tally.tokens.append(tokens)
+                    tally.drafts += drafts
+                    tally.answers.update(answers)
+                progress.add(len(facts))
+        by_task = {name: tally.report() for name, tally in tallies.items() if tally.tokens}
+        made = {
+            "output": output.name,
+            "sha256": digest.hexdigest(),
+            "rows": documents,
+            "questions": sum(report["questions"] for report in by_task.values()),
+            "tasks": by_task,
+            "options": json.loads(json.dumps(asdict(options), default=str)),
+            "inputs": hashes,
+            "versions": versions(),
+            "commit": commit(),
+        }
+        manifest_of(output).unlink(missing_ok=True)  # it would tell of another file
+    write_whole(manifest_of(output), json.dumps(made, indent=2) + "\n")
     return made
 
 

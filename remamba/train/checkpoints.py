@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+from remamba.files import write_whole, writing
 from remamba.train.progress import say
 
 SEAL_FILE = "complete.json"
@@ -23,10 +24,11 @@ def seal(folder: Path, place: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (folder / SEAL_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-    if place.exists():  # a torn one, which was skipped
-        shutil.rmtree(place)
-    os.replace(folder, place)
+    write_whole(folder / SEAL_FILE, json.dumps(sizes, indent=2) + "\n")
+    with writing(place):
+        if place.exists():  # a torn one, which was skipped
+            shutil.rmtree(place)
+        os.replace(folder, place)
 
 
 def flaw(folder: Path) -> str | None:
@@ -60,8 +62,9 @@ def keep_last(folder: Path, count: int) -> None:
     """Deletes all checkpoints but the last ones; none is ever seen in part."""
     for path in _checkpoints(folder)[:-count]:
         leaving = folder / WRITING / f"old-{path.name}"
-        os.replace(path, leaving)
-        shutil.rmtree(leaving)
+        with writing(path):
+            os.replace(path, leaving)
+            shutil.rmtree(leaving)
 
 
 def step_of(checkpoint: Path) -> int:

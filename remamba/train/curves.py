@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from remamba.files import whole_file
+
 CURVES_FILE = "curves.png"
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("loss", "answer_loss", "stage1_loss", "score_loss", "document_loss")),
@@ -50,4 +52,5 @@ def draw_curves(log: Path, output: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         if len(values) > 1:
             axes.legend(fontsize="small")
-    figure.savefig(output, dpi=120, format="png")
+    with whole_file(output) as part:
+        figure.savefig(part, dpi=120, format="png")

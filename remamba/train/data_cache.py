@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from remamba.environment import package_version
 from remamba.errors import InputError
+from remamba.files import make_directory, whole_file
+from remamba.provenance import package_version
 from remamba.train.chat import Chat
 from remamba.train.data import TokenData, read_data
 from remamba.train.encode import Encoder
@@ -51,12 +50,7 @@ def read_cached(
     hashes = None if folder is None else _hashes(paths)
     if folder is None or hashes is None:
         return read_data(files, tokenizer, vocab_size=vocab_size, **options)
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--data-cache {folder} cannot be made ({error.strerror}); choose another directory"
-        ) from error
+    make_directory(folder, f"--data-cache {folder}")
     key = _key(
         # its ending says how a file is read
         files=[(Path(path).suffix, hashes[path]) for path in paths],
@@ -114,15 +108,11 @@ def _traits(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
 
 def _save(place: Path, data: TokenData) -> None:
     """Writes a file as a whole or not at all; says so when it cannot be written."""
-    part = place.with_name(f"{place.stem}.{uuid4().hex}.part")
     try:
-        with part.open("xb") as file:
+        with whole_file(place) as part, part.open("wb") as file:
             np.savez(file, **_pack(data))
-        os.replace(part, place)
-    except OSError as error:
-        say(f"data cache: {place} cannot be written ({error.strerror or error}); going on")
-    finally:
-        part.unlink(missing_ok=True)
+    except InputError as error:
+        say(f"data cache: {error}; going on without it")
 
 
 def _load(place: Path, paths: list[str], hashes: dict[str, str]) -> TokenData | None:

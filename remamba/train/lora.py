@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remamba.checkpoint import check_destination, find_tokenizer, is_new, new_directory
+from remamba.checkpoint import check_destination, find_tokenizer, is_new
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
+from remamba.files import make_directory, new_directory, whole_file, write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
 from remamba.train.config import TrainArgs
@@ -137,18 +138,20 @@ def save_adapter(
         state_dict: of the whole model, where it had to be gathered from several processes.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     weights = {
         # copies: tensors of a file must not share memory
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in _adapter_tensors(adapted, state_dict).items()
     }
-    save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    with whole_file(folder / WEIGHTS_FILE) as part:
+        save_file(weights, part, {"format": "pt"})
     config = copy.copy(adapted.peft_config["default"])
     config.inference_mode = True
-    config.save_pretrained(str(folder))
+    with writing(folder):
+        config.save_pretrained(str(folder))
     text = json.dumps(_base_of(adapted).config.compression, indent=2) + "\n"
-    (folder / COMPRESSION_FILE).write_text(text, encoding="utf-8")
+    write_whole(folder / COMPRESSION_FILE, text)
 
 
 def _adapter_tensors(

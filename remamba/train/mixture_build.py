@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -15,9 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remamba.environment import commit, versions
 from remamba.errors import InputError
+from remamba.files import (
+    check_directory,
+    holds_nothing,
+    make_directory,
+    whole_file,
+    write_whole,
+    writing,
+)
 from remamba.json_lines import Row
+from remamba.provenance import commit, versions
 from remamba.train.encode import Encoder
 from remamba.train.mixture import (
     LONG,
@@ -87,9 +94,8 @@ class Mixture:
 
     def _prepare(self) -> None:
         record = self.output / BUILD_FILE
-        if self.output.exists() and not self.output.is_dir():
-            raise InputError(f"--output {self.output} is a file; choose a directory")
-        if self.output.is_dir() and any(self.output.iterdir()):
+        check_directory(self.output, f"--output {self.output}")
+        if self.output.is_dir() and not holds_nothing(self.output):
             if not record.is_file():
                 raise InputError(
                     f"--output {self.output} holds files that are no build; choose another"
@@ -108,8 +114,8 @@ class Mixture:
                     f"--output {self.output} was begun with other options, files or tokenizer (see "
                     f"{BUILD_FILE}); resume with the same, or choose another directory"
                 )
-        self.output.mkdir(parents=True, exist_ok=True)
-        _write(record, json.dumps(self.settings, indent=2) + "\n")
+        make_directory(self.output)
+        write_whole(record, json.dumps(self.settings, indent=2) + "\n")
 
     def build(self) -> dict[str, Any]:
         """Makes what is missing and returns the manifest.
@@ -121,7 +127,7 @@ class Mixture:
         if manifest.is_file():
             say(f"{self.output} is complete already")
             return json.loads(manifest.read_text(encoding="utf-8"))
-        self.parts.mkdir(exist_ok=True)
+        make_directory(self.parts)
         for source in SOURCES:
             self._make_parts(source)
         paths = sorted(
@@ -129,8 +135,8 @@ class Mixture:
             key=lambda path: (not path.name.startswith(SOURCES[0].name), path.name),
         )
         made = self._make_shards(paths)
-        (self.output / REPORT_FILE).write_text(report(made), encoding="utf-8")
-        _write(manifest, json.dumps(made, indent=2) + "\n")
+        write_whole(self.output / REPORT_FILE, report(made))
+        write_whole(manifest, json.dumps(made, indent=2) + "\n")
         shutil.rmtree(self.parts)
         return made
 
@@ -156,7 +162,7 @@ class Mixture:
                 f"{source.name}: {rows[-1][0] + 1:,} rows read, {done / seconds:,.0f} rows/s, "
                 f"{duration(seconds)}"
             )
-        done_file.touch()
+        write_whole(done_file, "")
 
     def _blocks(self, source: Source) -> Iterator[list[tuple[int, Row | InputError]]]:
         """A source's rows, numbered over all of its files, in blocks."""
@@ -209,15 +215,13 @@ class Mixture:
         }
         table = pyarrow.table(columns, schema=_schema((LONG, NORMAL)))
         table = table.replace_schema_metadata({COUNTED: json.dumps(counted).encode()})
-        part = path.with_suffix(".writing")
-        parquet.write_table(table, part, compression="zstd")
-        os.replace(part, path)
+        with whole_file(path) as part:
+            parquet.write_table(table, part, compression="zstd")
 
     # -- shards -----------------------------------------------------------------------------------
 
     def _make_shards(self, paths: list[Path]) -> dict[str, Any]:
         """Draws, shuffles and writes the rows of all parts; returns the manifest."""
-        import pyarrow
         from pyarrow import parquet
 
         counts: dict[str, Counter] = {source.name: Counter() for source in SOURCES}
@@ -267,7 +271,7 @@ class Mixture:
             "sha256": {
                 path: file_hash(Path(path)) for paths in self.files.values() for path in paths
             },
-            "versions": {**versions(), "pyarrow": pyarrow.__version__},
+            "versions": versions("pyarrow"),
             "commit": commit(),
         }
 
@@ -284,32 +288,32 @@ class Mixture:
         loose = [self.parts / f"{name}.writing" for name in names]
         columns = [*schema.names[:-1]]
         ordered = pyarrow.schema([*schema, ("place", pyarrow.int64())])
-        writers = [parquet.ParquetWriter(path, ordered, compression="zstd") for path in loose]
         start = used = 0
-        for path, size in zip(paths, sizes, strict=True):
-            table = parquet.read_table(path, columns=columns)
-            for name, flag in ((LONG, is_long), (NORMAL, normal)):
-                rows = np.flatnonzero(flag[start : start + size])
-                mine = place[used : used + len(rows)]
-                used += len(rows)
-                for shard in np.unique(mine // SHARD_ROWS).tolist():
-                    here = mine // SHARD_ROWS == shard
-                    piece = table.take(rows[here]).append_column(
-                        "set", pyarrow.array([name] * int(here.sum()), pyarrow.string())
-                    )
-                    piece = piece.append_column("place", pyarrow.array(mine[here]))
-                    writers[shard].write_table(piece.cast(ordered))
-            start += size
-        for writer in writers:
-            writer.close()
+        with writing(self.parts):
+            writers = [parquet.ParquetWriter(path, ordered, compression="zstd") for path in loose]
+            for path, size in zip(paths, sizes, strict=True):
+                table = parquet.read_table(path, columns=columns)
+                for name, flag in ((LONG, is_long), (NORMAL, normal)):
+                    rows = np.flatnonzero(flag[start : start + size])
+                    mine = place[used : used + len(rows)]
+                    used += len(rows)
+                    for shard in np.unique(mine // SHARD_ROWS).tolist():
+                        here = mine // SHARD_ROWS == shard
+                        piece = table.take(rows[here]).append_column(
+                            "set", pyarrow.array([name] * int(here.sum()), pyarrow.string())
+                        )
+                        piece = piece.append_column("place", pyarrow.array(mine[here]))
+                        writers[shard].write_table(piece.cast(ordered))
+                start += size
+            for writer in writers:
+                writer.close()
         made = []
         for name, path in zip(names, loose, strict=True):
             table = parquet.read_table(path).sort_by("place").drop_columns(["place"])
-            part = path.with_suffix(".sorted")
-            parquet.write_table(table, part, compression="zstd")
-            os.replace(part, self.output / name)
-            path.unlink()
             final = self.output / name
+            with whole_file(final) as part:
+                parquet.write_table(table, part, compression="zstd")
+            path.unlink()
             made.append({"name": name, "rows": table.num_rows, "sha256": file_hash(final)})
         return made
 
@@ -386,9 +390,3 @@ def report(manifest: dict[str, Any]) -> str:
         lines += ["", "Bad rows, the first of them:", ""]
         lines += [f"- {line}" for line in manifest["bad rows"]]
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from remamba.environment import commit, quiet_transformers, versions
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.pretrained import check_model, locate
+from remamba.pretrained import check_model, locate, quiet_transformers
+from remamba.provenance import commit, device_name, versions
 from remamba.text import load_tokenizer
 from remamba.train.arguments import training_arguments, uses_bfloat16
 from remamba.train.audit import share_with_target, shared_saving, show_examples
@@ -94,7 +94,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         "data": data.hashes,
         "versions": versions(),
         "commit": commit(),
-        "device": _device_name(arguments.device),
+        "device": device_name(arguments.device),
         "processes": arguments.world_size,
         "bfloat16": trainer.autocast,
     }
@@ -263,7 +263,7 @@ def _introduce(
     precision = "bfloat16 over float32" if uses_bfloat16(args, trainer.args.device) else "float32"
     say(
         f"training {amount(trained)} parameters for {steps:,} steps on "
-        f"{_device_name(trainer.args.device)}, {precision}"
+        f"{device_name(trainer.args.device)}, {precision}"
     )
     if args.method == "remamba":
         settings = schedule.settings
@@ -311,7 +311,3 @@ def _summary(args: TrainArgs, trainer: ReMambaTrainer) -> dict[str, Any]:
         "stopped": trainer.stopped,
         "output": args.output,
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

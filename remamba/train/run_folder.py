@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from remamba.errors import InputError
+from remamba.files import check_directory, holds_nothing, make_directory, write_whole, writing
 from remamba.pretrained import locate
 from remamba.train.checkpoints import WRITING, last_checkpoint, step_of
 from remamba.train.config import TrainArgs, check_resumable
@@ -32,7 +32,7 @@ class RunFolder:
     Raises:
         InputError: it holds files and neither --resume nor --overwrite was given, or --overwrite
             would replace something that no run wrote, or the base or the data of this one, or
-            --resume would continue another run.
+            --resume would continue another run, or nothing can be written there.
     """
 
     def __init__(self, args: TrainArgs):
@@ -45,10 +45,8 @@ class RunFolder:
             if args.resume:
                 self._continue(args)
             return
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--output {self.path} is a file; choose a directory")
-        # a run that was killed at once may have left a file that it had not finished
-        if self.path.is_dir() and any(p.suffix != ".part" for p in self.path.iterdir()):
+        check_directory(self.path, f"--output {self.path}")
+        if self.path.is_dir() and not holds_nothing(self.path):
             self._judge(args)
 
     @property
@@ -102,9 +100,11 @@ class RunFolder:
         if not is_main_process():
             return
         if self._replaces:
-            for path in self._written():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
+            with writing(self.path):
+                for path in self._written():
+                    is_folder = path.is_dir() and not path.is_symlink()
+                    shutil.rmtree(path) if is_folder else path.unlink()
+        make_directory(self.path)
         shutil.rmtree(self.path / WRITING, ignore_errors=True)
         if self.record:
             self._cut_log(self.step)
@@ -135,7 +135,7 @@ class RunFolder:
                         kept.append(line + "\n")
                 except ValueError:  # the line that was being written when the run ended
                     continue
-            _write(log, "".join(kept))
+            write_whole(log, "".join(kept))
 
     def check_hashes(self, hashes: dict[str, str]) -> None:
         """Raise InputError when a resumed run's data files have changed."""
@@ -150,7 +150,7 @@ class RunFolder:
         """Writes train.json."""
         if is_main_process():
             self.record = record
-            _write(self.path / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+            write_whole(self.path / RECORD_FILE, json.dumps(record, indent=2) + "\n")
 
     def draw_curves(self) -> None:
         """Draws curves.png from the log, where matplotlib is installed."""
@@ -165,10 +165,4 @@ class RunFolder:
     def write_gradients(self, norms: dict[str, float]) -> None:
         """Writes gradients.json: the norm before the first step of each trained tensor."""
         if norms and is_main_process():
-            _write(self.path / GRADIENTS_FILE, json.dumps(norms, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+            write_whole(self.path / GRADIENTS_FILE, json.dumps(norms, indent=2) + "\n")

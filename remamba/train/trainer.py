@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from transformers import (
 
 from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
+from remamba.files import write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.train.arguments import parameter_groups, uses_bfloat16
 from remamba.train.audit import gradient_norms, refuse_untrained
@@ -345,7 +347,8 @@ class ReMambaTrainer(Trainer):
         self._last = (now, step, tokens)
         super().log(dict(report), start_time)
         if is_main_process():
-            with (Path(self.run_args.output) / LOG_FILE).open("a", encoding="utf-8") as file:
+            log = Path(self.run_args.output) / LOG_FILE
+            with writing(log), log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(report) + "\n")
         say(describe(report, self.state.max_steps, left))
         self._maybe_leave_stage()
@@ -386,19 +389,23 @@ class ReMambaTrainer(Trainer):
         self._raise_if_broken()
         output = Path(self.run_args.output)
         name = f"checkpoint-{self.state.global_step}"
+        folder = output / WRITING / name
         self._writing = str(output / WRITING)
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(output / name):
+                super()._save_checkpoint(model, trial)
+            state = self.meter.state_dict(self.sum_over_processes)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save and folder.is_dir():
+                state["seconds"] += time.perf_counter() - self._last[0]
+                write_whole(folder / METER_FILE, json.dumps(state))
+                seal(folder, output / name)
+                keep_last(output, self.run_args.save_total_limit)
+        except InputError:
+            shutil.rmtree(folder, ignore_errors=True)  # what a full disk took of it
+            raise
         finally:
             self._writing = None
-        folder = output / WRITING / name
-        state = self.meter.state_dict(self.sum_over_processes)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and folder.is_dir():
-            state["seconds"] += time.perf_counter() - self._last[0]
-            (folder / METER_FILE).write_text(json.dumps(state), encoding="utf-8")
-            seal(folder, output / name)
-            keep_last(output, self.run_args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -406,6 +413,10 @@ class ReMambaTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = output_dir or self.run_args.output
+        with writing(folder):
+            self._save_into(folder, state_dict)
+
+    def _save_into(self, folder: str, state_dict: dict | None) -> None:
         unwrapped = self.accelerator.unwrap_model(self.model)
         if self.run_args.parameters == "lora":
             save_adapter(unwrapped, folder, state_dict)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from remamba.cli import main
 from remamba.errors import InputError
+from remamba.planted import build as planted_build
 from remamba.planted.build import load_tokenizer, make_rows
 from remamba.planted.suite import Options, Suite, make_tasks
 from remamba.train.batches import StepBatches
@@ -68,7 +69,6 @@ def test_chunks_are_the_rows_in_order() -> None:
 def test_the_manifest_tells_what_was_made(
     build: Build, library: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.jsonl.partial").write_text("of a build that was cut off")
     assert build("a.jsonl", *MIXED, "--json") == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest == json.loads((tmp_path / "a.manifest.json").read_text())
@@ -96,6 +96,23 @@ def test_the_manifest_tells_what_was_made(
         }
         assert 0 <= told["dropped"] < 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.manifest.json"]
+
+
+def test_a_build_that_fails_leaves_the_old_file(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build("a.jsonl", *MIXED) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    make_chunk = planted_build._make_chunk
+
+    def cut_off(numbers: range) -> planted_build.Chunk:
+        if numbers.start:
+            raise KeyboardInterrupt
+        return make_chunk(numbers)
+
+    monkeypatch.setattr(planted_build, "_make_chunk", cut_off)
+    assert build("a.jsonl", *MIXED, "--overwrite") == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_output_is_not_replaced_unasked(build: Build, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_all_code_that_reads_is_known() -> None:
             found.add(name)
             names = {path for path in imported(package / f"{name}.py") if path[0] == "remamba"}
             waiting += ["/".join(path[1:]) for path in names]
-    others = {"configuration_remamba", "environment", "errors", "pretrained", "watch"}
+    others = {"configuration_remamba", "errors", "files", "pretrained", "provenance", "watch"}
     assert found - others - {"train/progress"} == set(data_cache.READING)
 
 
@@ -278,7 +278,7 @@ def test_a_disk_that_is_full_stops_nothing(
     monkeypatch.setattr(np, "savez", full)
     path = write_documents(tmp_path / "d.jsonl")
     assert read(folder, path).num_items == 40
-    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert "npz cannot be written: the disk is full" in capsys.readouterr().err
     assert not list(folder.iterdir())
 
 
@@ -321,7 +321,7 @@ def test_errors_are_those_of_a_read_without_a_cache(tmp_path: Path, folder: Path
             read(folder, *paths, **changes)
         assert str(cached.value) == str(plain.value)
     assert not list(folder.iterdir())
-    with pytest.raises(InputError, match=r"--data-cache .*d\.jsonl cannot be made \(File exists\)"):
+    with pytest.raises(InputError, match=r"--data-cache .*d\.jsonl cannot be written: a file has"):
         read(Path(good), good)
     with pytest.raises(InputError, match="--data-cache is empty"):
         TrainArgs(base="b", data=(good,), output="o", data_cache="")

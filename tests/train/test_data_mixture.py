@@ -204,7 +204,7 @@ def test_a_build_that_was_cut_off_goes_on(
 
     def cut_off(self: Any, path: Path, *rest: Any) -> None:
         if len(made) == 4:
-            path.with_suffix(".writing").write_bytes(b"half a part")
+            path.with_name(f".{path.name}.0.part").write_bytes(b"half a part")
             raise KeyboardInterrupt
         made.append(path)
         make_part(self, path, *rest)

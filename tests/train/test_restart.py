@@ -124,10 +124,30 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning(
         assert torch.equal(weight, load_file(run / "kept" / "model.safetensors")[name])
 
 
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
+    args: TrainArgs, small_disk: Path
+) -> None:
+    """At each size of the disk another file is the one that does not fit."""
+    whole = args.to_dict()["output"]
+    train(args)
+    args = dataclasses.replace(args, output=str(small_disk / "run"))
+    sizes = [file.stat().st_size for file in Path(whole, "checkpoint-6").iterdir()]
+    checkpoint = sum(size + 4095 & ~4095 for size in sizes)
+    for share in (0.2, 0.4, 0.6, 0.8, 1.0, 1.5):
+        room = f"size={round((share * checkpoint + 60_000) / 1024)}k"
+        subprocess.run(["mount", "-o", f"remount,{room}", str(small_disk)], check=True)
+        with pytest.raises(InputError, match=r"cannot be written: .*disk is full"):
+            train(dataclasses.replace(args, overwrite=(small_disk / "run").exists()))
+        assert not list((small_disk / "run" / WRITING).iterdir())
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    train(dataclasses.replace(args, resume=True))
+    assert log_of(small_disk / "run") == log_of(Path(whole))
+
+
 def test_what_a_killed_start_left_is_no_obstacle(args: TrainArgs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "train.json.part").write_text("{")
+    (run / ".train.json.0.part").write_text("{")
     assert train(dataclasses.replace(args, max_steps=1, save_steps=0))["steps"] == 1
     with pytest.raises(InputError, match="already holds a training run"):
         train(args)
