@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The questions of `remamba reproduce --scale tiny`: planted documents of the test split, packed as
-# remamba/assets/planted/miniature.jsonl.xz.
+# lab/assets/planted/miniature.jsonl.xz.
 #
 #   BOOKS=books recipes/miniature.sh
 #
 # BOOKS      folder with dev.jsonl.xz, books that no training reads, as JSON lines with a "text"
-# OUT        folder for the packed rows and their manifest (default: remamba/assets/planted)
+# OUT        folder for the packed rows and their manifest (default: lab/assets/planted)
 # PYTHON     interpreter with remamba (default: python)
 # DOCUMENTS  of each task at each length, 4 questions each if they fit (default: 12)
 #

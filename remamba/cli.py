@@ -29,22 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.convert",
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
-    "data build openorca-longalpaca": (
-        "remamba.commands.data_mixture",
-        "the paper's training mixture, from the hub or from files",
-    ),
-    "data build planted": (
-        "remamba.commands.data_planted",
-        "long documents with facts to ask for, from your books",
-    ),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
     "merge": ("remamba.commands.merge", "write a trained adapter and its base as a plain model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
     "eval needle": ("remamba.commands.eval_needle", "ask for facts hidden in long prose"),
-    "eval planted": (
-        "remamba.commands.eval_planted",
-        "ask about planted data under many conditions, evidence looked up",
-    ),
     "eval short": ("remamba.commands.eval_short", "the six short tasks, by lm-evaluation-harness"),
     "eval score": ("remamba.commands.eval_score", "score predictions of LongBench-E or L-Eval"),
     "eval table": (
@@ -52,15 +40,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "many runs as one of the paper's tables or figures",
     ),
     "eval compare": ("remamba.commands.eval_compare", "two runs on the same questions, paired"),
-    "eval evidence": (
-        "remamba.commands.eval_evidence",
-        "the runs of recipes/evidence.sh over their seeds, as one report",
-    ),
-    "bench ops": ("remamba.commands.bench:OpsArgs", "time each op beside its floors and peers"),
-    "bench generate": ("remamba.commands.bench:GenerateArgs", "time prefill and decoding"),
-    "bench long": ("remamba.commands.bench:LongArgs", "read a very long prompt, and check it"),
-    "bench fig6": ("remamba.commands.bench:Fig6Args", "the paper's Figure 6: speed by length"),
-    "reproduce": ("remamba.commands.reproduce", "run one of the paper's tables or figures"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`.

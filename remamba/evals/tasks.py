@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from remamba import plugins
 from remamba.errors import InputError
-from remamba.evals import leval, longbench, needles, planted
+from remamba.evals import leval, longbench, needles
 from remamba.evals.items import DataFolder, Item
 from remamba.evals.predictions import Prediction
 
@@ -61,16 +61,6 @@ TASKS = {
         needles.score,
         needles.summarise,
         needles.strata,
-    ),
-    "planted": Task(
-        "planted",
-        planted.DATASETS,
-        True,
-        None,
-        planted.score,
-        planted.summarise,
-        planted.strata,
-        planted.documents,
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Planted data is asked about under many conditions, and what was found is told."""

@@ -1,0 +1,208 @@
+"""`remamba eval planted`: questions about planted data, asked under many conditions at once."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from remamba.commands.model_options import CPU_PIECE, LoadedModel, ModelOptions
+from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from lab.asked.asking import PlantedReader
+    from lab.asked.conditions import Condition
+    from remamba.evals.run_folder import RunFolder
+    from remamba.evals.scoring import ScoredRun
+
+POSITIONS = {"cpu": 16_384, "cuda": 131_072}
+"""Most positions of documents that are read together, by device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Ask a model about planted data (remamba data build planted), and its controls beside it.
+
+    All conditions get the same questions; one reading of a document serves all that can share it.
+    Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
+    choices of what is kept), plain, plain-drop20, plain-truncate, plain-bm25 (a plain model, the
+    document whole or shortened), model-bm25, constant (the most frequent answer).
+
+    Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
+    """
+
+    data: Annotated[tuple[Path, ...], arg(metavar="F ...")]
+    """Files of planted rows (JSON lines, also as .gz or .xz)."""
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Where everything goes; each condition is a run in a folder of its own."""
+    plain: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint="")] = None
+    """A model trained as plain Mamba, for the conditions plain-*."""
+    conditions: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Which conditions (default: all that the models given allow)."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Only the first N documents of each task and length."""
+    lengths: Annotated[tuple[int, ...], arg(metavar="N ...")] = (
+        500, 1000, 2000, 4000, 8000, 16000, 32000,
+    )  # fmt: skip
+    """Lengths that are reported, in tokens; a document counts with the nearest."""
+    truncate: Annotated[int, arg(metavar="N")] = 2000
+    """Tokens of a document that plain-truncate leaves."""
+    bm25_tokens: Annotated[int, arg(metavar="N")] = 500
+    """Tokens of a document that plain-bm25 and model-bm25 leave."""
+    lengths_p: Annotated[tuple[float, ...], arg(metavar="P ...", help_behavior_hint="")] = ()
+    """With --keep-ratios: two-stage at each of these span lengths p, as a map."""
+    keep_ratios: Annotated[tuple[float, ...], arg(metavar="R ...", help_behavior_hint="")] = ()
+    """With --lengths-p: the keep ratios rho of the map."""
+    batch_size: Annotated[int, arg(metavar="N")] = 32
+    """Most documents that are read together; long ones are fewer."""
+    seed: int = 0
+    """Seed of the random selector."""
+    resume: bool = False
+    """Go on with the run in the output directory; conditions may be added."""
+    overwrite: bool = False
+    """Replace the run in the output directory."""
+    json: bool = False
+    """Print scores.json in place of a table."""
+    reading: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
+
+    def check(self) -> None:
+        """Raise InputError for values outside their range."""
+        for name, least in (("limit", 1), ("truncate", 2), ("bm25_tokens", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise InputError("--lengths needs whole numbers of at least 1")
+
+
+def run(args: Args) -> int:
+    """Asks, scores, reports; prints the scores as a table."""
+    from lab.asked.conditions import WORDS, make_conditions, map_conditions
+    from lab.asked.report import WRITTEN, score_table, write_summary
+    from lab.asked.run import PlantedRun
+    from lab.asked.summary import score_conditions
+    from lab.asked.tasks import read_documents
+    from remamba.evals.run_folder import RECORD_FILE, RunFolder, read_record
+    from remamba.evals.runner import say
+    from remamba.pretrained import quiet_transformers
+    from remamba.provenance import commit, device_name, versions
+
+    args.check()
+    written = (RECORD_FILE, *WRITTEN, *WORDS, "map")
+    folder = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite, written=written)
+    documents, hashes = read_documents(args.data, args.lengths, args.limit)
+    with quiet_transformers():
+        loaded = {"model": args.reading.load()}
+        if args.plain is not None:
+            loaded["plain"] = args.reading.load(args.plain)
+        own = args.reading.compression(loaded["model"].model.config)
+        conditions = make_conditions(
+            args.conditions or None,
+            own,
+            has_plain=args.plain is not None,
+            truncate=args.truncate,
+            bm25=args.bm25_tokens,
+        ) + map_conditions(own, args.lengths_p, args.keep_ratios)
+        piece_length = args.reading.piece_length
+        readers = {name: make_reader(found, piece_length) for name, found in loaded.items()}
+        device = readers["model"].model.device
+        settings = {
+            "task": "planted",
+            **{name: describe(found) for name, found in loaded.items()},
+            "lengths": list(args.lengths),
+            "limit": args.limit,
+            "seed": args.seed,
+            "data": hashes,
+        }
+        facts = {
+            "command": ["remamba", *sys.argv[1:]],
+            "versions": versions(),
+            "commit": commit(),
+            "device": device_name(device),
+            "batch_size": args.batch_size,
+        }
+        folder.prepare(settings, facts)
+        runs = prepare_folders(args.output, conditions, settings, facts, resume=args.resume)
+        count = sum(len(document.questions) for document in documents)
+        say(f"{len(documents)} documents, {count} questions, {len(conditions)} conditions")
+        asking = PlantedRun(args.output, conditions, documents, readers, args.seed)
+        asking.run(args.batch_size, most_positions(device.type))
+    scored = score_conditions(args.output, conditions)
+    for condition in conditions:
+        finish_folder(runs[condition.name], scored[condition.name])
+    folder.finish()
+    summary = write_summary(args.output, conditions, scored, read_record(args.output))
+    print(json_module.dumps(summary) if args.json else score_table(summary))
+    return 0
+
+
+def most_positions(device: str) -> int:
+    """Of documents that are read together on a device of this type."""
+    return POSITIONS.get(device, POSITIONS["cpu"])
+
+
+def make_reader(loaded: LoadedModel, piece_length: int | None = None) -> PlantedReader:
+    """A loaded model as a planted run asks it; `piece_length` as given, not as it was loaded."""
+    from lab.asked.asking import PlantedReader
+
+    device = loaded.model.device.type
+    # a GPU takes pieces of many rows at once, whose length the model finds by itself
+    piece_length = piece_length or (None if device == "cuda" else CPU_PIECE)
+    return PlantedReader(loaded.model, loaded.tokenizer, most_positions(device), piece_length)
+
+
+def describe(loaded: LoadedModel) -> dict[str, Any]:
+    """A model for run.json: `name`, `kind`, `dtype`, `fingerprint`."""
+    from remamba.evals.readers import describe_model
+
+    found = describe_model(loaded.model, None)
+    return {"name": loaded.name, **{key: found[key] for key in ("kind", "dtype", "fingerprint")}}
+
+
+def prepare_folders(
+    output: Path,
+    conditions: Sequence[Condition],
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    *,
+    resume: bool,
+) -> dict[str, RunFolder]:
+    """The folder of each condition, each a run that `eval score` and `eval compare` read.
+
+    Args:
+        settings: of the run, with each model's description under its Condition.answers_by.
+        facts: what else is told, `batch_size` among it.
+
+    Raises:
+        InputError: a folder holds a run that cannot be resumed with these settings.
+    """
+    from remamba.evals.run_folder import RunFolder
+
+    folders = {}
+    for condition in conditions:
+        folder = RunFolder(output / condition.folder, resume=resume)
+        own = {name: settings[name] for name in ("task", "lengths", "limit", "data")}
+        if condition.answers_by in settings:
+            own |= {"weights": settings[condition.answers_by]}
+            own["model"] = own["weights"]["name"]
+        if condition.compression is not None and condition.compression.selector == "random":
+            # what is drawn for a question depends on those beside it
+            own |= {"seed": settings["seed"], "batch_size": facts["batch_size"]}
+        folder.prepare({**own, **condition.settings()}, {**facts, "protocol": condition.words})
+        folders[condition.name] = folder
+    return folders
+
+
+def finish_folder(folder: RunFolder, scored: ScoredRun) -> None:
+    """Writes a condition's scores and report, and notes that it is complete."""
+    from remamba.evals.report import write_report
+    from remamba.evals.scoring import write_scores
+
+    write_scores(scored, folder.path)
+    folder.finish(failed=0)
+    write_report(scored, folder.path, with_figure=False)

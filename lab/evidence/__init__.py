@@ -1,0 +1,1 @@
+"""Many runs of the evidence put together over their seeds."""

@@ -1,0 +1,5 @@
+"""Small models to compare the embedded one with; each folder has a README."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""The paper's tables and figures: their rows, and the same in miniature."""

@@ -1,0 +1,283 @@
+"""`remamba eval planted`: shared readings change no answer; reports say what the rows say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lab.asked import asking as planted_asking
+from lab.asked.asking import PlantedReader
+from lab.asked.conditions import WORDS
+from remamba.cache import DocumentMemory
+from remamba.text import encode
+from tests.tiny import BEFORE, PAPER, TEXT, WHOLE, Run, save_tiny, tiny_model, tiny_tokenizer
+
+QUESTIONS = (" Who plays?", " Who lives in Paris, tell me?", " Where is the café?")
+
+
+def row(number: int, task: str = "facts", repeats: int = 2, questions: int = 2) -> dict[str, Any]:
+    """A document of about 50 tokens a repeat; its evidence is a name at two places."""
+    document = f"Row {number}. " + TEXT * repeats
+    places = [document.index("Helen"), document.rindex("Helen")]
+    asked = {
+        "answers": ["Helen", "Tom"],
+        "response": " Helen",
+        "evidence": [[place, place + 12] for place in places],
+    }
+    return {
+        "id": f"{task}-{number}",
+        "task": task,
+        "metric": "f1" if task == "many-facts" else "exact",
+        "new_tokens": 5,
+        "tokens": 50 * repeats,
+        "document": document,
+        "questions": [{"question": QUESTIONS[i], **asked} for i in range(questions)],
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and data."""
+    path = tmp_path_factory.mktemp("planted")
+    for name, settings in (("whole", WHOLE), ("before", BEFORE), ("paper", PAPER)):
+        save_tiny(path / name, compression=settings)
+    save_tiny(path / "plain", seed=5)
+    rows = [row(i) for i in range(3)] + [row(3, repeats=5, questions=3)]
+    rows += [row(4, "many-facts", 4), row(5, "many-facts", 4)]
+    (path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def ask(folder: Path, model: str, output: Path, *more: object) -> list[object]:
+    words: list[object] = ["eval", "planted", "--data", folder / "data.jsonl", "--output", output]
+    words += ["--model", folder / model, "--lengths", 100, 200, "--device", "cpu", "--json"]
+    return [*words, "--plain", folder / "plain", "--truncate", 40, "--bm25-tokens", 60, *more]
+
+
+def predictions(folder: Path) -> dict[str, dict[str, Any]]:
+    """All of a condition's rows by id."""
+    lines = [f.read_text().splitlines() for f in sorted((folder / "predictions").iterdir())]
+    return {(found := json.loads(line))["id"]: found for some in lines for line in some}
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A whole run of all conditions and a map, and its scores.json."""
+    from remamba import cli
+
+    output = tmp_path_factory.mktemp("finished") / "run"
+    words = ask(folder, "whole", output, "--lengths-p", 0.5, 1, "--keep-ratios", 0.1)
+    assert cli.main([str(word) for word in words]) == 0
+    return output, json.loads((output / "scores.json").read_text())
+
+
+def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, Any]]) -> None:
+    output, summary = finished
+    assert list(summary["conditions"]) == list(WORDS)
+    for name in [*WORDS, "map/p0.5-rho0.1", "map/p1-rho0.1"]:
+        assert len(predictions(output / name)) == 13
+    report = (output / "report.md").read_text()
+    assert "## The evidence" in report and "## Time and memory" in report
+    assert "BM25's passages have at most 64 tokens" in report
+    for name in ("report.png", "map.png"):
+        assert (output / name).read_bytes()[:4] == b"\x89PNG"
+    assert [(cell["p"], cell["rho"]) for cell in summary["map"]] == [(0.5, 0.1), (1.0, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("condition", "model", "settings"),
+    [
+        ("two-stage", "whole", WHOLE),
+        ("stage1", "whole", False),
+        ("fixed", "whole", WHOLE.replace(selector="fixed")),
+        ("drop", "whole", WHOLE.replace(selector="drop")),
+        ("plain", "plain", False),
+        ("map/p0.5-rho0.1", "whole", WHOLE.replace(length=0.5, keep_ratio=0.1, num_kept=None)),
+    ],
+)
+def test_answers_are_those_of_each_prompt_alone(
+    condition: str, model: str, settings: Any, folder: Path, finished: Any
+) -> None:
+    alone = tiny_model(seed=5 if model == "plain" else 3)
+    found = predictions(finished[0] / condition)
+    for line in (folder / "data.jsonl").read_text().splitlines()[2:5]:
+        given = json.loads(line)
+        document = encode(tiny_tokenizer(), given["document"]).ids
+        for i, question in enumerate(given["questions"]):
+            ids = encode(tiny_tokenizer(), question["question"], begins=False).ids
+            out = alone.generate(
+                torch.tensor([document + ids]),
+                question_lengths=torch.tensor([len(ids)]),
+                compression=settings,
+                max_new_tokens=5,
+                do_sample=False,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+            )
+            told = found[f"{given['id']}-{i}"]
+            new = out.sequences[0, len(document) + len(ids) :].tolist()
+            assert told["pred"] == tiny_tokenizer().decode(new, skip_special_tokens=True)
+            if settings is False:
+                assert told["kept"] is None
+                continue
+            assert [at for at, _ in told["kept"]] == [at for at, _ in out.kept.rows()[0]]
+
+
+def test_a_kept_needle_shows_in_spans_and_ranks(folder: Path, finished: Any) -> None:
+    lines = (folder / "data.jsonl").read_text().splitlines()
+    documents = {one["id"]: one["document"] for one in map(json.loads, lines)}
+    for told in predictions(finished[0] / "two-stage").values():
+        ids = encode(tiny_tokenizer(), documents[told["document"]]).ids
+        for start, stop in told["evidence"]:
+            assert tiny_tokenizer().decode(ids[start:stop]).strip().startswith("Helen Archer")
+        for start, stop in told["value"]:
+            assert tiny_tokenizer().decode(ids[start:stop]).strip() == "Helen"
+        # K = 6 places: an evidence is kept when it ranks among them
+        kept = [any(a <= at < b for at, _ in told["kept"]) for a, b in told["evidence"]]
+        assert kept == [rank <= 6 for rank in told["ranks"]]
+        assert told["span"] == [0, len(ids)]
+
+
+def test_one_reading_serves_all_conditions(
+    folder: Path, remamba: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    whole = planted_asking.read_documents
+
+    def counted(*given: Any) -> tuple[DocumentMemory, Any]:
+        read.append(given[1].rows)
+        return whole(*given)
+
+    monkeypatch.setattr(planted_asking, "read_documents", counted)
+    names = ("two-stage", "stage1", "random", "fixed", "drop")
+    remamba(*ask(folder, "before", tmp_path / "run", "--conditions", *names))
+    assert sum(read) == 6 + 2  # each document once, and a warm-up of each model
+
+
+def test_resumed_is_whole(folder: Path, finished: Any, remamba: Run, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    for file in output.glob("*/predictions/*.jsonl"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[::2]) + lines[1][:20])  # a kill in the middle of a line
+    (output / "two-stage" / "times.jsonl").unlink()
+    more = ("--lengths-p", 0.5, 1, "--keep-ratios", 0.1)
+    remamba(*ask(folder, "whole", output, *more, "--resume"))
+    files = sorted(finished[0].rglob("predictions/*.jsonl"))
+    assert len(files) == 2 * (len(WORDS) + 2)
+    for file in files:
+        assert (output / file.relative_to(finished[0])).read_bytes() == file.read_bytes()
+
+
+def test_shortened_documents(folder: Path, finished: Any) -> None:
+    lines = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    sizes = {one["id"]: len(encode(tiny_tokenizer(), one["document"]).ids) for one in lines}
+    asked = {q: len(encode(tiny_tokenizer(), q, begins=False).ids) for q in QUESTIONS}
+    for name, most in (("plain-drop20", None), ("plain-truncate", 40), ("plain-bm25", 60)):
+        for told in predictions(finished[0] / name).values():
+            size = sizes[told["document"]]
+            read = told["prompt_tokens"] - asked[QUESTIONS[int(told["id"].rsplit("-")[-1])]]
+            if most is None:
+                assert read == size - int(0.2 * size)
+                assert told["left"] == [a >= int(0.2 * size) for a, _ in told["evidence"]]
+            elif most == 40:
+                assert read == 40
+                assert told["left"] == [b <= 20 or a >= size - 20 for a, b in told["evidence"]]
+            else:
+                assert read <= 60
+
+
+def test_constant_is_the_most_frequent_answer(finished: Any) -> None:
+    found = predictions(finished[0] / "constant").values()
+    assert {told["pred"] for told in found} == {"Helen"}
+    entry = finished[1]["conditions"]["constant"]
+    assert entry["average"] == 100.0 and entry["times"] == {}
+
+
+def test_the_summary_says_what_the_rows_say(finished: Any, remamba: Run) -> None:
+    output, summary = finished
+    for name, entry in summary["conditions"].items():
+        rows = predictions(output / name)
+        for task, dataset in entry["datasets"].items():
+            for length, cell in dataset["lengths"].items():
+                here = [
+                    told
+                    for told in rows.values()
+                    if told["task"] == task and told["length"] == int(length)
+                ]
+                assert (cell["n"], cell["documents"]) == (
+                    len(here),
+                    len({told["document"] for told in here}),
+                )
+                if name == "two-stage":
+                    every = [all(rank <= 6 for rank in told["ranks"]) for told in here]
+                    assert cell["evidence"]["every"] == pytest.approx(100 * np.mean(every))
+                    best = [min(told["ranks"]) for told in here]
+                    assert cell["evidence"]["rank"] == np.median(best)
+                    assert cell["evidence"]["where_stage1_wrong"]["n"] == len(here)
+        again = remamba("eval", "score", "--task", "planted", "--output", output / name, "--json")
+        assert again["average"] == pytest.approx(entry["average"])
+    found = remamba("eval", "compare", output / "stage1", output / "two-stage", "--json")
+    pair = summary["paired"]["stage1"]["datasets"]["facts"]
+    assert found["datasets"]["facts"] == pair
+
+
+def test_the_papers_form_tells_inside_from_outside(
+    folder: Path, remamba: Run, tmp_path: Path
+) -> None:
+    found = remamba(*ask(folder, "paper", tmp_path / "run", "--conditions", "two-stage", "stage1"))
+    cells = found["conditions"]["two-stage"]["datasets"]["many-facts"]["lengths"]["200"]
+    assert cells["evidence"]["across"]["n"] == 4  # the first name inside, the last one behind
+    assert "inside" not in cells["evidence"]
+    for told in predictions(tmp_path / "run" / "two-stage").values():
+        assert told["ranks"][0] is not None and told["ranks"][1] is None
+
+
+def test_random_selection_needs_the_same_batches(
+    folder: Path, remamba: Run, refused: Run, tmp_path: Path
+) -> None:
+    words = ask(folder, "whole", tmp_path / "run", "--limit", 1, "--conditions", "random", "drop")
+    remamba(*words)
+    assert "with batch_size = 32, and not 2" in refused(*words, "--resume", "--batch-size", 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--conditions", "plane"), "--conditions plane: choose of two-stage"),
+        (("--conditions", "random", "--selector", "none"), "needs a model that compresses"),
+        (("--lengths-p", 0.5), "give both or neither"),
+        (("--batch-size", 0), "--batch-size 0 must be at least 1"),
+        (("--truncate", 1), "--truncate 1 must be at least 2"),
+        (("--data", "nothing.jsonl"), "nothing.jsonl is no file"),
+        (("--lengths-p", 2, "--keep-ratios", 0.1), "length (p) = 2.0 is outside"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    more: tuple[object, ...], expected: str, folder: Path, refused: Run, tmp_path: Path
+) -> None:
+    assert expected in refused(*ask(folder, "whole", tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_conditions_need_a_plain_model(folder: Path, refused: Run, tmp_path: Path) -> None:
+    words = ask(folder, "whole", tmp_path / "run", "--conditions", "plain-bm25")
+    at = words.index("--plain")
+    assert "give --plain DIR" in refused(*words[:at], *words[at + 2 :])
+
+
+def test_answers_end_with_the_text() -> None:
+    model = tiny_model()
+    reader = PlantedReader(model, tiny_tokenizer(), 1000)
+    ids = encode(tiny_tokenizer(), TEXT).ids
+    (((whole,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], None, 12)
+    model.generation_config.eos_token_id = whole.tokens[3]
+    reader = PlantedReader(model, tiny_tokenizer(), 1000)
+    (((ended,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], None, 12)
+    assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3])]

@@ -1,0 +1,282 @@
+"""recipes/evidence.sh: commands that exist, branches that differ in their form alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.commands.data_planted import Args as Planted
+from lab.commands.eval_planted import Args as Asked
+from lab.planted.suite import Options, make_tasks
+from remamba.cli import _parse
+from remamba.train.config import TrainArgs
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "evidence.sh"
+sys.path.insert(0, str(ROOT / "examples"))
+
+import make_base  # noqa: E402
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+# Stands in for python: logs the command, sees that what it reads is there, writes what it would.
+STUB = """
+import json, os, sys
+from pathlib import Path
+
+words = sys.argv[1:]
+if words[0] == "-":
+    if os.environ.get("REALLY_KEEP"):
+        os.execv(sys.executable, [sys.executable, *words])
+    Path(words[2]).mkdir(parents=True)
+    (Path(words[2]) / "model.safetensors").touch()
+    sys.exit()
+
+def given(name):
+    if name not in words:
+        return []
+    rest = words[words.index(name) + 1 :]
+    ends = [i for i, word in enumerate(rest) if word.startswith("--")]
+    return [Path(word) for word in rest[: min(ends, default=len(rest))]]
+
+with open(os.environ["RECIPE_LOG"], "a") as file:
+    file.write(json.dumps(words) + "\\n")
+output = given("--output")[-1]
+with open(os.environ["RECIPE_LOG"] + "-gpus", "a") as file:
+    file.write(f"{output} {os.environ.get('CUDA_VISIBLE_DEVICES', 'any')}\\n")
+for path in [*given("--data"), *given("--base"), *given("--model"), *given("--plain")]:
+    if not (path if path.suffix else path / "model.safetensors").is_file():
+        sys.exit(f"{path} is not there")
+if str(output).endswith(os.environ.get("FAILS", "?")):
+    sys.exit("as asked")
+if output.suffix == ".jsonl":
+    output.parent.mkdir(exist_ok=True)
+    output.touch()
+    sys.exit()
+output.mkdir(parents=True, exist_ok=True)
+(output / "tokenizer.json").touch()
+if "eval" in words:
+    (output / "run.json").write_text('{\\n"status": "finished"\\n}')
+elif "--tokenizer-only" not in words:
+    if os.environ.get("REALLY_KEEP"):
+        import numpy
+        from safetensors.numpy import save_file
+
+        save_file({"w": numpy.ones(2, "float32")}, output / "model.safetensors")
+    else:
+        (output / "model.safetensors").touch()
+    (output / "config.json").write_text('{"dtype": "float32", "model_type": "remamba"}')
+    (output / "train.json").write_text('{\\n"status": "finished"\\n}')
+"""
+FREE = {"base", "output", "accumulate"}
+FORM = {
+    *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
+    *("selector", "window", "value", "importance", "score_gradient", "score_loss"),
+    *("num_kept", "score_negatives"),
+    *("score_target", "stage1_loss", "document_loss"),
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """`recipe(**environment)` runs it on a stub; `recipe.log` are the commands."""
+    for name in ("train-00", "train-01", "dev"):
+        (tmp_path / f"{name}.jsonl.xz").touch()
+    (tmp_path / "classes.txt").touch()
+    (tmp_path / "stub.py").write_text(STUB)
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{tmp_path}/stub.py" "$@"\n')
+    stub.chmod(0o755)
+
+    def run(really_keep: bool = False, **changes: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "BOOKS": str(tmp_path), "OUT": str(tmp_path / "out")}
+        environment |= {"PYTHON": str(stub), "WORKERS": "3", "RECIPE_LOG": str(tmp_path / "log")}
+        environment |= {"CLASSES": str(tmp_path / "classes.txt"), **changes}
+        if really_keep:
+            environment["REALLY_KEEP"] = "1"
+            stub.write_text(stub.read_text().replace(" -S ", " "))
+        return subprocess.run(
+            ["bash", str(RECIPE)], env=environment, capture_output=True, text=True
+        )
+
+    return run
+
+
+def commands(tmp_path: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+
+
+def trained(found: list[list[str]]) -> dict[str, dict[str, Any]]:
+    """Run -> its options, as `remamba train` reads them."""
+    runs = [_parse(TrainArgs, "train", words[3:]) for words in found if words[2:3] == ["train"]]
+    return {args.output.split("/out/")[1].split("/", 1)[1]: args.to_dict() for args in runs}
+
+
+def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    done = recipe(SEEDS="3", JOBS="3", FAMILY="mamba")
+    assert done.returncode == 0, done.stderr
+    found = commands(tmp_path)
+    asked = []
+    for words in found:
+        if Path(words[0]).name == "make_base.py":
+            make_base.build_parser().parse_args(words[1:])
+        elif words[2:5] == ["data", "build", "planted"]:
+            args = _parse(Planted, "data build planted", words[5:])
+            split = args.output.stem.split("-")[0]
+            is_held_out = split in ("dev", "test")
+            assert args.split == (split if is_held_out else "train")
+            books = ["dev"] if is_held_out else ["tra"] * 2
+            assert [path.name[:3] for path in args.books] == books
+            assert args.tokenizer == tmp_path / "out" / "tokenizer"
+            given = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+            tasks = tuple(name for name in args.tasks if name != "few-shot")  # needs the classes
+            make_tasks(Options(**given | {"tasks": tasks, "weights": None}))
+        elif words[2] == "eval":
+            asked.append(_parse(Asked, "eval planted", words[4:]))
+    runs = trained(found)
+    assert [name for name in runs if "/" not in name] == [
+        *("base-recall", "base-names", "base-mixed", "base-wide")
+    ]
+    branches = sorted({name.split("/")[0] for name in runs if "/" in name})
+    assert len(branches) == 33
+    assert sorted(str(args.output).split("/asked-")[1] for args in asked) == sorted(
+        f"{split}/{branch}" for split in ("dev", "test") for branch in branches
+    )
+    for args in asked:
+        assert {path.stem.split("-")[0] for path in args.data} == {args.output.parent.name[6:]}
+
+    forms = {}
+    for branch in branches:
+        form: list[Any] = []
+        for stage in ("read-out", "select", "middle", "long"):
+            ours, plain = runs[f"{branch}/{stage}"], runs[f"plain-s3/{stage}"]
+            differing = {key for key in ours if ours[key] != plain[key]} - FREE
+            if branch == "sentences-no-crowds-s3" and stage == "long":
+                assert "data" in differing
+                differing -= {"data"}
+            if branch == "plain-more-s3":
+                assert differing == {"max_steps"} and ours["max_steps"] == 2 * plain["max_steps"]
+            else:
+                assert differing <= FORM, (branch, differing)
+            form.append({key: ours[key] for key in sorted(FORM | {"max_steps", "data"})})
+            # only then does a step hold each document once, as these two need
+            is_shared = ours["length"] == [1.0, 1.0] and ours["placement"] != "append"
+            if ours["method"] == "remamba" and not is_shared:
+                needs = (ours["score_negatives"], ours["document_loss"])
+                assert needs == ("document", 0.0), branch
+        assert form not in forms.values(), f"{branch} is another branch under a second name"
+        forms[branch] = form
+    assert {form[0]["method"] for name, form in forms.items() if name[:5] == "plain"} == {"mamba"}
+    paper = forms["paper-s3"][-1]
+    assert paper["length"] == [0.18, 0.18] and paper["keep_ratio"][0] == 0.009
+    assert (paper["start"], paper["adaption"], paper["score_loss"]) == (0.0, "selective", 0.0)
+
+    count = len(found)
+    assert recipe(SEEDS="3", FAMILY="mamba").returncode == 0
+    assert len(commands(tmp_path)) == count  # all of it is there
+    assert recipe(SEEDS="4", BRANCHES="whole", FAMILY="mamba").returncode == 0
+    added = trained(commands(tmp_path)[count:])
+    assert len(added) == 4
+    assert all(
+        added[f"whole-s4/{s}"]["seed"] != runs[f"whole-s3/{s}"]["seed"] for s in ("select", "long")
+    )
+
+
+def test_a_chain_that_was_cut_off_goes_on_where_it_was(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = {"SCALE": "toy", "BRANCHES": "whole few plain", "really_keep": True}
+    done = recipe(**toy, FAILS="whole-s1/middle")
+    assert done.returncode == 1 and "logs/whole-s1.log" in done.stderr
+    models = tmp_path / "out" / "mamba2-toy"
+    assert "as asked" in (models / "logs" / "whole-s1.log").read_text()
+    assert not (models / "kept" / "whole-s1").exists()
+    assert not (models / "asked-test" / "whole-s1").exists()
+    assert (models / "asked-test" / "few-s1").exists()  # those behind it went on
+
+    (models / "whole-s1" / "select" / "train.json").write_text('{"status": "running"}')
+    before = len(commands(tmp_path))
+    done = recipe(**toy)
+    assert done.returncode == 0, done.stderr
+    again = trained(commands(tmp_path)[before:])
+    assert list(again)[:3] == [f"whole-s1/{stage}" for stage in ("select", "middle", "long")]
+    assert [args["overwrite"] for args in again.values()] == [True, False, False]
+
+    from safetensors.numpy import load_file
+    from safetensors.torch import load_file as load_torch
+
+    weights = load_torch(models / "kept" / "plain-s1" / "model.safetensors")
+    assert str(weights["w"].dtype) == "torch.bfloat16"
+    config = json.loads((models / "kept" / "plain-s1" / "config.json").read_text())
+    assert config == {"dtype": "bfloat16", "model_type": "remamba"}
+    assert str(load_file(models / "base" / "model.safetensors")["w"].dtype) == "float32"
+    assert not list(models.glob("*-s1/*/model.safetensors"))
+
+
+def test_branches_go_round_the_gpus_and_the_base_stays(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = {"SCALE": "toy", "BRANCHES": "plain paper few", "SEEDS": "1 2"}
+    done = recipe(**given, GPUS="0 2", JOBS="2", CUDA_VISIBLE_DEVICES="7")
+    assert done.returncode == 0, done.stderr
+    used: dict[str, set[str]] = {}
+    for line in (tmp_path / "log-gpus").read_text().splitlines():
+        output, gpu = line.rsplit(" ", 1)
+        branch = re.search(r"(plain|paper|few)-s\d", output)
+        used.setdefault(branch.group() if branch else "base", set()).add(gpu)
+    assert used.pop("base") == {"7"}
+    # no conclusion rests on "few"
+    assert sorted(used) == ["few-s1", "paper-s1", "paper-s2", "plain-s1", "plain-s2"]
+    assert all(len(gpus) == 1 for gpus in used.values())
+    assert set.union(*used.values()) == {"0", "2"}
+
+    for stage in ("none", "plain"):
+        recipe(**given | {"BRANCHES": stage}, OUT=str(tmp_path / stage))
+    assert not list((tmp_path / "none").rglob("*-s1"))
+    assert (tmp_path / "none/mamba2-toy/base-wide/model.safetensors").is_file()
+
+
+def test_a_base_of_another_seed_stands_beside_the_first(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = {"SCALE": "toy", "BRANCHES": "plain", "FAMILY": "mamba"}
+    seeds: dict[str, list[Any]] = {}
+    for base_seed in ("0", "2"):
+        before = len(commands(tmp_path)) if (tmp_path / "log").exists() else 0
+        done = recipe(**given, BASE_SEED=base_seed)
+        assert done.returncode == 0, done.stderr
+        found = commands(tmp_path)[before:]
+        made = [words for words in found if "--family" in words]
+        assert [words[words.index("--seed") + 1] for words in made] == [base_seed]
+        assert any("planted" in words and "build" in words for words in found) is (base_seed == "0")
+        for name, run in trained(found).items():
+            seeds.setdefault(name, []).append(run["seed"])
+    assert all((len(set(pair)) == 2) is name.startswith("base-") for name, pair in seeds.items())
+    assert (tmp_path / "out" / "mamba-toy-base2" / "kept" / "plain-s1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"BRANCHES": "plain wholly"}, "wholly is unknown"),
+        ({"FAMILY": "llama"}, "FAMILY=llama"),
+        ({"SCALE": "huge"}, "SCALE=huge"),
+        ({"BASE_SEED": "two"}, "BASE_SEED=two"),
+        ({"BOOKS": "/nowhere"}, "/nowhere holds no train"),
+    ],
+)
+def test_a_wrong_variable_is_told_before_anything_runs(
+    recipe: Callable[..., Any], tmp_path: Path, changes: dict[str, str], told: str
+) -> None:
+    done = recipe(**changes)
+    assert done.returncode == 2 and told in done.stderr
+    assert not (tmp_path / "log").exists()
