@@ -16,7 +16,7 @@ class Projection(nn.Linear):
 
     torch multiplies a single float32 row on one thread, and 2 to 16 rows badly. Without gradients
     one row is cut among the threads by the rows of W, and few rows are multiplied from the other
-    side (`benchmarks/bench_generate.py --what decode` shows what that gives).
+    side (`remamba bench generate --what decode` shows what that gives).
     """
 
     def forward(self, x: Tensor) -> Tensor:

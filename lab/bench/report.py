@@ -20,7 +20,7 @@ from remamba.errors import InputError
 from remamba.files import check_output, make_directory, write_whole
 from remamba.provenance import commit, device_name, versions
 
-RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "triton", "mamba-ssm", "causal-conv1d", "mambapy", "numpy")
 # variables that change speed
 ENVIRONMENT = (

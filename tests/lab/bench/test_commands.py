@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from remamba import cli
 from remamba.cache import StateCache
 from remamba.ops import backend
 
-ROOT = Path(__file__).parent.parent.parent
 SHAPES = ["--shapes", "mamba-tiny", "mamba2-tiny"]
 TINY = [*SHAPES, "--device", "cpu", "--repeats", "1"]
 
@@ -204,16 +202,6 @@ def test_a_missing_matplotlib_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     assert cli.main(["bench", "fig6", "--scale", "tiny", "--output", str(tmp_path / "o")]) == 2
     assert "remamba[eval]" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["ops", "generate", "long"])
-def test_the_scripts_are_the_commands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(cli, "main", lambda argv: asked.append(argv) or 0)
-    monkeypatch.setattr(sys, "argv", ["script", "--seed", "3"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(ROOT / "benchmarks" / f"bench_{name}.py"), run_name="__main__")
-    assert asked == [["bench", name, "--seed", "3"]]
 
 
 def test_a_llama_that_cannot_be_compiled_is_left_out_and_said(

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import pytest
-
-SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "bench_train.py"
+from lab.bench import train
 
 
-def test_a_step_of_each_contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_each_contender(tmp_path: Path) -> None:
     kept = tmp_path / "train.json"
-    spec = importlib.util.spec_from_file_location("bench_train", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up
-    monkeypatch.setitem(sys.modules, "bench_train", module)
-    spec.loader.exec_module(module)
-    report = module.main(
+    report = train.main(
         ["--shape", "mamba-tiny", "--tokens", "70", "--answer", "9", "--repeats", "1",
          "--device", "cpu", "--output", str(kept)]
     )  # fmt: skip

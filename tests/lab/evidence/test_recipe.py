@@ -16,15 +16,13 @@ import pytest
 
 from lab.commands.data_planted import Args as Planted
 from lab.commands.eval_planted import Args as Asked
+from lab.planted import make_base
 from lab.planted.suite import Options, make_tasks
 from remamba.cli import _parse
 from remamba.train.config import TrainArgs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "recipes" / "evidence.sh"
-sys.path.insert(0, str(ROOT / "examples"))
-
-import make_base  # noqa: E402
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 

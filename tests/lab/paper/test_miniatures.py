@@ -40,7 +40,7 @@ from remamba.errors import InputError
 from remamba.evals.bm25 import BM25
 from tests.tiny import PAPER, WHOLE
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 ASSETS = ROOT / "remamba" / "assets"
 MANIFEST = json.loads((DATA.parent / "miniature.manifest.json").read_text())
 PLAIN = CompressionConfig(selector="none")

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import lzma
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lab.planted import make_base
 from remamba import ReMambaForCausalLM
 from tests.lab.planted.library import books as library
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import make_base  # noqa: E402
 
 SMALL = ["--vocab-size", "2048", "--hidden-size", "32", "--layers", "1", "--head-dim", "16"]
 SMALL += ["--state-size", "8", "--sample-mb", "0.05", "--word-weight", "50"]
