@@ -212,7 +212,8 @@ def theirs(args: Args, device: str, results: list[dict[str, Any]]) -> None:
     shape = SHAPES[args.shape]
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with torch.device(device):
-        base = MambaForCausalLM(MambaConfig(use_cache=False, **shape.sizes)).to(dtype)
+        base: Any = MambaForCausalLM(MambaConfig(use_cache=False, **shape.sizes))
+        base = base.to(dtype)
         # PEFT refuses out_proj here: transformers' fast path reads its weight past the adapter
         config = LoraConfig(
             r=32, target_modules=["in_proj", "embeddings", "lm_head"], modules_to_save=["dt_proj"]
