@@ -41,10 +41,10 @@ _HOMES = {
 """Public name -> the module that defines it, which is imported when the name is first used."""
 
 if TYPE_CHECKING:
-    from remamba.cache import DocumentMemory, Kept, Span, StateCache
     from remamba.compression_config import CompressionConfig
     from remamba.configuration_remamba import ReMambaConfig
     from remamba.errors import InputError
+    from remamba.model.states import DocumentMemory, Kept, Span, StateCache
     from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
 else:
     # hidden from type checkers, which would take every name for a good one

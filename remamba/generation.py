@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
-from remamba.batch import enter, flush_right, past_end
-from remamba.cache import StateCache, Text
 from remamba.errors import InputError
+from remamba.model.rows import enter, flush_right, past_end
+from remamba.model.states import StateCache, Text
 
 
 def pad_left(mask: Tensor, *given: Tensor | None) -> list[Tensor | None]:

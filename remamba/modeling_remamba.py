@@ -11,21 +11,29 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from remamba.backbone import Backbone
-from remamba.batch import IGNORE, Batch, align, enter, leave, not_finite
-from remamba.cache import DocumentMemory, Kept, StateCache, check_fingerprint
-from remamba.compression import Compressor
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
-from remamba.decode import decode_step_of, decodes_in_place
 from remamba.errors import InputError
+from remamba.execution.decode import decode_step_of, decodes_in_place
 from remamba.generation import StatefulGeneration
-from remamba.losses import answer_loss, document_loss, passage_score_loss
-from remamba.mixer import MambaMixer
-from remamba.mixer2 import Mamba2Mixer
-from remamba.norm import GatedRMSNorm, RMSNorm
+from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
+from remamba.methods.remamba import (
+    How,
+    Passage,
+    answer,
+    read_documents,
+    read_on,
+    read_plain,
+    read_twice,
+)
+from remamba.methods.selection import Compressor
+from remamba.model.backbone import Backbone
+from remamba.model.mamba import MambaMixer
+from remamba.model.mamba2 import Mamba2Mixer
+from remamba.model.norm import GatedRMSNorm, RMSNorm
+from remamba.model.projection import Projection
+from remamba.model.rows import IGNORE, Batch, align, enter, leave, not_finite
+from remamba.model.states import DocumentMemory, Kept, StateCache, check_fingerprint
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
-from remamba.projection import Projection
-from remamba.stages import How, Passage, answer, read_documents, read_on, read_plain, read_twice
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """None: the model's own settings; a dict: those with changes. False: plain Mamba."""

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
-from remamba.watch import Watch
+from remamba.execution.watch import Watch
 
 EMBEDDED = "remamba-tiny"
 """The model that commands take where none is named; it comes with the package."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from remamba import CompressionConfig, DocumentMemory, ReMambaConfig, ReMambaForCausalLM, StateCache
 from remamba.ops import selective_scan, ssd
-from remamba.ops.selective_scan import selective_scan_ref
-from remamba.ops.ssd import ssd_ref
+from remamba.ops.scan.op import selective_scan_ref
+from remamba.ops.ssd_scan.op import ssd_ref
 
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
 BOUND = 1e-5
@@ -270,7 +270,7 @@ def memory_equals_unsplit(backbone: str) -> float:
     long_way = torch.cat([embed(unsplit[:, :30]), values, embed(asked)], 1)
     alpha = torch.relu(found.kept.scores)
     ones = torch.ones(6, 30), torch.ones(6, 6)
-    from remamba.adaption import Adaption
+    from remamba.model.time_step import Adaption
 
     adaption = Adaption(
         torch.cat([ones[0], alpha, ones[1]], 1),
@@ -284,9 +284,9 @@ def memory_equals_unsplit(backbone: str) -> float:
 
 def neutral_splice_equals_plain(backbone: str) -> float:
     """Everything kept, Value the identity on embeddings, alpha 1, Theta 0: plain Mamba again."""
-    from remamba.batch import enter
-    from remamba.cache import Kept
-    from remamba.compression import plan_adaption, plan_splice, splice
+    from remamba.methods.selection import plan_adaption, plan_splice, splice
+    from remamba.model.rows import enter
+    from remamba.model.states import Kept
 
     model, ids = tiny_model(backbone), tokens(2, 30)
     with torch.no_grad():
@@ -324,7 +324,7 @@ def engine_equals_generate(backbone: str) -> float:
 
     With states that grow and shrink, and with states in place.
     """
-    from remamba.engine import Engine, Request, SamplingOptions
+    from remamba.engine.engine import Engine, Request, SamplingOptions
 
     model = tiny_model(backbone, eos_token_id=None)
     greedy = SamplingOptions(max_new_tokens=6)

@@ -116,7 +116,7 @@ import remamba
 from transformers import AutoModelForCausalLM
 class Own(remamba.ReMambaForCausalLM): pass
 AutoModelForCausalLM.register(remamba.ReMambaConfig, Own, exist_ok=True)
-import remamba.engine, remamba.commands.ask
+import remamba.engine.engine, remamba.commands.ask
 assert type(AutoModelForCausalLM.from_pretrained(sys.argv[1])) is Own
 """,
         saved,

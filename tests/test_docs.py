@@ -45,7 +45,7 @@ def exists(path: str) -> bool:
 
 
 def resolve(reference: str) -> Path:
-    """`ops/ssd.py` or `remamba/ops/ssd.py` or `tests/test_x.py` -> the file."""
+    """`ops/ssd_scan/op.py` or `remamba/ops/ssd_scan/op.py` or `tests/test_x.py` -> the file."""
     for base in (ROOT, ROOT / "remamba"):
         if (base / reference).is_file():
             return base / reference

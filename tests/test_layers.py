@@ -58,7 +58,7 @@ def room(path: tuple[str, ...]) -> str:
 
 
 def module_path(file: Path) -> tuple[str, ...]:
-    """Module path inside the package: remamba/ops/ssd.py -> ("ops", "ssd")."""
+    """Module path inside the package: remamba/ops/ssd_scan/op.py -> ("ops", "ssd")."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" else parts
 

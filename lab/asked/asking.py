@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from lab.asked.evidence import evidence_ranks
-from remamba.batch import Batch, cut, enter, not_finite
-from remamba.cache import DocumentMemory, Span, StateCache
-from remamba.compression import span_bounds
 from remamba.configuration_remamba import CompressionConfig
-from remamba.decode import decode_step_of, runs_in_place
-from remamba.engine import end_tokens
+from remamba.engine.engine import end_tokens
+from remamba.execution.decode import decode_step_of, runs_in_place
+from remamba.methods.remamba import How, Passage, answer, read_documents, read_plain, read_twice
+from remamba.methods.selection import span_bounds
+from remamba.model.rows import Batch, cut, enter, not_finite
+from remamba.model.states import DocumentMemory, Span, StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.stages import How, Passage, answer, read_documents, read_plain, read_twice
 
 WHOLE_DOCUMENT = CompressionConfig(length=1.0, keep_ratio=1.0)
 """Keeps the states of every position, from which each setting's span is cut."""

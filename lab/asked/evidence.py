@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remamba.batch import past_end, to_device
-from remamba.cache import Span
+from remamba.model.rows import past_end, to_device
+from remamba.model.states import Span
 
 
 def token_spans(

@@ -14,7 +14,7 @@ from lab.bench.measure import progress
 from lab.bench.passes import prefill, random_ids
 from lab.bench.shapes import Shape, build, build_transformers
 from remamba.configuration_remamba import CompressionConfig
-from remamba.engine import Engine, Request, SamplingOptions
+from remamba.engine.engine import Engine, Request, SamplingOptions
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}

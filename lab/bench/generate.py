@@ -56,7 +56,7 @@ from lab.bench.shapes import (
     peer_bytes,
 )
 from remamba.configuration_remamba import CompressionConfig
-from remamba.engine import Engine
+from remamba.engine.engine import Engine
 from remamba.errors import InputError
 from remamba.pretrained import quiet_transformers
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lab.bench.shapes import SHAPES, build
-from remamba.decode import DecodeStep
-from remamba.graphs import Graph
+from remamba.execution.decode import DecodeStep
+from remamba.execution.graphs import Graph
 from remamba.ops import use_backend
-from remamba.ops.few_rows_triton import TILES, Tile, few_rows_product
+from remamba.ops.decode_layer.triton_few_rows import TILES, Tile, few_rows_product
 
 # place in TILES -> rows of W, columns of W, and the tiles to try for one row and for several
 ROLES = {

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remamba.commands.text_input import printable
-from remamba.selection import KeptWord, Place, cut, kept_words, places, snippets
-from remamba.selection_page import PageAnswer, selection_page
+from remamba.engine.kept_words import KeptWord, Place, cut, kept_words, places, snippets
+from remamba.engine.page import PageAnswer, selection_page
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from remamba import DocumentMemory
-    from remamba.engine import Completion
+    from remamba.engine.engine import Completion
 
 INDENT = 11
 """Columns before an answer."""

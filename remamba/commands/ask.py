@@ -17,7 +17,7 @@ from remamba.errors import InputError
 if TYPE_CHECKING:
     from remamba import CompressionConfig, DocumentMemory
     from remamba.commands.answers import Answered
-    from remamba.engine import Completion
+    from remamba.engine.engine import Completion
 
 OWN_TEMPLATE = "(default: the model's own)"
 
@@ -84,7 +84,7 @@ def run(args: Args) -> int:
 def _check(args: Args) -> None:
     """Raise InputError for what can be seen to be wrong before a model is loaded."""
     from remamba.commands.reading import check_output
-    from remamba.engine import fill_template
+    from remamba.engine.engine import fill_template
 
     if (args.document is None) == (args.memory is None):
         raise InputError("give either --document FILE or --memory FILE")
@@ -183,7 +183,7 @@ class Asking:
     ) -> list[Completion]:
         """All questions to one model: of a memory, or of the document's text."""
         from remamba.commands.text_input import unescape
-        from remamba.engine import Engine, Request, fill_template
+        from remamba.engine.engine import Engine, Request, fill_template
         from remamba.text import encode
 
         template = loaded.model.config.question_template

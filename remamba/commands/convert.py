@@ -51,7 +51,7 @@ def run(args: Args) -> int:
     """Converts; prints what was written."""
     import torch
 
-    from remamba.checkpoint import convert
+    from remamba.checkpoints.convert import convert
     from remamba.configuration_remamba import CompressionConfig
 
     names = ("start", "length", "keep_ratio", "placement", "adaption")

@@ -39,7 +39,7 @@ class Args:
 def run(args: Args) -> int:
     """Writes the text to stdout, or one JSON object; what it took goes to stderr."""
     from remamba.commands.text_input import make_stdout_tolerant, read_text
-    from remamba.engine import Engine, Request
+    from remamba.engine.engine import Engine, Request
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise InputError("give either --prompt TEXT or --prompt-file FILE")

@@ -10,7 +10,7 @@ from tyro.conf import UseAppendAction, arg
 from remamba.commands.text_input import unescape
 
 if TYPE_CHECKING:
-    from remamba.sampling import SamplingOptions
+    from remamba.engine.sampling import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SamplingArgs:
         Raises:
             InputError: a value is outside its range.
         """
-        from remamba.sampling import SamplingOptions
+        from remamba.engine.sampling import SamplingOptions
 
         return SamplingOptions(
             max_new_tokens=self.max_new_tokens,

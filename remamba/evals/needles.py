@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from remamba.engine.request import fill_template
 from remamba.errors import InputError
 from remamba.evals.items import DataFolder, Item, Prompt
 from remamba.evals.metrics import first_line
 from remamba.evals.predictions import Prediction
 from remamba.evals.prompting import Text
 from remamba.json_lines import JsonLines
-from remamba.request import fill_template
 from remamba.text import encode
 
 DATASET = "needle"

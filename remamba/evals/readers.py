@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from remamba.cache import Kept
 from remamba.configuration_remamba import CompressionConfig
-from remamba.engine import Engine, Request, SamplingOptions
+from remamba.engine.engine import Engine, Request, SamplingOptions
+from remamba.engine.request import Completion, Job
 from remamba.errors import InputError
 from remamba.evals.prompting import Text
+from remamba.model.states import Kept
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import fingerprint
 from remamba.provenance import device_name
-from remamba.request import Completion, Job
 from remamba.text import encode
 
 LOOK_AHEAD = 64

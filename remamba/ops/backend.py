@@ -25,51 +25,51 @@ KERNELS = ("cuda", "triton")
 
 # op -> backend -> "module:function", imported when first used: only *_triton.py import triton.
 # A triton form is registered by a line here, beside the others:
-# "triton": "remamba.ops.selective_scan_triton:selective_scan_triton".
+# "triton": "remamba.ops.scan.triton:selective_scan_triton".
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
-        "ref": "remamba.ops.selective_scan:selective_scan_ref",
-        "torch": "remamba.ops.selective_scan_torch:selective_scan_torch",
-        "triton": "remamba.ops.selective_scan_triton:selective_scan_triton",
-        "cuda": "remamba.ops.selective_scan_cuda:selective_scan_cuda",
+        "ref": "remamba.ops.scan.op:selective_scan_ref",
+        "torch": "remamba.ops.scan.torch:selective_scan_torch",
+        "triton": "remamba.ops.scan.triton:selective_scan_triton",
+        "cuda": "remamba.ops.scan.cuda:selective_scan_cuda",
     },
     "ssd": {
-        "ref": "remamba.ops.ssd:ssd_ref",
-        "torch": "remamba.ops.ssd_torch:ssd_torch",
-        "triton": "remamba.ops.ssd_triton:ssd_triton",
+        "ref": "remamba.ops.ssd_scan.op:ssd_ref",
+        "torch": "remamba.ops.ssd_scan.torch:ssd_torch",
+        "triton": "remamba.ops.ssd_scan.triton:ssd_triton",
     },
     "causal_conv": {
-        "torch": "remamba.ops.causal_conv:causal_conv_torch",
-        "triton": "remamba.ops.causal_conv_triton:causal_conv_triton",
+        "torch": "remamba.ops.convolution.op:causal_conv_torch",
+        "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
         "torch": "remamba.ops.adapt_dt:adapt_dt_torch",
         "triton": "remamba.ops.adapt_dt_triton:adapt_dt_triton",
     },
     "decay_rate": {
-        "torch": "remamba.ops.decay_rate:decay_rate_torch",
-        "triton": "remamba.ops.decay_rate_triton:decay_rate_triton",
+        "torch": "remamba.ops.time_step.decay_rate:decay_rate_torch",
+        "triton": "remamba.ops.time_step.triton_decay_rate:decay_rate_triton",
     },
     "rms_norm": {
-        "torch": "remamba.ops.rms_norm:rms_norm_torch",
-        "triton": "remamba.ops.rms_norm_triton:rms_norm_triton",
+        "torch": "remamba.ops.norm.op:rms_norm_torch",
+        "triton": "remamba.ops.norm.triton:rms_norm_triton",
     },
     "gated_rms_norm": {
-        "torch": "remamba.ops.rms_norm:gated_rms_norm_torch",
-        "triton": "remamba.ops.rms_norm_triton:gated_rms_norm_triton",
+        "torch": "remamba.ops.norm.op:gated_rms_norm_torch",
+        "triton": "remamba.ops.norm.triton:gated_rms_norm_triton",
     },
     "selective_state_update": {
-        "torch": "remamba.ops.state_update:selective_state_update_torch",
-        "triton": "remamba.ops.state_update_triton:selective_state_update_triton",
+        "torch": "remamba.ops.state_update.op:selective_state_update_torch",
+        "triton": "remamba.ops.state_update.triton:selective_state_update_triton",
     },
     "ssd_state_update": {
-        "torch": "remamba.ops.state_update:ssd_state_update_torch",
-        "triton": "remamba.ops.state_update_triton:ssd_state_update_triton",
+        "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
+        "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
     # a whole block of a decode step; its torch form is the block itself
     "decode_layer": {
-        "torch": "remamba.backbone:Block",
-        "triton": "remamba.ops.decode_layer_triton:mamba_layer",
+        "torch": "remamba.model.backbone:Block",
+        "triton": "remamba.ops.decode_layer.triton:mamba_layer",
     },
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from remamba.checkpoint import is_new
+from remamba.checkpoints.convert import is_new
 from remamba.train.config import TrainArgs
 from remamba.train.lora import plain_name
 

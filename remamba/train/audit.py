@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from remamba.batch import IGNORE
 from remamba.errors import InputError
+from remamba.model.rows import IGNORE
 from remamba.train.batches import StepBatches
 from remamba.train.meter import any_span
 from remamba.train.progress import say

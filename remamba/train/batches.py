@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from remamba.batch import IGNORE
 from remamba.errors import InputError
+from remamba.model.rows import IGNORE
 from remamba.train.data import DOCUMENT, TEXT, TokenData
 
 SORTED_TOGETHER = 50

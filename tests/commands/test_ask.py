@@ -14,8 +14,8 @@ import torch
 
 from remamba import ReMambaForCausalLM
 from remamba.commands.answers import Answered, Document, _kept_lines
-from remamba.compression import WINDOW_STEP
-from remamba.request import Completion
+from remamba.engine.request import Completion
+from remamba.methods.selection import WINDOW_STEP
 from tests.tiny import (
     BEFORE,
     PAPER,

@@ -6,7 +6,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from remamba import CompressionConfig, InputError, ReMambaConfig, ReMambaForCausalLM, ReMambaModel
-from remamba.cache import StateCache
+from remamba.model.states import StateCache
 from tests.exactness import BACKBONES, FORMS, tiny_model, tokens
 from tests.tiny import tiny_tokenizer
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-from remamba.checkpoint import convert
+from remamba.checkpoints.convert import convert
 from remamba.evals import leval, longbench, readers
 from tests.evals.toy import leval_folder, leval_row, longbench_folder, longbench_row, write_rows
 from tests.tiny import PAPER, WHOLE, Run, save_tiny, tiny_tokenizer

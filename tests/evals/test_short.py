@@ -76,7 +76,7 @@ def test_likelihoods_are_the_harness_own(tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from remamba.checkpoint import convert
+    from remamba.checkpoints.convert import convert
     from remamba.commands.evaluation import RunOptions, load_reader
     from remamba.commands.model_options import ModelOptions
     from remamba.evals.harness import HarnessModel

@@ -75,7 +75,7 @@ def test_float64_runs_torch_where_kernels_are_asked_for(monkeypatch) -> None:
         chosen = [backend._chosen("ssd", "cpu", is_float64) for is_float64 in (False, True)]
         run = backend.implementation("ssd", torch.device("cpu"), torch.float64)
     assert chosen == ["triton", "torch"]
-    assert run is sys.modules["remamba.ops.ssd_torch"].ssd_torch
+    assert run is sys.modules["remamba.ops.ssd_scan.torch"].ssd_torch
 
 
 def test_unknown_name_is_refused(monkeypatch) -> None:

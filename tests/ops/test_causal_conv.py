@@ -187,7 +187,7 @@ def test_kernel_takes_strange_strides(same) -> None:
 
 def test_kernel_is_known_to_torch_library() -> None:
     pytest.importorskip("triton")
-    import remamba.ops.causal_conv_triton  # noqa: F401
+    import remamba.ops.convolution.triton  # noqa: F401
 
     inputs = {n: t.to(DEVICE).requires_grad_() for n, t in make(2, 3, 6, 4, torch.float32).items()}
     torch.library.opcheck(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 pytest.importorskip("triton")
-from remamba.ops.few_rows_triton import MOST_ROWS, few_rows_product, tiles_for
+from remamba.ops.decode_layer.triton_few_rows import MOST_ROWS, few_rows_product, tiles_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -114,7 +114,7 @@ def test_weights_may_be_strided(backend, same) -> None:
 def test_many_rows_a_program(same, monkeypatch) -> None:
     """More tiles of rows than programs: each adds up the weight's gradient of several."""
     pytest.importorskip("triton")
-    from remamba.ops import rms_norm_triton
+    from remamba.ops.norm import triton as rms_norm_triton
 
     monkeypatch.setattr(rms_norm_triton, "PROGRAMS", 2)
     monkeypatch.setattr(
@@ -138,7 +138,7 @@ def test_many_rows_a_program(same, monkeypatch) -> None:
 
 def test_norms_are_known_to_torch_library() -> None:
     pytest.importorskip("triton")
-    import remamba.ops.rms_norm_triton  # noqa: F401
+    import remamba.ops.norm.triton  # noqa: F401
 
     x, z = (torch.randn(2, 3, 6, device=DEVICE, requires_grad=True) for _ in range(2))
     weight = torch.randn(6, device=DEVICE, requires_grad=True)

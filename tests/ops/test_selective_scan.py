@@ -139,7 +139,7 @@ def test_scale_zero_leaves_the_state() -> None:
 
 @pytest.mark.parametrize("l", [1, 5], ids=lambda l: f"b2-l{l}-e2-n2-chunk2")
 def test_gradcheck(l: int, monkeypatch) -> None:
-    monkeypatch.setattr("remamba.ops.selective_scan_torch.CHUNK", 2)
+    monkeypatch.setattr("remamba.ops.scan.torch.CHUNK", 2)
     inputs = {name: t.requires_grad_() for name, t in make(2, l, 2, 2).items()}
     names = list(inputs)
 

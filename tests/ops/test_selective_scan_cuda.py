@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from remamba.ops import selective_scan, selective_scan_cuda, selective_scan_ref, use_backend
-from remamba.ops.selective_scan_cuda import SOURCE, plan, plan_backward
+from remamba.ops import selective_scan, selective_scan_ref, use_backend
+from remamba.ops.scan import cuda as selective_scan_cuda
+from remamba.ops.scan.cuda import SOURCE, plan, plan_backward
 
 HERE = Path(__file__).parent
 

@@ -9,9 +9,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from remamba.ops import selective_scan, selective_scan_ref, use_backend
-from remamba.ops import selective_scan_backward_triton as backward
-from remamba.ops import selective_scan_triton as form
-from remamba.ops.selective_scan_triton import selective_scan_triton
+from remamba.ops.scan import triton as form
+from remamba.ops.scan import triton_backward as backward
+from remamba.ops.scan.triton import selective_scan_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONAL = ("D", "z", "dt_bias", "dt_scale", "initial_state")

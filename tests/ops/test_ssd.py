@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops import selective_scan_ref, ssd, ssd_ref, use_backend
-from remamba.ops.ssd_torch import SEGMENT_TOKENS
+from remamba.ops.ssd_scan.torch import SEGMENT_TOKENS
 
 LENGTHS = [1, 2, 63, 100]
 OPTIONAL = ("D", "dt_bias", "dt_scale", "initial_state")

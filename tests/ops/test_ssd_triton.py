@@ -9,9 +9,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from remamba.ops import ssd, ssd_ref, use_backend
-from remamba.ops import ssd_backward_triton as backward_form
-from remamba.ops import ssd_triton as form
-from remamba.ops.ssd_triton import ssd_triton
+from remamba.ops.ssd_scan import triton as form
+from remamba.ops.ssd_scan import triton_backward as backward_form
+from remamba.ops.ssd_scan.triton import ssd_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONAL = ("D", "dt_bias", "dt_scale", "initial_state")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from remamba.batch import IGNORE
 from remamba.errors import InputError
+from remamba.model.rows import IGNORE
 from remamba.train.batches import StepBatches, make_loader
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData, read_data
 from tests.train.toy import make_tokenizer, write_documents, write_rows

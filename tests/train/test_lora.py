@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from remamba import ReMambaForCausalLM
 from remamba.cli import main
 from remamba.errors import InputError
-from remamba.mixer2 import Mamba2Mixer
+from remamba.model.mamba2 import Mamba2Mixer
 from remamba.train import trainer as trainer_module
 from remamba.train.config import TrainArgs
 from remamba.train.lora import (

@@ -14,7 +14,7 @@ import torch
 from lab.bench import fig6, generate, ops
 from lab.bench.check import LIMITS, WrongResults
 from remamba import cli
-from remamba.cache import StateCache
+from remamba.model.states import StateCache
 from remamba.ops import backend
 
 SHAPES = ["--shapes", "mamba-tiny", "mamba2-tiny"]
@@ -70,8 +70,8 @@ def test_ops_wrong_form_gets_no_speed(
         y, state = backend._load("selective_scan", "ref")(*args, **kwargs)
         return y * 1.001, state
 
-    monkeypatch.setattr(sys.modules["remamba.ops.selective_scan_torch"], "wrong", wrong, False)
-    form = "remamba.ops.selective_scan_torch:wrong"
+    monkeypatch.setattr(sys.modules["remamba.ops.scan.torch"], "wrong", wrong, False)
+    form = "remamba.ops.scan.torch:wrong"
     monkeypatch.setitem(backend.IMPLEMENTATIONS["selective_scan"], "torch", form)
     monkeypatch.setitem(backend._functions, "selective_scan", {})
     argv = ["ops", "--shapes", "mamba-tiny", "--device", "cpu", "--ops", "selective_scan"]

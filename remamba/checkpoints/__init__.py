@@ -1,0 +1,1 @@
+"""Published checkpoints and their layouts."""

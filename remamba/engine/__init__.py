@@ -1,0 +1,1 @@
+"""Requests to answers: many at once, and what is shown of them."""

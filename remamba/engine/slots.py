@@ -1,0 +1,194 @@
+"""The rows of the requests being answered at once: states, last tokens, and who owns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from remamba.engine.sampling import (
+    Sampler,
+    choose,
+    choose_on_device,
+    table_of_draws,
+    width_of_draws,
+)
+from remamba.execution.decode import DecodeStep
+from remamba.model.states import StateCache
+
+T = TypeVar("T")
+
+
+class Drawn(Protocol):
+    """Tokens that were asked for and may still be on their way."""
+
+    def tokens(self) -> list[int | None]:
+        """One a row, as the rows were when they were asked for; None: logits not finite."""
+
+
+class Rows(Protocol):
+    """Rows of states, each with the token that is read next."""
+
+    runs_ahead: bool
+    """Whether the next tokens may be asked for before the last ones are known here."""
+
+    def put(self, cache: StateCache, tokens: Sequence[int], start: int) -> None:
+        """Rows from `start`, the first free one, take the cache's states and these tokens."""
+
+    def keep(self, order: list[int]) -> None:
+        """Row i becomes what row order[i] was; all others are given up. order[i] >= i."""
+
+    def draw(self, samplers: Sequence[Sampler]) -> Drawn:
+        """One more token for each row; samplers one a row."""
+
+
+class _Known(list[Any]):
+    def tokens(self) -> list[int | None]:
+        return list(self)
+
+
+class GrowingRows:
+    """As many rows as there are owners, so that a step costs what it must (on a CPU)."""
+
+    runs_ahead = False
+
+    def __init__(self, model: Any):
+        self._model = model
+        self.cache: StateCache | None = None
+        self._tokens: list[int] = []
+
+    def put(self, cache: StateCache, tokens: Sequence[int], start: int) -> None:
+        if self.cache is None:
+            self.cache, self._tokens = cache, []
+        else:
+            self.cache = _stack(self.cache, cache)
+        self._tokens += tokens
+
+    def keep(self, order: list[int]) -> None:
+        self._tokens = [self._tokens[row] for row in order]
+        if self.cache is not None:
+            self.cache = self.cache.select(torch.tensor(order)) if order else None
+
+    def draw(self, samplers: Sequence[Sampler]) -> Drawn:
+        assert self.cache is not None
+        tokens = torch.tensor(self._tokens, device=self._model.device)
+        drawn = _Known(choose(self.logits(tokens, self.cache), samplers))
+        self._tokens = [token or 0 for token in drawn]
+        return drawn
+
+    def logits(self, tokens: Tensor, cache: StateCache) -> Tensor:
+        """Logits (b, vocab) behind one more token (b,) of each row; the cache moves on."""
+        backbone, lm_head = self._model.backbone, self._model.lm_head
+        hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
+        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
+
+
+def _stack(first: StateCache, second: StateCache) -> StateCache:
+    """The rows of both."""
+    both = StateCache(len(first.conv_states))
+    for i in range(len(first.conv_states)):
+        conv = [first.conv_states[i], second.conv_states[i]]
+        ssm = [first.ssm_states[i], second.ssm_states[i]]
+        both.update(i, torch.cat(conv), torch.cat(ssm))  # type: ignore[arg-type]
+    return both
+
+
+class StaticRows:
+    """`capacity` rows that stay where they are: a captured step moves them on and draws.
+
+    A drawn token is read again by the next step without having been on the host, which may ask for
+    the next tokens before it has seen the last ones.
+    """
+
+    runs_ahead = True
+
+    def __init__(self, model: Any, capacity: int):
+        self.step = DecodeStep(model, capacity)
+        self._table = torch.zeros(4, capacity, device=model.device)
+        # two steps are under way at most
+        self._tickets = [_Ticket(capacity, model.device) for _ in range(2)]
+
+    def put(self, cache: StateCache, tokens: Sequence[int], start: int) -> None:
+        if start == 0:
+            self.step.refresh()
+        self.step.load(cache, start)
+        given = torch.tensor(tokens, device=self.step.device)
+        self.step.tokens[start : start + len(tokens)] = given
+
+    def keep(self, order: list[int]) -> None:
+        for target, source in enumerate(order):
+            if source != target:
+                self.step.move(source, target)
+
+    def draw(self, samplers: Sequence[Sampler]) -> Drawn:
+        width = width_of_draws(samplers)
+        ticket = self._tickets[0]
+        self._tickets.reverse()
+        if width:
+            ticket.table[:, : len(samplers)] = table_of_draws(samplers)
+            self._table.copy_(ticket.table, non_blocking=True)
+        drawn = self.step.run(len(samplers), partial(self._choose, width), name=width)
+        ticket.send(drawn[: len(samplers)])
+        return ticket
+
+    def _choose(self, width: int, logits: Tensor) -> Tensor:
+        token = choose_on_device(logits, self._table[:, : len(logits)], width)
+        self.step.tokens[: len(logits)] = token.clamp(min=0)
+        return token
+
+
+class _Ticket:
+    """The host's ends of one step under way: memory that the GPU reads from and writes to."""
+
+    def __init__(self, capacity: int, device: torch.device):
+        on_gpu = device.type == "cuda"
+        self.table = torch.zeros(4, capacity, pin_memory=on_gpu)
+        self._tokens = torch.zeros(capacity, dtype=torch.long, pin_memory=on_gpu)
+        self._count = 0
+        self._arrived = torch.cuda.Event() if on_gpu else None
+
+    def send(self, tokens: Tensor) -> None:
+        """Ask for the tokens; `tokens()` waits for them."""
+        self._count = len(tokens)
+        self._tokens[: self._count].copy_(tokens, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tokens.device))
+
+    def tokens(self) -> list[int | None]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [None if t < 0 else t for t in self._tokens[: self._count].tolist()]
+
+
+class Slots(Generic[T]):
+    """Up to `capacity` owners of rows, in the rows' order."""
+
+    def __init__(self, capacity: int, rows: Rows):
+        self.capacity = capacity
+        self.rows = rows
+        self.owners: list[T] = []
+
+    @property
+    def free(self) -> int:
+        return self.capacity - len(self.owners)
+
+    def put(self, cache: StateCache, owners: Sequence[T], tokens: Sequence[int]) -> None:
+        """Take in new owners: row i of the cache, and the token behind it, for owner i."""
+        assert cache.batch_size == len(owners) <= self.free, (cache.batch_size, self.free)
+        self.rows.put(cache, tokens, len(self.owners))
+        self.owners += owners
+
+    def drop(self, owners: Sequence[T]) -> None:
+        """Free the rows of these owners; those who hold none are passed over."""
+        leaving = {id(owner) for owner in owners}
+        kept = [row for row, owner in enumerate(self.owners) if id(owner) not in leaving]
+        if len(kept) == len(self.owners):
+            return
+        # the last ones move into the holes, so that few move
+        held = set(kept)
+        order = [row if row in held else kept.pop() for row in range(len(kept))]
+        self.rows.keep(order)
+        self.owners = [self.owners[row] for row in order]

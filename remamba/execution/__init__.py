@@ -1,0 +1,1 @@
+"""How a backbone is run: passes in pieces, prefill, decoding, captured graphs."""

@@ -1,0 +1,350 @@
+"""One more token of every row: the states stay at their place, so that a CUDA graph can hold it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from remamba.execution.graphs import Graph
+from remamba.model.backbone import Backbone, Block
+from remamba.model.mamba import CausalConv1d, MambaMixer
+from remamba.model.mamba2 import Mamba2Mixer
+from remamba.model.norm import GatedRMSNorm, RMSNorm
+from remamba.model.projection import Projection
+from remamba.model.states import StateCache
+from remamba.model.time_step import DtAdaption
+from remamba.ops.backend import requested, resolve
+from remamba.ops.decode_layer.weights import MOST_STATE, Mamba2Weights, MambaWeights
+from remamba.ops.device import on_device
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Row counts that are captured; above the last, its multiples."""
+PLAIN = frozenset(
+    (
+        Backbone, Block, MambaMixer, Mamba2Mixer, CausalConv1d, RMSNorm, GatedRMSNorm, DtAdaption,
+        Projection, nn.Linear, nn.Embedding, nn.ModuleList,
+    )
+)  # fmt: skip
+"""Modules whose forward is known; of others (adapters, quantised ones) the forward is called."""
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Survey(NamedTuple):
+    """What a model is made of, as far as its decode step depends on it."""
+
+    signature: tuple[Any, ...]
+    """Changes when a weight moves: what a graph has captured is then of no use."""
+    sentinel: tuple[Any, ...]
+    """The part of it that is looked at before every step."""
+    is_plain: bool
+    """False: the modules may do something else next time, and no signature tells."""
+    is_observed: bool
+    """Hooks wait on modules, or the model lies on several devices: nothing may be captured."""
+    blocks: list[MambaWeights] | list[Mamba2Weights] | None
+    """Weights of the fused form; None where the modules are called."""
+
+
+def survey(backbone: Any, lm_head: nn.Module, last: Survey | None = None) -> Survey:
+    """The Survey of a model; `last` is one of the same model, which may still hold."""
+    signature: list[Any] = []
+    devices = set()
+    is_plain, has_hooks = True, False
+    modules = [lm_head, backbone]
+    while modules:  # a walk of its own: nn.Module's takes ten times as long, for every request
+        module = modules.pop()
+        modules += [child for child in module._modules.values() if child is not None]
+        is_plain = is_plain and type(module) in PLAIN
+        has_hooks = has_hooks or bool(
+            module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__
+        )
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                is_plain = is_plain and type(parameter) is nn.Parameter
+                signature += (parameter.data_ptr(), parameter.dtype)
+                devices.add(parameter.device)
+    found = Survey(
+        tuple(signature),
+        _sentinel(backbone, lm_head),
+        is_plain,
+        has_hooks or len(devices) > 1,
+        None,
+    )
+    if last is not None and found == last._replace(blocks=None):
+        return last
+    return found._replace(blocks=_weights(backbone) if is_plain and not has_hooks else None)
+
+
+def _sentinel(backbone: Any, lm_head: Any) -> tuple[Any, ...]:
+    first, last = backbone.embeddings.weight, lm_head.weight
+    return (first.data_ptr(), first.dtype, last.data_ptr(), last.dtype)
+
+
+def _weights(backbone: Any) -> list[Any] | None:
+    """The blocks' weights as the fused form reads them; None where it cannot."""
+    blocks = [(block.norm, block.mixer) for block in backbone.layers]
+    if isinstance(blocks[0][1], Mamba2Mixer):
+        found: list[Any] = [_mamba2_weights(*block) for block in blocks]
+    else:
+        found = [_mamba_weights(*block) for block in blocks]
+    for weights in found:
+        # what is multiplied or normed is rounded to one dtype; A_log, D and dt_bias may be wider
+        like = weights.norm, weights.in_proj, weights.conv, weights.out_proj
+        if weights.norm.dtype not in FUSED_DTYPES or len({t.dtype for t in like}) > 1:
+            return None
+        if not all(t.is_contiguous() for t in weights if isinstance(t, Tensor)):
+            return None
+    return found
+
+
+def _mamba_weights(norm: RMSNorm, m: MambaMixer) -> MambaWeights:
+    return MambaWeights(
+        norm.weight, norm.eps, m.in_proj.weight, m.in_proj.bias, m.conv1d.weight, m.conv1d.bias,
+        m.x_proj.weight, m.dt_proj.weight, m.dt_proj.bias, m.A_log, m.D,
+        m.out_proj.weight, m.out_proj.bias, m.norm_eps,
+    )  # fmt: skip
+
+
+def _mamba2_weights(norm: RMSNorm, m: Mamba2Mixer) -> Mamba2Weights:
+    return Mamba2Weights(
+        norm.weight, norm.eps, m.in_proj.weight, m.in_proj.bias, m.conv1d.weight, m.conv1d.bias,
+        m.dt_bias, m.dt_limit, m.A_log, m.D, m.norm.weight, m.norm.eps, m.groups,
+        m.out_proj.weight, m.out_proj.bias,
+    )  # fmt: skip
+
+
+class DecodeStep:
+    """A model's step over rows of states that stay where they are; on a GPU a CUDA graph.
+
+    The fused kernels run where they can (`remamba doctor` tells: decode_layer), else the model's
+    own modules; both are captured, once for each of a few numbers of rows. Modules with hooks are
+    never captured.
+
+    Args:
+        model: a ReMambaForCausalLM; it may go away before its step does.
+        capacity: rows to hold; `bind` makes room for more, `load` does not.
+    """
+
+    def __init__(self, model: Any, capacity: int = 0):
+        self._model = weakref.ref(model)
+        self.capacity = capacity
+        self.conv = self.ssm = torch.empty(0)
+        self.tokens = torch.empty(0, dtype=torch.long)
+        self._survey: Survey | None = None
+        self._graphs: dict[tuple[Any, ...], Graph] = {}
+        self._guest: weakref.ref[StateCache] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    def refresh(self) -> None:
+        """Look at the model anew. To be called whenever its weights may have been changed."""
+        model = self._model()
+        assert model is not None, "the model is gone"
+        found = survey(model.backbone, model.lm_head, self._survey)
+        if self._survey is None or found.signature != self._survey.signature or not found.is_plain:
+            self._graphs.clear()
+        self._survey = found
+
+    def reserve(self, cache: StateCache) -> None:
+        """Make the rows for states such as the cache holds, if that has not been done."""
+        conv, ssm = cache.conv_states[0], cache.ssm_states[0]
+        assert conv is not None and ssm is not None, "an empty cache"
+        layers = len(cache.conv_states)
+        shapes = [(layers, self.capacity, *t.shape[1:]) for t in (conv, ssm)]
+        if (
+            shapes == [self.conv.shape, self.ssm.shape]
+            and (conv.dtype, ssm.dtype) == (self.conv.dtype, self.ssm.dtype)
+            and conv.device == self.device
+        ):
+            return
+        self._graphs.clear()
+        with torch.inference_mode(False):  # plain tensors can be written in either mode
+            self.conv = torch.zeros(shapes[0], dtype=conv.dtype, device=conv.device)
+            self.ssm = torch.zeros(shapes[1], dtype=ssm.dtype, device=ssm.device)
+            self.tokens = torch.zeros(self.capacity, dtype=torch.long, device=conv.device)
+
+    def load(self, cache: StateCache, row: int) -> None:
+        """Rows [row, row + b) take the cache's b rows of states; the first rows come first."""
+        if row == 0:
+            self.reserve(cache)
+        stop = row + cache.batch_size
+        assert stop <= self.capacity, (stop, self.capacity)
+        _write(self.conv[:, row:stop], cache.conv_states)
+        _write(self.ssm[:, row:stop], cache.ssm_states)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` takes the states and the token of row `source`."""
+        self.conv[:, target] = self.conv[:, source]
+        self.ssm[:, target] = self.ssm[:, source]
+        self.tokens[target] = self.tokens[source]
+
+    def run(self, rows: int, then: Callable[[Tensor], Any] | None = None, name: Any = None) -> Any:
+        """What `then` makes of the logits (bucket, vocab) behind one more token of the first rows.
+
+        The tokens are those in `tokens`; the states move on. In a graph the result is static: the
+        next run overwrites it. Rows up to the bucket's end are computed too and mean nothing.
+
+        Args:
+            then: works on tensors only; captured with the step. None: the logits themselves.
+            name: stands for what `then` does; two that differ must have different ones.
+        """
+        bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
+        bucket = min(bucket, self.capacity)
+
+        def step() -> Any:
+            logits = self._logits(bucket)
+            return logits if then is None else then(logits)
+
+        if not self._is_current():
+            self.refresh()
+        assert self._survey is not None
+        with on_device(self.tokens):
+            if not self.is_captured:
+                return step()
+            key = (bucket, name, requested())
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(step, bucket)
+            return self._graphs[key]()
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are CUDA graphs."""
+        assert self._survey is not None
+        return self.device.type == "cuda" and not self._survey.is_observed
+
+    def _is_current(self) -> bool:
+        model = self._model()
+        assert model is not None, "the model is gone"
+        now = _sentinel(model.backbone, model.lm_head)
+        return self._survey is not None and self._survey.sentinel == now
+
+    def _capture(self, step: Callable[[], Any], rows: int) -> Graph:
+        """The step as a graph; what its warm-up did to states and tokens is undone."""
+        moving = (self.conv[:, :rows], self.ssm[:, :rows], self.tokens[:rows])
+        before = [tensor.clone() for tensor in moving]
+        pool = next(iter(self._graphs.values())).pool if self._graphs else None
+        graph = Graph(step, pool=pool)
+        for tensor, old in zip(moving, before, strict=True):
+            tensor.copy_(old)
+        return graph
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernels run, for as many rows as they take."""
+        assert self._survey is not None
+        return (
+            self._survey.blocks is not None
+            and self.ssm.dtype == torch.float32
+            and self.ssm.shape[-1] <= MOST_STATE
+            and requested() != "ref"  # the block's single ops have such forms, the block has none
+            and resolve("decode_layer", self.device) == "triton"
+        )
+
+    def _logits(self, rows: int) -> Tensor:
+        """(rows, vocab) behind one more token; the states move on in place."""
+        model = self._model()
+        assert model is not None and self._survey is not None
+        backbone, lm_head, tokens = model.backbone, model.lm_head, self.tokens[:rows]
+        conv, ssm = self.conv[:, :rows], self.ssm[:, :rows]
+        if self.is_fused and rows <= BUCKETS[-1]:
+            assert self._survey.blocks is not None
+            from remamba.ops.decode_layer.triton import decode_logits
+
+            residual = backbone.embeddings(tokens)
+            if backbone.layers[0].residual_in_fp32:
+                residual = residual.float()
+            norm = backbone.norm_f
+            return decode_logits(
+                self._survey.blocks,
+                residual,
+                conv.unbind(),
+                ssm.unbind(),
+                norm.weight,
+                norm.eps,
+                lm_head.weight,
+            )
+        cache = StateCache(len(conv))
+        cache.conv_states, cache.ssm_states = [*conv.unbind()], [*ssm.unbind()]
+        hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
+        _write(conv, cache.conv_states)
+        _write(ssm, cache.ssm_states)
+        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
+
+    def bind(self, cache: StateCache) -> None:
+        """Let the cache live here: its states are these rows, until someone looks at them."""
+        if cache.is_at(self):
+            return
+        self.release()
+        self.refresh()
+        self.capacity = max(self.capacity, cache.batch_size)
+        self.load(cache, 0)
+        cache.move_in(self)
+        self._guest = weakref.ref(cache)
+
+    def release(self) -> None:
+        """The bound cache takes its states with it."""
+        cache = None if self._guest is None else self._guest()
+        self._guest = None
+        if cache is not None and cache.is_at(self):
+            cache.move_out()
+
+    def states(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of the first rows' states, layer by layer."""
+        return [t[:rows].clone() for t in self.conv], [t[:rows].clone() for t in self.ssm]
+
+    def logits(self, tokens: Tensor, cache: StateCache) -> Tensor:
+        """Logits (b, vocab) behind one more token (b,) of each row of a filled cache."""
+        self.bind(cache)
+        rows = len(tokens)
+        self.tokens[:rows] = tokens
+        return self.run(rows)[:rows].clone()
+
+
+def _write(static: Tensor, states: list[Tensor | None]) -> None:
+    """The layers' states into their places in (layers, b, ...)."""
+    assert all(state is not None for state in states), "an empty cache"
+    torch._foreach_copy_(static.unbind(), states)  # type: ignore[arg-type]
+
+
+_steps: weakref.WeakKeyDictionary[nn.Module, DecodeStep] = weakref.WeakKeyDictionary()
+
+
+def decode_step_of(model: nn.Module) -> DecodeStep:
+    """The one step that a model's own forward runs; it goes with the model."""
+    if model not in _steps:
+        _steps[model] = DecodeStep(model)
+    return _steps[model]
+
+
+def runs_in_place(model: Any) -> bool:
+    """Whether a decode step gains from states that stay at their place: on one GPU."""
+    devices = getattr(model, "hf_device_map", None) or {}
+    return model.device.type == "cuda" and len(set(devices.values())) <= 1
+
+
+def decodes_in_place(
+    model: Any, input_ids: Tensor | None, cache: StateCache | None, *others: Any
+) -> bool:
+    """Whether a forward is one more token of each row and nothing else, and can run in place.
+
+    Args:
+        others: what else the forward was given; None each, if this is to hold.
+    """
+    if input_ids is None or cache is None or any(other is not None for other in others):
+        return False
+    if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not cache.is_filled:
+        return False
+    if cache.text is not None:  # its pending token is read first
+        return False
+    if model.training or torch.is_grad_enabled() or not runs_in_place(model):
+        return False
+    return not (
+        torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
+        or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

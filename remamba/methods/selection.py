@@ -1,0 +1,293 @@
+"""Stage 1 to selection: the span, its scores, the kept vectors and the splice (Eq. 3-7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from remamba.configuration_remamba import CompressionConfig
+from remamba.model.rows import past_end, take_positions, to_device
+from remamba.model.states import Kept, Span
+from remamba.model.time_step import Adaption
+from remamba.ops.precision import accumulation_dtype
+
+ROUNDING = 1e-9
+"""Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
+SCORE_LOSS_SCALE = 16.0
+WINDOW_STEP = 1e-6
+"""What a score loses in its window with each position that it is lent backwards."""
+EPS = 1e-8
+"""Least length of a key or a query that a cosine divides by."""
+SCORED_AT_ONCE = 8192
+"""Positions of a span whose keys are held at one time, where no gradient asks for all of them."""
+
+
+def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
+    """The positions to compress: start = floor(s L), length = max(ceil(p L), 1).
+
+    All of it is of the host, as the lengths are: what is kept, and how long stage 2's sequence
+    becomes, is known before stage 1 has run.
+
+    Args:
+        lengths: (b,) tokens of each prompt, or of its document if the question stands apart [L].
+        limit: (b,) first position that must not be compressed (the last prompt token, or the
+            question); the span is cut there.
+
+    Returns:
+        The span; empty for rows shorter than `min_prompt_length`.
+    """
+    exact = lengths.double()
+    start = torch.floor(compression.start * exact + ROUNDING).long()
+    length = torch.ceil(_by_row(compression.lengths) * exact - ROUNDING).long().clamp(min=1)
+    stop = torch.minimum(start + length, limit)
+    stop = torch.where(lengths < compression.min_prompt_length, start, stop)
+    return Span(start, torch.maximum(start, stop))
+
+
+def num_kept(span: Span, compression: CompressionConfig) -> Tensor:
+    """K = max(ceil(rho * length), 1) of each row, (b,) int64; 0 if the span is empty or dropped."""
+    length = span.length
+    if compression.selector == "drop":
+        return torch.zeros_like(length)
+    if compression.num_kept is None:
+        exact = _by_row(compression.keep_ratios) * length.double()
+        kept = torch.ceil(exact - ROUNDING).long().clamp(min=1)
+    else:
+        kept = torch.full_like(length, compression.num_kept)
+    return torch.minimum(kept, length)
+
+
+def _by_row(share: float | tuple[float, ...]) -> Tensor:
+    """A share for all rows, (), or one for each, (b,); float64."""
+    return torch.tensor(share, dtype=torch.float64)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose backward multiplies by its own value."""
+
+    @staticmethod
+    def forward(ctx, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(alpha)
+        return alpha.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (alpha,) = ctx.saved_tensors
+        return gradient * alpha
+
+
+def importance(scores: Tensor, lengths: Tensor, compression: CompressionConfig) -> Tensor:
+    """alpha of the kept vectors, its gradient times alpha when `score_gradient` is "scaled".
+
+    ReLU(score) (Eq. 8), or, where `importance` is "relative", what softmax(16 * score), the score
+    loss's own distribution, gives to a vector over what it gives to the best one.
+
+    Args:
+        scores: (b, k) of the kept positions.
+        lengths: (b,) how many of the k are real; alpha means nothing at the others.
+    """
+    if compression.importance == "relative" and scores.shape[1]:
+        pad = past_end(lengths, scores.shape[1], scores.device)
+        best = scores.masked_fill(pad, -torch.inf).amax(dim=1, keepdim=True)
+        alpha = (SCORE_LOSS_SCALE * (scores - best)).masked_fill(pad, 0.0).exp()
+    else:
+        alpha = torch.relu(scores)
+    is_scaled = compression.score_gradient == "scaled" and alpha.requires_grad
+    return _ScaleGradient.apply(alpha) if is_scaled else alpha
+
+
+def _feed_forward(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+
+
+class Compressor(nn.Module):
+    """Query, Key and Value: which hidden states of the span are kept, and what they become."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.query_proj = _feed_forward(hidden_size)
+        self.key_proj = _feed_forward(hidden_size)
+        self.value_proj = _feed_forward(hidden_size)
+        self.tie_query()
+
+    def tie_query(self) -> None:
+        """Give Query a copy of Key's values (preset "tied"): scores then start well above zero."""
+        self.query_proj.load_state_dict(self.key_proj.state_dict())
+
+    def scores(self, hidden: Tensor, last_hidden: Tensor) -> Tensor:
+        """Importance scores (Eq. 3): cosine of Key(h_i) and Query(h_L), float32 at least.
+
+        Args:
+            hidden: (b, m, d) last-layer states of the span [h_i].
+            last_hidden: (b * n, d) of the last prompt token [h_L]; n questions a document.
+
+        Returns:
+            (b * n, m).
+        """
+        query = self.query_proj(last_hidden)
+        query = query.to(accumulation_dtype(query))
+        query = query.view(hidden.shape[0], -1, query.shape[-1])
+        size = max(hidden.shape[1], 1) if torch.is_grad_enabled() else SCORED_AT_ONCE
+        pieces = [
+            _cosines(self.key_proj(h).to(query.dtype), query) for h in hidden.split(size, dim=1)
+        ]
+        return torch.cat(pieces, dim=2).flatten(0, 1)
+
+    def keep(
+        self,
+        hidden: Tensor,
+        scores: Tensor,
+        span: Span,
+        compression: CompressionConfig,
+        embeddings: Callable[[Tensor], Tensor] | None = None,
+    ) -> Kept:
+        """The K kept positions in ascending order and their vectors (Eq. 4-6).
+
+        Args:
+            hidden: (b, m, d) states of the span.
+            scores: (b * n, m).
+            span: of the b documents.
+            embeddings: of the tokens at positions (b * n, k) of the rows, (b * n, k, d); only the
+                residual value asks for them.
+        """
+        documents, device = hidden.shape[0], scores.device
+        per_document = scores.shape[0] // documents
+        length = span.length.repeat_interleave(per_document)
+        kept_lengths = num_kept(span, compression).repeat_interleave(per_document)
+        if compression.selector == "topk" and compression.window > 1:
+            scores = _best_ahead(scores, length, compression.window)
+        index = _select(scores.detach(), length, kept_lengths, compression.selector)
+        k = index.shape[1]
+        kept_scores = scores.gather(1, index)
+        values = take_positions(hidden, index.view(documents, -1)).unflatten(1, (per_document, k))
+        values = self.value_proj(values.flatten(0, 1))
+        if bool(span.start.any()):
+            start = span.start.repeat_interleave(per_document)
+            index = index + to_device(start, device)[:, None]
+        if compression.value == "residual":
+            assert embeddings is not None, "the residual value is a sum with the tokens' embeddings"
+            values = values + embeddings(index).to(values.dtype)
+        if compression.adaption == "multiplicative":
+            alpha = importance(kept_scores, kept_lengths, compression)
+            values = values * alpha.unsqueeze(-1).to(values.dtype)
+        if bool((kept_lengths < k).any()):
+            pad = past_end(kept_lengths, k, device)
+            index, kept_scores = index.masked_fill(pad, 0), kept_scores.masked_fill(pad, 0)
+        return Kept(index, kept_scores, values, to_device(kept_lengths, device))
+
+
+def _cosines(keys: Tensor, query: Tensor) -> Tensor:
+    """keys (b, m, d), query (b, n, d) -> (b, n, m); the products are divided, not the keys."""
+    size = torch.linalg.vector_norm(keys, dim=-1).clamp(min=EPS)
+    query = F.normalize(query, dim=-1, eps=EPS)
+    return (query @ keys.transpose(1, 2)) / size.unsqueeze(1)
+
+
+def _best_ahead(scores: Tensor, length: Tensor, window: int) -> Tensor:
+    """Best of each position's score and those of the window - 1 positions after it, (b, m).
+
+    A score loses WINDOW_STEP with each position: so equals are ordered, and where K ends inside a
+    window, what stands next to the token found is kept.
+    """
+    outside = past_end(length, scores.shape[1], scores.device)
+    own = scores.masked_fill(outside, -torch.inf)
+    best = own
+    for back in range(1, window):
+        later = F.pad(own, (0, back), value=-torch.inf)[:, back:]
+        best = torch.maximum(best, later - back * WINDOW_STEP)
+    return best.masked_fill(outside, 0.0)
+
+
+def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tensor:
+    """Which K of the span's positions are kept (Eq. 4-5): (b, k), ascending; 0 beyond a row's K."""
+    rows, m = scores.shape
+    k = int(kept.max()) if rows else 0
+    if selector == "fixed":  # the last position of each of K equal parts
+        parts = kept[:, None].clamp(min=1)
+        index = ((torch.arange(k) + 1) * length[:, None] + parts - 1) // parts - 1
+        index = to_device(index, scores.device)
+    else:
+        order = torch.rand_like(scores) if selector == "random" else scores
+        if bool((length < m).any()):
+            order = order.masked_fill(past_end(length, m, scores.device), -torch.inf)
+        index = order.topk(k, dim=1, sorted=bool((kept < k).any())).indices
+    if bool((kept < k).any()):
+        pad = past_end(kept, k, scores.device)
+        return index.masked_fill(pad, m).sort(dim=1).values.masked_fill(pad, 0)
+    return index.sort(dim=1).values
+
+
+class Splice(NamedTuple):
+    """Stage 2's sequence as places to take each position from."""
+
+    index: Tensor  # type: ignore[assignment]
+    """(b, l') position in the prompt's row; meaningless where a kept vector stands."""
+    rank: Tensor
+    """(b, l') which kept vector stands here; -1 where a prompt token does."""
+    lengths: Tensor
+    """(b,) real positions of each row; on the host."""
+    between: tuple[int, int]
+    """All kept vectors of all rows stand from the first on and before the second."""
+
+    def to(self, device: torch.device) -> Splice:
+        """With the positions on the device."""
+        index, rank = to_device(torch.stack([self.index, self.rank]), device)
+        return self._replace(index=index, rank=rank)
+
+
+def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
+    """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
+
+    It is planned on the host while the device still reads: one copy instead of many launches.
+
+    Args:
+        lengths: (b,) tokens of each row.
+        at: (b,) where the kept vectors go in.
+        removed: (b,) how many prompt tokens they replace there; 0 when they are only inserted.
+        kept: (b,) K.
+    """
+    spliced = lengths - removed + kept
+    longest = int(spliced.max()) if spliced.numel() else 0
+    between = (int(at.min()), int((at + kept).max())) if spliced.numel() else (0, 0)
+    rank = torch.arange(longest) - at[:, None]
+    is_kept = (rank >= 0) & (rank < kept[:, None])
+    index = torch.arange(longest) + torch.where(rank < 0, 0, (removed - kept)[:, None])
+    index = torch.minimum(index.clamp(min=0), (lengths[:, None] - 1).clamp(min=0))
+    return Splice(index, torch.where(is_kept, rank, -1), spliced, between)
+
+
+def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:
+    """Stage 2's input embeddings (Eq. 7): the kept vectors where they stand, `embeds` elsewhere.
+
+    Args:
+        embeds: (b, n, d) prompt embeddings already taken at Splice.index, from `begin` on; without
+            gradients they are written to.
+    """
+    end = begin + embeds.shape[1]
+    low, high = (min(max(place, begin), end) for place in plan.between)
+    if low >= high or kept.values.shape[1] == 0:
+        return embeds
+    if torch.is_grad_enabled():
+        low, high = begin, end
+    rank = plan.rank[:, low:high]
+    values = take_positions(kept.values, rank.clamp(min=0)).to(embeds.dtype)
+    there = embeds[:, low - begin : high - begin]
+    spliced = torch.where((rank >= 0).unsqueeze(-1), values, there)
+    if torch.is_grad_enabled():
+        return spliced
+    there.copy_(spliced)
+    return embeds
+
+
+def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> Adaption | None:
+    """What the mixers change at the kept positions, or None when the adaption leaves dt alone."""
+    if compression.adaption not in ("selective", "exact") or kept.values.shape[1] == 0:
+        return None
+    selected = plan.rank >= 0
+    alpha = importance(kept.scores, kept.lengths, compression)
+    alpha = alpha.gather(1, plan.rank.clamp(min=0))
+    return Adaption(torch.where(selected, alpha, 1.0), selected, compression.adaption == "exact")

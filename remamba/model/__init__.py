@@ -1,0 +1,1 @@
+"""A Mamba and nothing else: its layers, its states, and rows of tokens."""

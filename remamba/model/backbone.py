@@ -1,0 +1,93 @@
+"""Embeddings, blocks and the final norm: any Mamba from embeddings to last-layer states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from remamba.configuration_remamba import ReMambaConfig
+from remamba.model.mamba import MambaMixer
+from remamba.model.mamba2 import Mamba2Mixer
+from remamba.model.norm import RMSNorm
+from remamba.model.states import StateCache
+from remamba.model.time_step import Adaption
+from remamba.ops.precision import accumulation_dtype
+from remamba.ops.time_step.lengths import fold_lengths
+
+
+class Block(nn.Module):
+    """mixer(norm(residual + x)), and that sum: the next block's residual.
+
+    The addition after a block is left to the next norm, which is one kernel with it. A block holds
+    no state, so that checkpointing may run it again.
+    """
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__()
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mixer = (Mamba2Mixer if config.backbone_type == "mamba2" else MambaMixer)(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        lengths: Tensor | None,
+        dt_scale: Tensor | None,
+        adaption: Adaption | None,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        normed, residual = self.norm(x, residual)
+        if self.residual_in_fp32:
+            residual = residual.to(accumulation_dtype(residual))
+        mixed, conv_state, ssm_state = self.mixer(
+            normed, lengths, dt_scale, adaption, conv_state, ssm_state
+        )
+        return mixed, residual, conv_state, ssm_state
+
+
+class Backbone(nn.Module):
+    """A Mamba, Mamba-2 or Falcon-Mamba without its language-model head."""
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        nn.init.normal_(self.embeddings.weight, std=config.initializer_range)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        lengths: Tensor | None = None,
+        adaption: Adaption | None = None,
+        cache: StateCache | None = None,
+    ) -> Tensor:
+        """Last-layer states after the final norm, (b, l, d).
+
+        Args:
+            embeds: (b, l, d), right-padded.
+            lengths: (b,) real tokens of each row; None when all l are. A pad changes no state.
+            adaption: the kept positions of stage 2.
+            cache: the pass starts from its states, if it has any, and leaves its own in it.
+        """
+        dt_scale = None if adaption is None else adaption.dt_scale
+        # once for all layers, which would each do it in three small kernels
+        dt_scale = fold_lengths(dt_scale, lengths, embeds, accumulation_dtype(embeds))
+        x, residual = embeds, None
+        is_checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for i, block in enumerate(self.layers):
+            states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
+            arguments = (x, residual, lengths, dt_scale, adaption, *states)
+            if is_checkpointed:
+                x, residual, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
+                # one tensor is kept for the next block, not two
+                x, residual = residual + x, None
+            else:
+                x, residual, conv, ssm = block(*arguments)
+            if cache is not None:
+                cache.update(i, conv, ssm)
+        return self.norm_f(x, residual)[0]

@@ -1,0 +1,1 @@
+"""A layer's step over one token, in few kernels."""

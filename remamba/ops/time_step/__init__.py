@@ -1,0 +1,1 @@
+"""What happens to the time step before a scan."""
