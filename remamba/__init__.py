@@ -28,15 +28,15 @@ __all__ = [
 
 _HOMES = {
     "CompressionConfig": "compression_config",
-    "DocumentMemory": "cache",
+    "DocumentMemory": "methods.memory",
     "InputError": "errors",
-    "Kept": "cache",
+    "Kept": "methods.selection",
     "ReMambaConfig": "configuration_remamba",
     "ReMambaForCausalLM": "modeling_remamba",
     "ReMambaModel": "modeling_remamba",
     "ReMambaOutput": "modeling_remamba",
-    "Span": "cache",
-    "StateCache": "cache",
+    "Span": "methods.selection",
+    "StateCache": "model.states",
 }
 """Public name -> the module that defines it, which is imported when the name is first used."""
 
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from remamba.compression_config import CompressionConfig
     from remamba.configuration_remamba import ReMambaConfig
     from remamba.errors import InputError
-    from remamba.model.states import DocumentMemory, Kept, Span, StateCache
+    from remamba.methods.memory import DocumentMemory
+    from remamba.methods.selection import Kept, Span
+    from remamba.model.states import StateCache
     from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
 else:
     # hidden from type checkers, which would take every name for a good one

@@ -14,25 +14,18 @@ from transformers.utils import ModelOutput
 from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
+from remamba.execution.passes import PassOptions, not_finite
 from remamba.generation import StatefulGeneration
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
-from remamba.methods.remamba import (
-    How,
-    Passage,
-    answer,
-    read_documents,
-    read_on,
-    read_plain,
-    read_twice,
-)
-from remamba.methods.selection import Compressor
+from remamba.methods.memory import DocumentMemory
+from remamba.methods.remamba import Passage, answer, read_documents, read_on, read_plain, read_twice
+from remamba.methods.selection import Compressor, Kept
 from remamba.model.backbone import Backbone
+from remamba.model.layers import GatedRMSNorm, Projection, RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
-from remamba.model.norm import GatedRMSNorm, RMSNorm
-from remamba.model.projection import Projection
-from remamba.model.rows import IGNORE, Batch, align, enter, leave, not_finite
-from remamba.model.states import DocumentMemory, Kept, StateCache, check_fingerprint
+from remamba.model.rows import IGNORE, Batch, align, enter, leave
+from remamba.model.states import StateCache, check_fingerprint
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
@@ -192,7 +185,7 @@ class ReMambaModel(PreTrainedModel):
         """
         settings = self.resolve_compression(compression)
         batch = self._enter(document_ids, attention_mask)
-        memory, _ = self._read(batch, settings, How(piece_length))
+        memory, _ = self._read(batch, settings, PassOptions(piece_length))
         memory.fingerprint = fingerprint(self)
         return memory
 
@@ -213,7 +206,7 @@ class ReMambaModel(PreTrainedModel):
         return memory.to(self.device)
 
     def _read(
-        self, batch: Batch, compression: CompressionConfig | None, how: How
+        self, batch: Batch, compression: CompressionConfig | None, how: PassOptions
     ) -> tuple[DocumentMemory, Tensor | None]:
         if compression is not None and not compression.covers_document:
             raise InputError(
@@ -229,7 +222,7 @@ class ReMambaModel(PreTrainedModel):
         compression: Compression,
         memory: DocumentMemory | None,
         cache: StateCache | None,
-        how: How,
+        how: PassOptions,
     ) -> Passage:
         """Choose the way through the stages."""
         if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
@@ -267,7 +260,8 @@ class ReMambaModel(PreTrainedModel):
             if settings.placement != "before_question":
                 return read_twice(*parts, batch, settings, cache, how)
             documents, questions = batch.split()
-            memory, _ = read_documents(self.backbone, documents, settings, How(how.piece_length))
+            options = PassOptions(how.piece_length)
+            memory, _ = read_documents(self.backbone, documents, settings, options)
             passage = answer(*parts, questions, memory, settings, how)
         if cache is not None and passage.cache is not None:
             cache.assign(passage.cache)
@@ -306,7 +300,7 @@ class ReMambaModel(PreTrainedModel):
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
-        passage = self._run(batch, compression, memory, cache, How(piece_length))
+        passage = self._run(batch, compression, memory, cache, PassOptions(piece_length))
         out = ReMambaOutput(
             last_hidden_state=leave(passage.hidden, passage.lengths, batch),
             cache_params=cache,
@@ -453,12 +447,12 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             documents = self._enter(document_ids, document_attention_mask)
             settings = self.resolve_compression(compression)
             memory, states = self._read(
-                documents, settings, How(piece_length, 0, with_document_loss)
+                documents, settings, PassOptions(piece_length, 0, with_document_loss)
             )
             if states is not None:
                 found["document_loss"] = document_loss(self.lm_head, documents, states)
         passage = self._run(
-            batch, compression, memory, cache, How(piece_length, tail, with_stage1_loss)
+            batch, compression, memory, cache, PassOptions(piece_length, tail, with_stage1_loss)
         )
         if return_logits:
             logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))

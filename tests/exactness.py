@@ -284,9 +284,9 @@ def memory_equals_unsplit(backbone: str) -> float:
 
 def neutral_splice_equals_plain(backbone: str) -> float:
     """Everything kept, Value the identity on embeddings, alpha 1, Theta 0: plain Mamba again."""
-    from remamba.methods.selection import plan_adaption, plan_splice, splice
+    from remamba.methods.selection import Kept
+    from remamba.methods.splice import plan_adaption, plan_splice, splice
     from remamba.model.rows import enter
-    from remamba.model.states import Kept
 
     model, ids = tiny_model(backbone), tokens(2, 30)
     with torch.no_grad():

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from lab.asked.evidence import evidence_ranks
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import end_tokens
 from remamba.execution.decode import decode_step_of, runs_in_place
-from remamba.methods.remamba import How, Passage, answer, read_documents, read_plain, read_twice
-from remamba.methods.selection import span_bounds
-from remamba.model.rows import Batch, cut, enter, not_finite
-from remamba.model.states import DocumentMemory, Span, StateCache
+from remamba.execution.passes import PassOptions, not_finite
+from remamba.methods.memory import DocumentMemory
+from remamba.methods.remamba import Passage, answer, read_documents, read_plain, read_twice
+from remamba.methods.selection import Span, span_bounds
+from remamba.model.rows import Batch, cut, enter
+from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 WHOLE_DOCUMENT = CompressionConfig(length=1.0, keep_ratio=1.0)
@@ -108,7 +110,7 @@ class PlantedReader:
         clock = _Clock(self.model.device)
         settings = WHOLE_DOCUMENT if with_states else None
         memory, _ = read_documents(
-            self.model.backbone, self._batch(documents), settings, How(self.piece_length)
+            self.model.backbone, self._batch(documents), settings, PassOptions(self.piece_length)
         )
         times = Times(len(documents), 0, read=clock.lap())
         times.peak_bytes = clock.peak()
@@ -187,8 +189,8 @@ class PlantedReader:
         return found, times
 
     @property
-    def _how(self) -> How:
-        return How(self.piece_length, tail=1)
+    def _how(self) -> PassOptions:
+        return PassOptions(self.piece_length, tail=1)
 
     def _batch(self, rows: Sequence[Tokens], question_lengths: Tensor | None = None) -> Batch:
         mask = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remamba.methods.selection import Span
 from remamba.model.rows import past_end, to_device
-from remamba.model.states import Span
 
 
 def token_spans(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lab.bench.measure import progress
 from lab.bench.passes import prefill, random_ids
 from lab.bench.shapes import Shape, build, build_transformers
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
 from remamba.modeling_remamba import ReMambaForCausalLM
 

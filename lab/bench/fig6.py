@@ -25,7 +25,7 @@ from lab.bench.passes import random_ids, run_engine, run_generate
 from lab.bench.report import as_markdown, begin, figure, keep, show_table
 from lab.bench.settings import Fig6Args
 from lab.bench.shapes import SHAPES, Shape, build, build_llama, check_names
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine
 from remamba.errors import InputError
 from remamba.files import check_directory, make_directory, whole_file

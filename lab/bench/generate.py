@@ -55,7 +55,7 @@ from lab.bench.shapes import (
     has_mamba_ssm,
     peer_bytes,
 )
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine
 from remamba.errors import InputError
 from remamba.pretrained import quiet_transformers

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lab.bench.ceilings import Work
 from lab.bench.measure import Sample, synchronize
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
 from remamba.modeling_remamba import Compression, ReMambaForCausalLM
 

@@ -32,7 +32,7 @@ def run(args: Args) -> int:
     from lab.asked.run import PlantedRun
     from lab.asked.summary import score_conditions, summarise
     from lab.commands.miniature_training import train_models
-    from lab.commands.reproduce import check_output, given_models, open_output
+    from lab.commands.reproduce_output import check_output, given_models, open_output
     from lab.paper.miniature_report import as_json, draw, markdown
     from lab.paper.miniatures import (
         LENGTHS,

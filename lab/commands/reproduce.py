@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from lab.commands.reproduce_output import check_output, given_models, identity, open_output
 from remamba.commands.model_options import ModelOptions
 from remamba.errors import InputError
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from lab.paper.rows import Recipe, Setting
     from remamba.commands.eval import Args as EvalArgs
 
-MARK = "recipe.json"
-"""Tells which recipe a directory's runs are of."""
 Name = Literal[
     "table1", "table2", "table3", "table4", "fig1", "fig3", "fig4", "fig5", "fig6", "fig7"
 ]
@@ -114,53 +112,6 @@ def run(args: Args) -> int:
     return 0
 
 
-def given_models(args: Args, roles: Collection[str]) -> dict[str, str]:
-    """Role -> what --models names for it.
-
-    Raises:
-        InputError: one is no ROLE=DIR.
-    """
-    found: dict[str, str] = {}
-    for given in args.models:
-        role, equals, place = given.partition("=")
-        if not equals or role not in roles or not place:
-            raise InputError(f"--models {given} is no ROLE=DIR; roles are {', '.join(roles)}")
-        found[role] = place
-    return found
-
-
-def check_output(args: Args) -> None:
-    """Raise InputError for an output directory that holds something else, or no --resume."""
-    from remamba.files import check_directory, holds_nothing
-
-    mark = args.output / MARK
-    check_directory(args.output, f"--output {args.output}")
-    if not args.output.is_dir() or holds_nothing(args.output):
-        return
-    if not mark.is_file():
-        raise InputError(f"--output {args.output} holds other files; choose another directory")
-    if not args.resume:
-        raise InputError(f"--output {args.output} holds a recipe's runs; give --resume")
-    was = json_module.loads(mark.read_text(encoding="utf-8"))
-    if was != _identity(args):
-        raise InputError(
-            f"--resume: {args.output} was begun as {was}; give the same, or another --output"
-        )
-
-
-def open_output(args: Args) -> None:
-    """Makes the output directory, and notes in it what it is of.
-
-    Raises:
-        InputError: see `check_output`.
-    """
-    from remamba.files import make_directory, write_whole
-
-    check_output(args)
-    make_directory(args.output)
-    write_whole(args.output / MARK, json_module.dumps(_identity(args)) + "\n")
-
-
 def _check(args: Args, recipe: Recipe, models: dict[str, str]) -> Recipe:
     """The recipe with the rows that can be run.
 
@@ -183,11 +134,6 @@ def _check(args: Args, recipe: Recipe, models: dict[str, str]) -> Recipe:
         )
     check_output(args)
     return recipe
-
-
-def _identity(args: Args) -> dict[str, Any]:
-    found = {"name": args.name, "scale": args.scale, "limit": args.limit}
-    return {**found, "train": True} if args.train else found
 
 
 def _eval_args(args: Args, recipe: Recipe, setting: Setting, model: str) -> EvalArgs:
@@ -247,7 +193,7 @@ def _finish(args: Args, recipe: Recipe, averages: dict[str, float]) -> None:
     if recipe.shape != "table":
         _draw(args.output / f"{args.name}.png", recipe, averages)
     if args.json:
-        print(json_module.dumps({**_identity(args), "averages": averages}))
+        print(json_module.dumps({**identity(args), "averages": averages}))
     else:
         print(said)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lab.asked.conditions import Condition, map_conditions
 from lab.asked.tasks import PlantedDocument, read_documents
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 
 DATA = Path(__file__).parent.parent / "assets" / "planted" / "miniature.jsonl.xz"

@@ -29,7 +29,7 @@ def read_document(
     """
     import torch
 
-    from remamba.model.rows import not_finite
+    from remamba.execution.passes import not_finite
 
     tensor = torch.tensor([ids], device=model.device)
     begun = time.perf_counter()

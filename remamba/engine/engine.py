@@ -21,8 +21,9 @@ from remamba.engine.sampling import Sampler, SamplingOptions, choose
 from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
-from remamba.model.rows import not_finite
-from remamba.model.states import Kept, StateCache
+from remamba.execution.passes import not_finite
+from remamba.methods.selection import Kept
+from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode
 

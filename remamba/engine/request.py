@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
-from remamba.model.states import DocumentMemory
+from remamba.methods.memory import DocumentMemory
 from remamba.modeling_remamba import Compression
 from remamba.text import GrowingText
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 BATCH_TOKENS = 8192

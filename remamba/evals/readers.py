@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
 from remamba.engine.request import Completion, Job
 from remamba.errors import InputError
 from remamba.evals.prompting import Text
-from remamba.model.states import Kept
+from remamba.methods.selection import Kept
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import fingerprint
 from remamba.provenance import device_name

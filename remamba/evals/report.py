@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.evals import leval
 from remamba.evals.longbench import BUCKETS
 from remamba.evals.run_folder import RECORD_FILE, read_record

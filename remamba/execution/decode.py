@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from remamba.execution.graphs import Graph
 from remamba.model.backbone import Backbone, Block
-from remamba.model.mamba import CausalConv1d, MambaMixer
+from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection, RMSNorm
+from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
-from remamba.model.norm import GatedRMSNorm, RMSNorm
-from remamba.model.projection import Projection
 from remamba.model.states import StateCache
 from remamba.model.time_step import DtAdaption
 from remamba.ops.backend import requested, resolve

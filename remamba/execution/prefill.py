@@ -193,7 +193,7 @@ def graphs_of(backbone: Backbone) -> PrefillGraphs:
     return _graphs[backbone]
 
 
-def read(
+def run_backbone(
     backbone: Backbone,
     embeds: Tensor,
     lengths: Tensor,

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
-from remamba.execution.prefill import read
-from remamba.methods.selection import (
-    Compressor,
-    Splice,
-    num_kept,
-    plan_adaption,
-    plan_splice,
-    span_bounds,
-    splice,
-)
+from remamba.execution.passes import PassOptions, Window, collect, gather_windows, run_pass
+from remamba.methods.memory import DocumentMemory
+from remamba.methods.selection import Compressor, Kept, Span, num_kept, span_bounds
+from remamba.methods.splice import plan_adaption, plan_splice, spliced_embeds
 from remamba.model.backbone import Backbone
-from remamba.model.rows import (
-    IGNORE,
-    Batch,
-    Window,
-    gather_windows,
-    ignore_pads,
-    to_device,
-)
-from remamba.model.states import DocumentMemory, Kept, Span, StateCache
-from remamba.model.time_step import Adaption
-
-READ_AT_ONCE = 65_536
-"""Most positions, of all rows together, that one piece has where no gradient is asked for."""
-
-
-class How(NamedTuple):
-    """How a pass is run; none of it changes a result."""
-
-    piece_length: int | None = None
-    """Tokens the backbone reads at once; None reads whole rows, long ones in pieces all the same
-    unless gradients are on (READ_AT_ONCE)."""
-    tail: int = 0
-    """Return the states of each row's last so many positions; 0: of all."""
-    with_stage1: bool = False
-    """Also return stage 1's states of every position, answers included."""
+from remamba.model.rows import IGNORE, Batch, ignore_pads, to_device
+from remamba.model.states import StateCache
 
 
 class Reading(NamedTuple):
@@ -59,7 +30,7 @@ class Reading(NamedTuple):
     last_hidden: Tensor
     """(b, d) of the last prompt token [h_L]."""
     everything: Tensor | None
-    """(b, l, d) of all positions, if How.with_stage1."""
+    """(b, l, d) of all positions, if PassOptions.with_stage1."""
 
 
 @dataclass
@@ -81,53 +52,17 @@ class Passage:
     reading: Reading | None = None
 
 
-def run_pass(
-    backbone: Backbone,
-    batch: Batch,
-    lengths: Tensor,
-    cache: StateCache | None,
-    how: How,
-    plan: Splice | None = None,
-    kept: Kept | None = None,
-    adaption: Adaption | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Last-layer states of the rows, or of their splice, piece by piece: (begin, (b, n, d))."""
-    width = int(lengths.max())
-    piece_length = how.piece_length
-    if piece_length is None:
-        most = max(READ_AT_ONCE // len(lengths), 1)
-        piece_length = max(width, 1) if torch.is_grad_enabled() else most
-    elif piece_length < 1:
-        raise InputError(f"piece_length = {piece_length} must be at least 1")
-    if width > piece_length and cache is None:
-        cache = StateCache(len(backbone.layers))
-    for begin in range(0, max(width, 1), piece_length):
-        end = min(begin + piece_length, width)
-        real = (lengths - begin).clamp(0, end - begin)
-        if plan is None or kept is None:
-            embeds = batch.take(backbone.embeddings, slice(begin, end))
-        else:
-            embeds = batch.take(backbone.embeddings, plan.index[:, begin:end])
-            embeds = splice(embeds, plan, kept, begin)
-        piece = None if adaption is None else adaption.piece(begin, end)
-        yield begin, read(backbone, embeds, real, piece, cache)
-
-
-def _collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Tensor:
-    """All states of a pass (tail = 0), or each row's last `tail`, (b, tail, d)."""
-    if tail:
-        return gather_windows(pieces, Window(lengths - tail, tail))[0]
-    return gather_windows(pieces, Window(torch.zeros_like(lengths), int(lengths.max())))[0]
-
-
-def read_plain(backbone: Backbone, batch: Batch, cache: StateCache | None, how: How) -> Passage:
+def read_plain(
+    backbone: Backbone, batch: Batch, cache: StateCache | None, how: PassOptions
+) -> Passage:
     """One pass of plain Mamba, from the cache's states if it has any."""
-    pieces = run_pass(backbone, batch, batch.lengths, cache, how)
-    hidden = _collect(pieces, batch.lengths, how.tail)
+    embeds = batch.embeds_of(backbone.embeddings)
+    pieces = run_pass(backbone, embeds, batch.lengths, cache, how)
+    hidden = collect(pieces, batch.lengths, how.tail)
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
 
 
-def read_on(backbone: Backbone, batch: Batch, cache: StateCache, how: How) -> Passage:
+def read_on(backbone: Backbone, batch: Batch, cache: StateCache, how: PassOptions) -> Passage:
     """Plain Mamba goes on from a filled cache, whose pending token is read before the rows."""
     text = cache.text
     if text is None:
@@ -140,22 +75,24 @@ def read_on(backbone: Backbone, batch: Batch, cache: StateCache, how: How) -> Pa
             "generate it by itself, or cut the finished rows out with cache_params.select(rows)"
         )
     longer, cache.text = batch.behind(text.pending, backbone.embeddings), None
-    pieces = run_pass(backbone, longer, longer.lengths, cache, how)
-    hidden = _collect(pieces, longer.lengths, how.tail)
+    embeds = longer.embeds_of(backbone.embeddings)
+    pieces = run_pass(backbone, embeds, longer.lengths, cache, how)
+    hidden = collect(pieces, longer.lengths, how.tail)
     if not how.tail:
         hidden = hidden[:, text.pending.shape[1] :]
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
 
 
 def _read_prompts(
-    backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, how: How
+    backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, how: PassOptions
 ) -> Reading:
     """Stage 1 over prompts: the answer is read only if stage 1's own loss is wanted."""
     lengths = batch.lengths if how.with_stage1 else batch.prompt_lengths
     windows = [Window(span.start, int(span.length.max())), Window(batch.prompt_lengths - 1, 1)]
     if how.with_stage1:
         windows.append(Window(torch.zeros_like(lengths), int(lengths.max())))
-    pieces = run_pass(backbone, batch, lengths, cache, how)
+    embeds = batch.embeds_of(backbone.embeddings)
+    pieces = run_pass(backbone, embeds, lengths, cache, how)
     hidden, last, *everything = gather_windows(pieces, *windows)
     return Reading(hidden, span, last[:, 0], everything[0] if everything else None)
 
@@ -169,7 +106,7 @@ def _reread(
     at: Tensor,
     removed: Tensor,
     cache: StateCache | None,
-    how: How,
+    how: PassOptions,
     embeddings: Callable[[Tensor], Tensor],
 ) -> Passage:
     """Selection and stage 2: K vectors go in at `at`, in place of `removed` tokens."""
@@ -178,8 +115,9 @@ def _reread(
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
     plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
     adaption = plan_adaption(plan, kept, compression)
-    pieces = run_pass(backbone, batch, plan.lengths, cache, how, plan, kept, adaption)
-    hidden = _collect(pieces, plan.lengths, how.tail)
+    embeds = spliced_embeds(batch, backbone.embeddings, plan, kept)
+    pieces = run_pass(backbone, embeds, plan.lengths, cache, how, adaption)
+    hidden = collect(pieces, plan.lengths, how.tail)
     labels = batch.labels
     if labels is not None:
         labels = labels.gather(1, plan.index).masked_fill(plan.rank >= 0, IGNORE)
@@ -195,7 +133,7 @@ def read_twice(
     batch: Batch,
     compression: CompressionConfig,
     cache: StateCache | None,
-    how: How,
+    how: PassOptions,
 ) -> Passage:
     """Prompts in one part: stage 1 over all of each, stage 2 over its splice from zero states."""
     limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
@@ -215,9 +153,12 @@ def read_twice(
 
 
 def read_documents(
-    backbone: Backbone, batch: Batch, compression: CompressionConfig | None, how: How
+    backbone: Backbone, batch: Batch, compression: CompressionConfig | None, how: PassOptions
 ) -> tuple[DocumentMemory, Tensor | None]:
-    """Stage 1 over documents, for questions to come; How.with_stage1 adds all states (b, l, d)."""
+    """Stage 1 over documents, for questions to come.
+
+    PassOptions.with_stage1 adds the states of all positions, (b, l, d).
+    """
     nothing = torch.zeros_like(batch.lengths)
     if compression is None:
         span = Span(nothing, nothing.clone())
@@ -227,7 +168,8 @@ def read_documents(
     windows = [Window(span.start, int(span.length.max()))]
     if how.with_stage1:
         windows.append(Window(nothing, int(batch.lengths.max())))
-    pieces = run_pass(backbone, batch, batch.lengths, cache, how)
+    embeds = batch.embeds_of(backbone.embeddings)
+    pieces = run_pass(backbone, embeds, batch.lengths, cache, how)
     hidden, *everything = gather_windows(pieces, *windows)
     memory = DocumentMemory(
         hidden, span, batch.lengths, cache, compression, input_ids=batch.input_ids
@@ -241,7 +183,7 @@ def answer(
     batch: Batch,
     memory: DocumentMemory,
     compression: CompressionConfig | None,
-    how: How,
+    how: PassOptions,
 ) -> Passage:
     """Questions on documents read before: only the question and K vectors are read.
 

@@ -1,4 +1,4 @@
-"""Stage 1 to selection: the span, its scores, the kept vectors and the splice (Eq. 3-7)."""
+"""Stage 1 to selection: the span, its scores and the kept vectors (Eq. 3-6)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.model.rows import past_end, take_positions, to_device
-from remamba.model.states import Kept, Span
-from remamba.model.time_step import Adaption
 from remamba.ops.precision import accumulation_dtype
 
 ROUNDING = 1e-9
 """Products such as 0.07 * 100 = 7.000000000000001 are rounded as 7, not up to 8."""
 SCORE_LOSS_SCALE = 16.0
 WINDOW_STEP = 1e-6
-"""What a score loses in its window with each position that it is lent backwards."""
+"""Penalty per position when a score is propagated backwards through its window; it breaks ties
+towards the nearer token."""
 EPS = 1e-8
 """Least length of a key or a query that a cosine divides by."""
 SCORED_AT_ONCE = 8192
 """Positions of a span whose keys are held at one time, where no gradient asks for all of them."""
+
+
+class Span(NamedTuple):
+    """The positions to compress, one range a row: 0-based, half-open; on the host."""
+
+    start: Tensor
+    """(b,) int64."""
+    stop: Tensor
+    """(b,) int64; equal to `start` where nothing is compressed."""
+
+    @property
+    def length(self) -> Tensor:
+        return self.stop - self.start
+
+
+class Kept(NamedTuple):
+    """The kept positions of each row, in ascending order, padded on the right."""
+
+    index: Tensor  # type: ignore[assignment]
+    """(b, k) int64, counted from the row's first real token (of the document, if there is one)."""
+    scores: Tensor
+    """(b, k) cosine of Key and Query (Eq. 3); with a window the best in it."""
+    values: Tensor
+    """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
+    lengths: Tensor
+    """(b,) how many of the k are real."""
+
+    def select(self, index: Tensor) -> Kept:
+        """The rows `index` (n,)."""
+        return Kept(*(tensor.index_select(0, index.to(tensor.device)) for tensor in self))
+
+    def to(self, device: torch.device | str) -> Kept:
+        return Kept(*(tensor.to(device) for tensor in self))
+
+    def rows(self) -> list[list[tuple[int, float]]]:
+        """Position and score of every kept token, one list a row."""
+        index, scores, lengths = self.index.tolist(), self.scores.tolist(), self.lengths.tolist()
+        return [
+            list(zip(i[:n], s[:n], strict=True))
+            for i, s, n in zip(index, scores, lengths, strict=True)
+        ]
 
 
 def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
@@ -219,75 +259,3 @@ def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tens
         pad = past_end(kept, k, scores.device)
         return index.masked_fill(pad, m).sort(dim=1).values.masked_fill(pad, 0)
     return index.sort(dim=1).values
-
-
-class Splice(NamedTuple):
-    """Stage 2's sequence as places to take each position from."""
-
-    index: Tensor  # type: ignore[assignment]
-    """(b, l') position in the prompt's row; meaningless where a kept vector stands."""
-    rank: Tensor
-    """(b, l') which kept vector stands here; -1 where a prompt token does."""
-    lengths: Tensor
-    """(b,) real positions of each row; on the host."""
-    between: tuple[int, int]
-    """All kept vectors of all rows stand from the first on and before the second."""
-
-    def to(self, device: torch.device) -> Splice:
-        """With the positions on the device."""
-        index, rank = to_device(torch.stack([self.index, self.rank]), device)
-        return self._replace(index=index, rank=rank)
-
-
-def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
-    """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
-
-    It is planned on the host while the device still reads: one copy instead of many launches.
-
-    Args:
-        lengths: (b,) tokens of each row.
-        at: (b,) where the kept vectors go in.
-        removed: (b,) how many prompt tokens they replace there; 0 when they are only inserted.
-        kept: (b,) K.
-    """
-    spliced = lengths - removed + kept
-    longest = int(spliced.max()) if spliced.numel() else 0
-    between = (int(at.min()), int((at + kept).max())) if spliced.numel() else (0, 0)
-    rank = torch.arange(longest) - at[:, None]
-    is_kept = (rank >= 0) & (rank < kept[:, None])
-    index = torch.arange(longest) + torch.where(rank < 0, 0, (removed - kept)[:, None])
-    index = torch.minimum(index.clamp(min=0), (lengths[:, None] - 1).clamp(min=0))
-    return Splice(index, torch.where(is_kept, rank, -1), spliced, between)
-
-
-def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:
-    """Stage 2's input embeddings (Eq. 7): the kept vectors where they stand, `embeds` elsewhere.
-
-    Args:
-        embeds: (b, n, d) prompt embeddings already taken at Splice.index, from `begin` on; without
-            gradients they are written to.
-    """
-    end = begin + embeds.shape[1]
-    low, high = (min(max(place, begin), end) for place in plan.between)
-    if low >= high or kept.values.shape[1] == 0:
-        return embeds
-    if torch.is_grad_enabled():
-        low, high = begin, end
-    rank = plan.rank[:, low:high]
-    values = take_positions(kept.values, rank.clamp(min=0)).to(embeds.dtype)
-    there = embeds[:, low - begin : high - begin]
-    spliced = torch.where((rank >= 0).unsqueeze(-1), values, there)
-    if torch.is_grad_enabled():
-        return spliced
-    there.copy_(spliced)
-    return embeds
-
-
-def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> Adaption | None:
-    """What the mixers change at the kept positions, or None when the adaption leaves dt alone."""
-    if compression.adaption not in ("selective", "exact") or kept.values.shape[1] == 0:
-        return None
-    selected = plan.rank >= 0
-    alpha = importance(kept.scores, kept.lengths, compression)
-    alpha = alpha.gather(1, plan.rank.clamp(min=0))
-    return Adaption(torch.where(selected, alpha, 1.0), selected, compression.adaption == "exact")

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from remamba.configuration_remamba import ReMambaConfig
+from remamba.model.layers import RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
-from remamba.model.norm import RMSNorm
 from remamba.model.states import StateCache
 from remamba.model.time_step import Adaption
 from remamba.ops.precision import accumulation_dtype

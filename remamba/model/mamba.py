@@ -8,30 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.model.projection import Projection
+from remamba.model.layers import CausalConv1d, Projection
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import (
-    causal_conv,
     decay_rate,
     rms_norm,
     selective_scan,
     selective_state_update,
 )
-
-
-class CausalConv1d(nn.Module):
-    """Short depthwise convolution with SiLU and a carried window; parameters as in nn.Conv1d."""
-
-    def __init__(self, channels: int, width: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, 1, width))
-        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
-
-    def forward(
-        self, x: Tensor, lengths: Tensor | None, window: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """x (b, l, e) -> y (b, l, e) and the window (b, w - 1, e) at each row's end."""
-        return causal_conv(x, self.weight.squeeze(1), self.bias, lengths=lengths, window=window)
 
 
 def initial_dt_bias(config: ReMambaConfig, channels: int) -> Tensor:

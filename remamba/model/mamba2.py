@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.model.mamba import CausalConv1d, initial_dt_bias, reset_projections
-from remamba.model.norm import GatedRMSNorm
-from remamba.model.projection import Projection
+from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection
+from remamba.model.mamba import initial_dt_bias, reset_projections
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import decay_rate, ssd, ssd_state_update
 

@@ -6,7 +6,7 @@ something is; `to_device` takes a copy there where positions are computed from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,10 @@ class Batch:
         x = x[:, index] if isinstance(index, slice) else take_positions(x, index)
         return embeddings(x) if self.input_ids is not None else x
 
+    def embeds_of(self, embeddings: nn.Module) -> Callable[[int, int], Tensor]:
+        """(begin, end) -> (b, end - begin, d), the embeddings of the rows' positions there."""
+        return lambda begin, end: self.take(embeddings, slice(begin, end))
+
     def part(self, start: Tensor, stop: Tensor) -> Batch:
         """The positions from start (b,) to stop (b,) of each row, as rows of their own."""
         lengths = stop - start
@@ -140,12 +144,6 @@ class Batch:
                 "question_lengths between 1 and the prompt's length - 1"
             )
         return self.part(torch.zeros_like(document), document), self.part(document, self.lengths)
-
-
-def not_finite(where: str, dtype: torch.dtype) -> InputError:
-    """The refusal of values that are not finite, `where` naming them ("the logits of row 0")."""
-    mend = "" if dtype == torch.float32 else f", or {dtype} overflows; use float32"
-    return InputError(f"{where} are not finite: the weights hold NaN or infinity{mend}")
 
 
 def take_positions(x: Tensor, index: Tensor) -> Tensor:
@@ -323,47 +321,3 @@ def leave(x: Tensor, lengths: Tensor, batch: Batch, pad: int = 0) -> Tensor:
         found = take_positions(x, column.clamp(0, max(x.shape[1] - 1, 0)))
         return found.masked_fill(~inside.view(*inside.shape, *[1] * (x.dim() - 2)), pad)
     return x if batch.offset is None else flush_right(x, lengths)
-
-
-class Window:
-    """The positions from start (b,) on, `width` of them, gathered from states that come in pieces.
-
-    What lies before or behind all pieces is zero; who uses a window masks by length.
-    """
-
-    def __init__(self, start: Tensor, width: int):
-        self.start, self.width = start, width
-        self.states: Tensor | None = None
-
-    def add(self, begin: int, hidden: Tensor) -> None:
-        """Take what falls into the window from hidden (b, n, d), the states from `begin` on."""
-        rows, n, d = hidden.shape
-        first = self.start - begin
-        lowest, highest = int(first.min()), int(first.max())
-        if lowest == highest == 0 and n == self.width:
-            self.states = hidden
-            return
-        low, high = max(0, -highest), min(self.width, n - lowest)
-        if self.states is None:
-            # a copy, so that the rest of the piece is let go
-            if low < high and high - low == self.width and lowest >= 0 and highest + high <= n:
-                self.states = cut(hidden, first, self.width).clone()
-                return
-            self.states = hidden.new_zeros(rows, self.width, d)
-        if low >= high:
-            return
-        found = cut(hidden, first + low, high - low)
-        if lowest + low < 0 or highest + high > n:
-            column = torch.arange(low, high, device=hidden.device)
-            index = to_device(first, hidden.device)[:, None] + column
-            inside = ((index >= 0) & (index < n)).unsqueeze(-1)
-            found = torch.where(inside, found, self.states[:, low:high])
-        self.states[:, low:high] = found
-
-
-def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> list[Tensor]:
-    """Run through the pieces of a pass; each window's states, (b, width, d)."""
-    for begin, hidden in pieces:
-        for window in windows:
-            window.add(begin, hidden)
-    return [window.states for window in windows if window.states is not None]

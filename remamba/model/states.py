@@ -1,9 +1,7 @@
-"""What is carried between passes: the states of a batch, and a document read once."""
+"""What is carried between passes: the states of a batch, and the text behind them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,53 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 from remamba.files import whole_file
 
 STATE_FORMAT = "remamba-state-1"
-MEMORY_FORMAT = "remamba-memory-1"
-
-
-class Span(NamedTuple):
-    """The positions to compress, one range a row: 0-based, half-open; on the host."""
-
-    start: Tensor
-    """(b,) int64."""
-    stop: Tensor
-    """(b,) int64; equal to `start` where nothing is compressed."""
-
-    @property
-    def length(self) -> Tensor:
-        return self.stop - self.start
-
-
-class Kept(NamedTuple):
-    """The kept positions of each row, in ascending order, padded on the right."""
-
-    index: Tensor  # type: ignore[assignment]
-    """(b, k) int64, counted from the row's first real token (of the document, if there is one)."""
-    scores: Tensor
-    """(b, k) cosine of Key and Query (Eq. 3); with a window the best in it."""
-    values: Tensor
-    """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
-    lengths: Tensor
-    """(b,) how many of the k are real."""
-
-    def select(self, index: Tensor) -> Kept:
-        """The rows `index` (n,)."""
-        return Kept(*(tensor.index_select(0, index.to(tensor.device)) for tensor in self))
-
-    def to(self, device: torch.device | str) -> Kept:
-        return Kept(*(tensor.to(device) for tensor in self))
-
-    def rows(self) -> list[list[tuple[int, float]]]:
-        """Position and score of every kept token, one list a row."""
-        index, scores, lengths = self.index.tolist(), self.scores.tolist(), self.lengths.tolist()
-        return [
-            list(zip(i[:n], s[:n], strict=True))
-            for i, s, n in zip(index, scores, lengths, strict=True)
-        ]
 
 
 class Text(NamedTuple):
@@ -126,7 +81,7 @@ class StateCache:
         self._ssm_states: list[Tensor | None] = [None] * num_layers
         self._home: StateHome | None = None
         self._rows = 0
-        self.kept: Kept | None = None
+        self.kept: Any = None
         self.text: Text | None = None
 
     @property
@@ -259,7 +214,7 @@ class StateCache:
 
     def save(self, path: str | Path, fingerprint: str = "") -> None:
         """Write the states to a safetensors file, bound to a model by its fingerprint."""
-        _write(path, self.tensors(), {"format": STATE_FORMAT, "fingerprint": fingerprint})
+        write_tensors(path, self.tensors(), {"format": STATE_FORMAT, "fingerprint": fingerprint})
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str = "") -> StateCache:
@@ -268,110 +223,9 @@ class StateCache:
         Raises:
             InputError: no such file, no state file, or one of another model.
         """
-        tensors, metadata = _read(path, STATE_FORMAT)
+        tensors, metadata = read_tensors(path, STATE_FORMAT)
         check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
         return cls.from_tensors(tensors)
-
-
-@dataclass
-class DocumentMemory:
-    """A document read once (stage 1), from which many questions are answered.
-
-    Holds b documents. A row of questions uses document `row // (rows // b)`.
-    """
-
-    hidden: Tensor
-    """(b, m, d) last-layer states of the span, right-padded."""
-    span: Span
-    """The positions of the document to compress."""
-    lengths: Tensor
-    """(b,) tokens of each document; on the host."""
-    cache: StateCache
-    """States after each document's last token."""
-    compression: CompressionConfig | None
-    """The settings it was read with; None: read by plain Mamba."""
-    fingerprint: str = ""
-    """The model it belongs to; empty when that was not asked for."""
-    input_ids: Tensor | None = field(default=None, repr=False)
-    """(b, l) the document's tokens, right-padded, if they were given as ids."""
-
-    @property
-    def batch_size(self) -> int:
-        return self.lengths.shape[0]
-
-    def select(self, index: Tensor) -> DocumentMemory:
-        """The documents `index` (n,), in that order; they may repeat."""
-        here, there = index.cpu(), index.to(self.hidden.device)
-        return DocumentMemory(
-            self.hidden.index_select(0, there),
-            Span(self.span.start[here], self.span.stop[here]),
-            self.lengths[here],
-            self.cache.select(there),
-            self.compression,
-            self.fingerprint,
-            None if self.input_ids is None else self.input_ids.index_select(0, there),
-        )
-
-    def to(self, device: torch.device | str) -> DocumentMemory:
-        return DocumentMemory(
-            self.hidden.to(device),
-            self.span,
-            self.lengths,
-            self.cache.to(device),
-            self.compression,
-            self.fingerprint,
-            None if self.input_ids is None else self.input_ids.to(device),
-        )
-
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a safetensors file.
-
-        Args:
-            dtype: of the span's states. None keeps the model's own, which is exact;
-                torch.bfloat16 halves a float32 memory.
-        """
-        tensors = {
-            "hidden": self.hidden.detach().to(dtype or self.hidden.dtype).contiguous(),
-            "span.start": self.span.start.contiguous(),
-            "span.stop": self.span.stop.contiguous(),
-            "lengths": self.lengths.contiguous(),
-            **self.cache.tensors("cache."),
-        }
-        if self.input_ids is not None:
-            tensors["input_ids"] = self.input_ids.contiguous()
-        settings = None if self.compression is None else self.compression.to_dict()
-        metadata = {
-            "format": MEMORY_FORMAT,
-            "fingerprint": self.fingerprint,
-            "compression": json.dumps(settings),
-        }
-        _write(path, tensors, metadata)
-
-    @classmethod
-    def load(cls, path: str | Path, fingerprint: str = "") -> DocumentMemory:
-        """The memory of a file.
-
-        Args:
-            fingerprint: of the model that is to use it; empty skips the comparison.
-
-        Raises:
-            InputError: no such file, no memory file, or one of another model.
-        """
-        tensors, metadata = _read(path, MEMORY_FORMAT)
-        check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
-        try:
-            settings = json.loads(metadata["compression"])
-            return cls(
-                tensors["hidden"],
-                Span(tensors["span.start"], tensors["span.stop"]),
-                tensors["lengths"],
-                StateCache.from_tensors(tensors, "cache."),
-                None if settings is None else CompressionConfig.from_dict(settings),
-                metadata.get("fingerprint", ""),
-                tensors.get("input_ids"),
-            )
-        except KeyError as error:
-            raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
 
 
 def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
@@ -383,12 +237,12 @@ def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
         )
 
 
-def _write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     with whole_file(path) as part:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
 
 
-def _read(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is no file; `remamba read DOCUMENT --output {path}` makes one")

@@ -43,8 +43,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
-        "torch": "remamba.ops.adapt_dt:adapt_dt_torch",
-        "triton": "remamba.ops.adapt_dt_triton:adapt_dt_triton",
+        "torch": "remamba.ops.time_step.adapt_dt:adapt_dt_torch",
+        "triton": "remamba.ops.time_step.triton_adapt_dt:adapt_dt_triton",
     },
     "decay_rate": {
         "torch": "remamba.ops.time_step.decay_rate:decay_rate_torch",
@@ -66,9 +66,9 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
-    # a whole block of a decode step; its torch form is the block itself
+    # a whole block of a decode step; where no kernel runs, the model calls its own modules
     "decode_layer": {
-        "torch": "remamba.model.backbone:Block",
+        "torch": "",
         "triton": "remamba.ops.decode_layer.triton:mamba_layer",
     },
 }

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from remamba.checkpoints.convert import check_destination, find_tokenizer, is_new
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.files import make_directory, new_directory, whole_file, write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM

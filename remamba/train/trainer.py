@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.files import write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from remamba.execution import prefill
+from remamba.execution.passes import PassOptions
 from remamba.execution.prefill import KNOWN, MOST_TOKENS, bucket, graphs_of
 from remamba.execution.watch import Watch
-from remamba.methods.remamba import How
 from remamba.model.rows import enter
 from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
 
@@ -315,6 +315,7 @@ def test_no_stage_waits_on_a_gpu(backbone, width, form):
         torch.cuda.set_sync_debug_mode(mode)
         try:
             with torch.inference_mode():
-                model._run(batch, FORMS.get(form, False), None, model.new_cache(), How(tail=1))
+                options = PassOptions(tail=1)
+                model._run(batch, FORMS.get(form, False), None, model.new_cache(), options)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from remamba import CompressionConfig, modeling_remamba
+from remamba.execution.passes import PassOptions
 from remamba.methods import remamba as stages
 from remamba.methods import selection as compression
-from remamba.methods.remamba import How
 from remamba.model import rows as door
 from remamba.model.rows import enter
 from tests.exactness import FORMS, questions, tokens
@@ -66,7 +66,7 @@ def test_no_stage_waits(form, shape, piece_length):
     ids, mask = rows(shape)
     batch = away(ids, mask, **questions(form, 4, 5))
     with torch.no_grad(), OneDevice():
-        how = How(piece_length, tail=1)
+        how = PassOptions(piece_length, tail=1)
         passage = model._run(batch, ALL_FORMS[form], None, model.new_cache(), how)
     assert passage.hidden.device.type == "meta" and passage.hidden.shape == (2, 1, 24)
     assert passage.lengths.device.type == "cpu"
@@ -77,8 +77,8 @@ def test_no_stage_waits(form, shape, piece_length):
 def test_questions_on_a_memory_do_not_wait(form, asked):
     model = tiny_model("mamba2", num_hidden_layers=1).to("meta")
     with torch.no_grad(), OneDevice():
-        memory, _ = model._read(away(*rows("ragged")), FORMS[form], How())
-        passage = model._run(away(tokens(asked, 5)), None, memory, None, How(tail=1))
+        memory, _ = model._read(away(*rows("ragged")), FORMS[form], PassOptions())
+        passage = model._run(away(tokens(asked, 5)), None, memory, None, PassOptions(tail=1))
     assert passage.hidden.shape == (asked, 1, 24)
 
 
@@ -159,7 +159,7 @@ def peak(model, length, settings):
     """Bytes held at most by a prefill of one text, its ids apart."""
     batch = away(tokens(1, length))
     with torch.inference_mode(), Peak(batch.input_ids) as peak:
-        model._run(batch, settings, None, model.new_cache(), How(tail=1))
+        model._run(batch, settings, None, model.new_cache(), PassOptions(tail=1))
     return peak.most
 
 

@@ -8,15 +8,8 @@ import torch.nn.functional as F
 
 from remamba import CompressionConfig, Span
 from remamba.methods import selection as compression
-from remamba.methods.selection import (
-    Compressor,
-    importance,
-    num_kept,
-    plan_adaption,
-    plan_splice,
-    span_bounds,
-    splice,
-)
+from remamba.methods.selection import Compressor, importance, num_kept, span_bounds
+from remamba.methods.splice import plan_adaption, plan_splice, splice
 
 
 def bounds(length, config, limit=None):

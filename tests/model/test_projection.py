@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from remamba.model.norm import GatedRMSNorm
-from remamba.model.projection import LARGE_WEIGHT, Projection
+from remamba.model.layers import LARGE_WEIGHT, GatedRMSNorm, Projection
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -70,7 +70,7 @@ def test_kernel_equals_torch(case: str, same) -> None:
 
 def test_is_known_to_torch_library() -> None:
     pytest.importorskip("triton")
-    import remamba.ops.adapt_dt_triton  # noqa: F401
+    import remamba.ops.time_step.triton_adapt_dt  # noqa: F401
 
     dt, theta, alpha, bias = (
         torch.randn(shape, device=DEVICE, requires_grad=True) for shape in ((2, 3, 6), 6, (2, 3), 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from remamba.model.states import Kept
+from remamba.methods.selection import Kept
 from remamba.modeling_remamba import ReMambaOutput
 from remamba.train.meter import best_on_target
 

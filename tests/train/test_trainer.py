@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from remamba import ReMambaForCausalLM
 from remamba.cli import main
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.train import trainer as trainer_module
 from remamba.train.arguments import parameter_groups

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from remamba.ops.device import on_device, processors
 from remamba.ops.recording import op, with_gradient
-from remamba.ops.ssd_scan.triton import (
+from remamba.ops.ssd_scan.triton_forward import (
     TRITON_DTYPES,
     Plan,
     dense,

@@ -11,7 +11,7 @@ import torch
 from lab.asked.evidence import evidence_ranks, found_spans, place_in_span, token_spans
 from lab.asked.passages import Passages, own_words, split_passages
 from remamba.evals.bm25 import BM25
-from remamba.model.states import Span
+from remamba.methods.selection import Span
 from remamba.text import encode
 from tests.tiny import TEXT, tiny_tokenizer
 

@@ -14,7 +14,7 @@ import torch
 from lab.asked import asking as planted_asking
 from lab.asked.asking import PlantedReader
 from lab.asked.conditions import WORDS
-from remamba.model.states import DocumentMemory
+from remamba.methods.memory import DocumentMemory
 from remamba.text import encode
 from tests.tiny import BEFORE, PAPER, TEXT, WHOLE, Run, save_tiny, tiny_model, tiny_tokenizer
 

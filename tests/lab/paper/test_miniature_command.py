@@ -14,7 +14,7 @@ from lab.commands import miniature_training
 from lab.paper import miniatures
 from lab.paper.miniatures import MINIATURES
 from remamba import cli
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from tests.tiny import PAPER, WHOLE, Run, save_tiny
 
 PLAIN = CompressionConfig(selector="none")

@@ -35,7 +35,7 @@ from lab.paper.rows import RECIPES
 from lab.planted.language import language
 from lab.planted.words import FIRST_NAMES, SURNAMES
 from remamba.cli import _parse
-from remamba.configuration_remamba import CompressionConfig
+from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.evals.bm25 import BM25
 from tests.tiny import PAPER, WHOLE

@@ -1,0 +1,121 @@
+"""One pass of a backbone over rows, in pieces where they are long, and what is gathered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from remamba.errors import InputError
+from remamba.execution.prefill import run_backbone
+from remamba.model.backbone import Backbone
+from remamba.model.rows import cut, to_device
+from remamba.model.states import StateCache
+from remamba.model.time_step import Adaption
+
+
+def not_finite(where: str, dtype: torch.dtype) -> InputError:
+    """The refusal of values that are not finite, `where` naming them ("the logits of row 0")."""
+    mend = "" if dtype == torch.float32 else f", or {dtype} overflows; use float32"
+    return InputError(f"{where} are not finite: the weights hold NaN or infinity{mend}")
+
+
+class Window:
+    """The positions from start (b,) on, `width` of them, gathered from states that come in pieces.
+
+    What lies before or behind all pieces is zero; who uses a window masks by length.
+    """
+
+    def __init__(self, start: Tensor, width: int):
+        self.start, self.width = start, width
+        self.states: Tensor | None = None
+
+    def add(self, begin: int, hidden: Tensor) -> None:
+        """Take what falls into the window from hidden (b, n, d), the states from `begin` on."""
+        rows, n, d = hidden.shape
+        first = self.start - begin
+        lowest, highest = int(first.min()), int(first.max())
+        if lowest == highest == 0 and n == self.width:
+            self.states = hidden
+            return
+        low, high = max(0, -highest), min(self.width, n - lowest)
+        if self.states is None:
+            # a copy, so that the rest of the piece is let go
+            if low < high and high - low == self.width and lowest >= 0 and highest + high <= n:
+                self.states = cut(hidden, first, self.width).clone()
+                return
+            self.states = hidden.new_zeros(rows, self.width, d)
+        if low >= high:
+            return
+        found = cut(hidden, first + low, high - low)
+        if lowest + low < 0 or highest + high > n:
+            column = torch.arange(low, high, device=hidden.device)
+            index = to_device(first, hidden.device)[:, None] + column
+            inside = ((index >= 0) & (index < n)).unsqueeze(-1)
+            found = torch.where(inside, found, self.states[:, low:high])
+        self.states[:, low:high] = found
+
+
+def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> list[Tensor]:
+    """Run through the pieces of a pass; each window's states, (b, width, d)."""
+    for begin, hidden in pieces:
+        for window in windows:
+            window.add(begin, hidden)
+    return [window.states for window in windows if window.states is not None]
+
+
+READ_AT_ONCE = 65_536
+"""Most positions, of all rows together, that one piece has where no gradient is asked for."""
+
+
+class PassOptions(NamedTuple):
+    """Options of one backbone pass. They change speed and memory, never results."""
+
+    piece_length: int | None = None
+    """Tokens the backbone reads at once; None reads whole rows, long ones in pieces all the same
+    unless gradients are on (READ_AT_ONCE)."""
+    tail: int = 0
+    """Return the states of each row's last so many positions; 0: of all."""
+    with_stage1: bool = False
+    """Also return stage 1's states of every position, answers included."""
+
+
+def run_pass(
+    backbone: Backbone,
+    embeds: Callable[[int, int], Tensor],
+    lengths: Tensor,
+    cache: StateCache | None,
+    how: PassOptions,
+    adaption: Adaption | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Last-layer states of a sequence, piece by piece: (begin, (b, n, d)).
+
+    Args:
+        embeds: (begin, end) -> (b, end - begin, d), the sequence's embeddings there.
+        lengths: (b,) real positions of each row; on the host.
+        cache: the pass starts from its states, if it has any, and leaves its own in it.
+        adaption: the kept positions of stage 2.
+    """
+    width = int(lengths.max())
+    piece_length = how.piece_length
+    if piece_length is None:
+        most = max(READ_AT_ONCE // len(lengths), 1)
+        piece_length = max(width, 1) if torch.is_grad_enabled() else most
+    elif piece_length < 1:
+        raise InputError(f"piece_length = {piece_length} must be at least 1")
+    if width > piece_length and cache is None:
+        cache = StateCache(len(backbone.layers))
+    for begin in range(0, max(width, 1), piece_length):
+        end = min(begin + piece_length, width)
+        real = (lengths - begin).clamp(0, end - begin)
+        piece = None if adaption is None else adaption.piece(begin, end)
+        yield begin, run_backbone(backbone, embeds(begin, end), real, piece, cache)
+
+
+def collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Tensor:
+    """All states of a pass (tail = 0), or each row's last `tail`, (b, tail, d)."""
+    if tail:
+        return gather_windows(pieces, Window(lengths - tail, tail))[0]
+    return gather_windows(pieces, Window(torch.zeros_like(lengths), int(lengths.max())))[0]

@@ -1,0 +1,118 @@
+"""A document read once, for questions to come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from remamba.compression_config import CompressionConfig
+from remamba.errors import InputError
+from remamba.methods.selection import Span
+from remamba.model.states import StateCache, check_fingerprint, read_tensors, write_tensors
+
+MEMORY_FORMAT = "remamba-memory-1"
+
+
+@dataclass
+class DocumentMemory:
+    """A document read once (stage 1), from which many questions are answered.
+
+    Holds b documents. A row of questions uses document `row // (rows // b)`.
+    """
+
+    hidden: Tensor
+    """(b, m, d) last-layer states of the span, right-padded."""
+    span: Span
+    """The positions of the document to compress."""
+    lengths: Tensor
+    """(b,) tokens of each document; on the host."""
+    cache: StateCache
+    """States after each document's last token."""
+    compression: CompressionConfig | None
+    """The settings it was read with; None: read by plain Mamba."""
+    fingerprint: str = ""
+    """The model it belongs to; empty when that was not asked for."""
+    input_ids: Tensor | None = field(default=None, repr=False)
+    """(b, l) the document's tokens, right-padded, if they were given as ids."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.lengths.shape[0]
+
+    def select(self, index: Tensor) -> DocumentMemory:
+        """The documents `index` (n,), in that order; they may repeat."""
+        here, there = index.cpu(), index.to(self.hidden.device)
+        return DocumentMemory(
+            self.hidden.index_select(0, there),
+            Span(self.span.start[here], self.span.stop[here]),
+            self.lengths[here],
+            self.cache.select(there),
+            self.compression,
+            self.fingerprint,
+            None if self.input_ids is None else self.input_ids.index_select(0, there),
+        )
+
+    def to(self, device: torch.device | str) -> DocumentMemory:
+        return DocumentMemory(
+            self.hidden.to(device),
+            self.span,
+            self.lengths,
+            self.cache.to(device),
+            self.compression,
+            self.fingerprint,
+            None if self.input_ids is None else self.input_ids.to(device),
+        )
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a safetensors file.
+
+        Args:
+            dtype: of the span's states. None keeps the model's own, which is exact;
+                torch.bfloat16 halves a float32 memory.
+        """
+        tensors = {
+            "hidden": self.hidden.detach().to(dtype or self.hidden.dtype).contiguous(),
+            "span.start": self.span.start.contiguous(),
+            "span.stop": self.span.stop.contiguous(),
+            "lengths": self.lengths.contiguous(),
+            **self.cache.tensors("cache."),
+        }
+        if self.input_ids is not None:
+            tensors["input_ids"] = self.input_ids.contiguous()
+        settings = None if self.compression is None else self.compression.to_dict()
+        metadata = {
+            "format": MEMORY_FORMAT,
+            "fingerprint": self.fingerprint,
+            "compression": json.dumps(settings),
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str = "") -> DocumentMemory:
+        """The memory of a file.
+
+        Args:
+            fingerprint: of the model that is to use it; empty skips the comparison.
+
+        Raises:
+            InputError: no such file, no memory file, or one of another model.
+        """
+        tensors, metadata = read_tensors(path, MEMORY_FORMAT)
+        check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
+        try:
+            settings = json.loads(metadata["compression"])
+            return cls(
+                tensors["hidden"],
+                Span(tensors["span.start"], tensors["span.stop"]),
+                tensors["lengths"],
+                StateCache.from_tensors(tensors, "cache."),
+                None if settings is None else CompressionConfig.from_dict(settings),
+                metadata.get("fingerprint", ""),
+                tensors.get("input_ids"),
+            )
+        except KeyError as error:
+            raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
