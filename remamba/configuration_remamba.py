@@ -18,8 +18,10 @@ class ReMambaConfig(PretrainedConfig):
     """Configuration of a ReMamba: a Mamba, Mamba-2 or Falcon-Mamba backbone plus the compression.
 
     Names are those of transformers' MambaConfig and Mamba2Config; `backbone_type` tells which
-    fields count. `compression` is a dict of CompressionConfig's fields;
-    `question_template` is how the command line writes a question behind a document.
+    fields count. `method` names the way of reading where nothing else is asked for
+    (`remamba.methods.base.METHODS`), `compression` is a dict of CompressionConfig's fields, the
+    settings of the method `remamba`; `question_template` is how the command line writes a question
+    behind a document.
 
     Raises:
         InputError: the sizes do not fit one another, or an option is unknown.
@@ -58,6 +60,7 @@ class ReMambaConfig(PretrainedConfig):
         time_step_floor: float = 1e-4,
         time_step_limit: tuple[float, float] | list[float] = (0.0, math.inf),
         compression: dict[str, Any] | CompressionConfig | None = None,
+        method: str | None = None,
         compressor_init: str = "released",
         question_template: str = "\n\nQuestion: {question}\nAnswer:",
         tie_word_embeddings: bool = True,
@@ -105,9 +108,7 @@ class ReMambaConfig(PretrainedConfig):
         low, high = time_step_limit
         is_open = high is None or math.isinf(high)
         self.time_step_limit = [float(low), None if is_open else float(high)]
-        if isinstance(compression, CompressionConfig):
-            compression = compression.to_dict()
-        self.compression = CompressionConfig.from_dict(compression or {}).to_dict()
+        self.method, self.compression = _reading(method, compression)
         self.compressor_init = compressor_init
         if "{question}" not in question_template:
             raise InputError(f"question_template={question_template!r} lacks {{question}}")
@@ -141,3 +142,25 @@ class ReMambaConfig(PretrainedConfig):
         """Bounds of Mamba-2's Delta after softplus; (0, inf) leaves it alone."""
         low, high = self.time_step_limit
         return float(low or 0), math.inf if high is None else high
+
+
+def _reading(
+    method: str | None, compression: dict[str, Any] | CompressionConfig | None
+) -> tuple[str, dict[str, Any]]:
+    """The own method's name and `remamba`'s settings by name.
+
+    In version 0.1 a model that reads plainly, or drops the span, had a selector of that name.
+    """
+    if isinstance(compression, CompressionConfig):
+        compression = compression.to_dict()
+    if compression is not None and not isinstance(compression, dict):
+        raise InputError(f"compression = {compression!r} must hold settings by name")
+    settings = dict(compression or {})
+    if settings.get("selector") in ("none", "drop"):
+        former = {"none": "plain", "drop": "drop"}[settings.pop("selector")]
+        method = method or former
+        settings.pop("window", None)
+    method = method or "remamba"
+    if not isinstance(method, str):
+        raise InputError(f"method = {method!r} must be the name of a method")
+    return method, CompressionConfig.from_dict(settings).to_dict()

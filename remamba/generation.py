@@ -10,6 +10,7 @@ from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
 from remamba.errors import InputError
+from remamba.methods.plain import Plain
 from remamba.model.rows import enter, flush_right, past_end
 from remamba.model.states import StateCache, Text
 
@@ -33,7 +34,7 @@ class StatefulGeneration(GenerationMixin):
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore
         """transformers' generate (greedy, sampling, beam), with this model's options.
 
-        Besides generate's own arguments: `compression`, `question_lengths`, `memory`,
+        Besides generate's own arguments: `compression`, `method`, `question_lengths`, `memory`,
         `piece_length` (see `forward`). Right-padded prompts are moved to the right first, so that
         every row ends in its last token; the sequences returned are then left-padded. Where
         `inputs_embeds` are given beside ids, the embeddings are read and the ids returned.
@@ -110,8 +111,9 @@ class StatefulGeneration(GenerationMixin):
                 "of them; leave it out"
             )
         if cache is None or not cache.is_filled:
-            settings = self.resolve_compression(kwargs.get("compression"))  # type: ignore[attr-defined]
-            if settings is not None or kwargs.get("memory") is not None:
+            asked = (kwargs.get("compression"), kwargs.get("method"))
+            is_plain = isinstance(self.resolve_method(*asked), Plain)  # type: ignore[attr-defined]
+            if not is_plain or kwargs.get("memory") is not None:
                 raise InputError(
                     "use_cache=False would compress the prompt anew at every token; leave it out, "
                     "or give compression=False"
@@ -142,7 +144,7 @@ class StatefulGeneration(GenerationMixin):
             "logits_to_keep": 1,
             "attention_mask": attention_mask,
         }
-        for name in ("compression", "question_lengths", "memory", "piece_length"):
+        for name in ("compression", "method", "question_lengths", "memory", "piece_length"):
             step[name] = kwargs.get(name)
         if inputs_embeds is not None:
             return {**step, "inputs_embeds": inputs_embeds}

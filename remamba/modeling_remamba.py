@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
+from remamba.compression_config import CompressionConfig
+from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
 from remamba.execution.passes import PassOptions, not_finite
 from remamba.generation import StatefulGeneration
+from remamba.methods.base import Method, Passage, method_of, own_method
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
 from remamba.methods.memory import DocumentMemory
-from remamba.methods.remamba import Passage, answer, read_documents, read_on, read_plain, read_twice
+from remamba.methods.plain import Plain, read_on
+from remamba.methods.remamba import ReMamba
 from remamba.methods.selection import Compressor, Kept
 from remamba.model.backbone import Backbone
 from remamba.model.layers import GatedRMSNorm, Projection, RMSNorm
@@ -29,7 +32,9 @@ from remamba.model.states import StateCache, check_fingerprint
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
-"""None: the model's own settings; a dict: those with changes. False: plain Mamba."""
+"""Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
+MethodLike = str | dict[str, Any] | Method
+"""A method's name, what its `to_dict` gave, or the method."""
 
 
 @dataclass
@@ -141,24 +146,39 @@ class ReMambaModel(PreTrainedModel):
                 )
         return (model, info) if wanted_info else model
 
-    def resolve_compression(self, compression: Compression) -> CompressionConfig | None:
-        """The settings meant, or None for plain Mamba.
+    def resolve_method(
+        self, compression: Compression = None, method: MethodLike | None = None
+    ) -> Method:
+        """The way of reading meant.
 
-        None: the model's own; a dict: the model's own with changes; False: plain Mamba.
+        Args:
+            compression: settings of `remamba`: a dict of changes to the model's own, or a
+                CompressionConfig; False: plain Mamba; None: as `method` says.
+            method: a name, a dict that `Method.to_dict` gave, or a Method; None: as `compression`
+                says, and where that is None too, the model's own.
+
+        Raises:
+            InputError: both are given, or there is no such method.
         """
+        if method is not None and compression is not None:
+            raise InputError(
+                f"give either method={method!r} or compression={compression!r}: compression holds "
+                "the settings of the method 'remamba', and False means the method 'plain'"
+            )
         if compression is False:
-            return None
-        if compression is not None and not isinstance(compression, (dict, CompressionConfig)):
+            return Plain()
+        own = self.config.compression_config
+        if method is not None:
+            return method_of(method, own)
+        if compression is None:
+            return own_method(self.config)
+        if isinstance(compression, dict):
+            return ReMamba(own.replace(**_known(compression)))
+        if not isinstance(compression, CompressionConfig):
             raise InputError(
                 f"compression={compression!r}; give None, False, a dict or a CompressionConfig"
             )
-        if isinstance(compression, CompressionConfig):
-            settings = compression
-        else:
-            settings = CompressionConfig.from_dict(
-                {**self.config.compression, **(compression or {})}
-            )
-        return None if settings.selector == "none" else settings
+        return ReMamba(compression)
 
     def read(
         self,
@@ -166,13 +186,14 @@ class ReMambaModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         compression: Compression = None,
         piece_length: int | None = None,
+        method: MethodLike | None = None,
     ) -> DocumentMemory:
-        """Stage 1 over documents, once: all that later questions need.
+        """The first reading of documents, once: all that later questions need.
 
         Args:
             document_ids: (b, l) int64, padded on one side.
             attention_mask: (b, l); None when nothing is padding.
-            compression: None = the model's own settings, False = plain Mamba.
+            compression, method: see `resolve_method`; None = the model's own, False = plain Mamba.
             piece_length: tokens read at once; None reads the documents whole, above 65,536
                 positions in pieces of so many unless gradients are on.
 
@@ -180,12 +201,12 @@ class ReMambaModel(PreTrainedModel):
             A memory of b documents; differentiable when gradients are on.
 
         Raises:
-            InputError: with these settings stage 2 reads a part of the document again, so that no
-                memory can stand for it.
+            InputError: this method reads a part of the document again for every question, so that
+                no memory can stand for it.
         """
-        settings = self.resolve_compression(compression)
         batch = self._enter(document_ids, attention_mask)
-        memory, _ = self._read(batch, settings, PassOptions(piece_length))
+        found = self.resolve_method(compression, method)
+        memory, _ = found.read(self, batch, PassOptions(piece_length))
         memory.fingerprint = fingerprint(self)
         return memory
 
@@ -205,68 +226,60 @@ class ReMambaModel(PreTrainedModel):
             )
         return memory.to(self.device)
 
-    def _read(
-        self, batch: Batch, compression: CompressionConfig | None, how: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
-        if compression is not None and not compression.covers_document:
-            raise InputError(
-                "a memory needs start=0, length=1 with placement='replace', or placement="
-                f"'before_question' (given: start={compression.start}, length={compression.length},"
-                f" placement={compression.placement!r}): else stage 2 reads the document again"
-            )
-        return read_documents(self.backbone, batch, compression, how)
-
     def _run(
         self,
         batch: Batch,
-        compression: Compression,
+        method: Method | None,
         memory: DocumentMemory | None,
         cache: StateCache | None,
-        how: PassOptions,
+        options: PassOptions,
     ) -> Passage:
-        """Choose the way through the stages."""
+        """The states behind the rows; method None is the memory's, or the model's own."""
         if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
-            if memory is not None:
-                raise InputError("cache_params already holds a text; a memory needs an empty cache")
-            if compression is not None and compression is not False:
-                raise InputError(
-                    "cache_params already holds a text, which plain Mamba goes on with: compression"
-                    f"={compression!r} would have no effect; leave it out, or give the whole text "
-                    "without cache_params"
-                )
-            if bool(batch.question_lengths.any()):
-                raise InputError(
-                    "cache_params already holds a text, which plain Mamba goes on with: "
-                    "question_lengths would have no effect; leave them out"
-                )
-            if cache.batch_size != batch.rows:
-                raise InputError(
-                    f"cache_params holds {cache.batch_size} rows, the input {batch.rows}"
-                )
-            return read_on(self.backbone, batch, cache, how)
-        parts = (self.backbone, self.compressor)
+            return self._go_on(batch, method, memory, cache, options)
         if memory is not None:
             if memory.fingerprint and not self.training:
                 check_fingerprint("the memory", memory.fingerprint, known_fingerprint(self))
-            settings = memory.compression
-            if compression is not None:
-                settings = self.resolve_compression(compression)
-                _check_memory(memory, settings)
-            passage = answer(*parts, batch, memory, settings, how)
+            passage = (method or memory.method).answer(self, batch, memory, options)
         else:
-            settings = self.resolve_compression(compression)
-            if settings is None:
-                return read_plain(self.backbone, batch, cache, how)
-            if settings.placement != "before_question":
-                return read_twice(*parts, batch, settings, cache, how)
-            documents, questions = batch.split()
-            options = PassOptions(how.piece_length)
-            memory, _ = read_documents(self.backbone, documents, settings, options)
-            passage = answer(*parts, questions, memory, settings, how)
-        if cache is not None and passage.cache is not None:
+            passage = (method or self.resolve_method()).prefill(self, batch, cache, options)
+        if cache is not None and passage.cache is not None and passage.cache is not cache:
             cache.assign(passage.cache)
             passage.cache = cache
         return passage
+
+    def _go_on(
+        self,
+        batch: Batch,
+        method: Method | None,
+        memory: DocumentMemory | None,
+        cache: StateCache,
+        options: PassOptions,
+    ) -> Passage:
+        """The states behind rows that follow a text already read.
+
+        Raises:
+            InputError: something is asked for that would have no effect there.
+        """
+        if memory is not None:
+            raise InputError("cache_params already holds a text; a memory needs an empty cache")
+        if cache.batch_size != batch.rows:
+            raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
+        asked = "" if method is None or isinstance(method, Plain) else f"the method {method.name}"
+        if bool(batch.question_lengths.any()):
+            asked = "question_lengths"
+        if asked:
+            raise InputError(
+                f"cache_params already holds a text, which plain Mamba goes on with: {asked} would "
+                "have no effect; leave it out, or give the whole text without cache_params"
+            )
+        return read_on(self.backbone, batch, cache, options)
+
+    def _asked(self, compression: Compression, method: MethodLike | None) -> Method | None:
+        """The method that a call asks for; None where it leaves that open."""
+        if compression is None and method is None:
+            return None
+        return self.resolve_method(compression, method)
 
     def _enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
@@ -286,6 +299,7 @@ class ReMambaModel(PreTrainedModel):
         prompt_lengths: Tensor | None = None,
         question_lengths: Tensor | None = None,
         compression: Compression = None,
+        method: MethodLike | None = None,
         memory: DocumentMemory | None = None,
         cache_params: StateCache | None = None,
         use_cache: bool | None = None,
@@ -300,7 +314,8 @@ class ReMambaModel(PreTrainedModel):
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
-        passage = self._run(batch, compression, memory, cache, PassOptions(piece_length))
+        asked = self._asked(compression, method)
+        passage = self._run(batch, asked, memory, cache, PassOptions(piece_length))
         out = ReMambaOutput(
             last_hidden_state=leave(passage.hidden, passage.lengths, batch),
             cache_params=cache,
@@ -324,25 +339,6 @@ class ReMambaModel(PreTrainedModel):
         """The output, or its values in the order of its fields where the caller wants a tuple."""
         wanted = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return out if wanted else out.to_tuple()
-
-
-def _check_memory(memory: DocumentMemory, compression: CompressionConfig | None) -> None:
-    """Raise InputError when questions ask for settings that the memory was not read with."""
-    if compression is None:
-        return
-    names = ("start", "length", "min_prompt_length")
-    had = memory.compression
-    if had is None or any(getattr(compression, n) != getattr(had, n) for n in names):
-        wanted = ", ".join(f"{n}={getattr(compression, n)}" for n in names)
-        was = had and ", ".join(f"{n}={getattr(had, n)}" for n in names)
-        raise InputError(
-            f"the memory was read with {was or 'plain Mamba'}, not with {wanted}; read it again"
-        )
-    if not compression.covers_document:
-        raise InputError(
-            f"a memory cannot serve placement={compression.placement!r} with length="
-            f"{compression.length}: stage 2 would read the document again"
-        )
 
 
 class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
@@ -372,6 +368,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         prompt_lengths: Tensor | None = None,
         question_lengths: Tensor | None = None,
         compression: Compression = None,
+        method: MethodLike | None = None,
         memory: DocumentMemory | None = None,
         document_ids: Tensor | None = None,
         document_attention_mask: Tensor | None = None,
@@ -402,7 +399,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 the first label, or the whole row.
             question_lengths: (b,) the last so many tokens of the prompt are the question, which is
                 never compressed; the span is taken of the document before it.
-            compression: None = the model's own settings, False = plain Mamba.
+            compression: settings of `remamba`; None = the model's own way, False = plain Mamba.
+            method: another way of reading, in place of compression (see `resolve_method`).
             memory: documents read before with `read`.
             document_ids, document_attention_mask: (documents, l) to be read in this call.
             cache_params: a filled cache continues plain Mamba; an empty one is filled.
@@ -429,7 +427,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets,
         )  # fmt: skip
-        is_step = return_logits and not compression
+        is_step = return_logits and not compression and method is None
         if is_step and decodes_in_place(self, input_ids, cache_params, *given):
             step = self._decode(cast(Tensor, input_ids), cast(StateCache, cache_params))
             return self._returned(step, return_dict)
@@ -445,15 +443,14 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             if memory is not None:
                 raise InputError("give either memory or document_ids, and not both")
             documents = self._enter(document_ids, document_attention_mask)
-            settings = self.resolve_compression(compression)
-            memory, states = self._read(
-                documents, settings, PassOptions(piece_length, 0, with_document_loss)
+            reads = self.resolve_method(compression, method)
+            memory, states = reads.read(
+                self, documents, PassOptions(piece_length, 0, with_document_loss)
             )
             if states is not None:
                 found["document_loss"] = document_loss(self.lm_head, documents, states)
-        passage = self._run(
-            batch, compression, memory, cache, PassOptions(piece_length, tail, with_stage1_loss)
-        )
+        options = PassOptions(piece_length, tail, with_stage1_loss)
+        passage = self._run(batch, self._asked(compression, method), memory, cache, options)
         if return_logits:
             logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
             if prefill and not self.training:
@@ -492,3 +489,13 @@ def _check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
         raise not_finite(f"the logits of row {row}", logits.dtype)
+
+
+def _known(changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of a CompressionConfig, refused where they name no option of it."""
+    known = {field.name for field in fields(CompressionConfig)}
+    if unknown := sorted(set(changes) - known):
+        raise InputError(
+            f"unknown compression setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
+    return changes

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from remamba import CompressionConfig, DocumentMemory, ReMambaConfig, ReMambaForCausalLM, StateCache
+from remamba.methods.reference import two_stages
+from remamba.methods.shorten import Last
 from remamba.ops import selective_scan, ssd
 from remamba.ops.scan.op import selective_scan_ref
 from remamba.ops.ssd_scan.op import ssd_ref
@@ -34,6 +36,19 @@ FORMS = {
         length=1.0, keep_ratio=0.3, placement="before_question", value="residual"
     ),
 }
+OPTIONS = [
+    CompressionConfig(start=start, length=length, keep_ratio=0.3, **options)
+    for start, length in ((0.1, 0.5), (0.0, 1.0))
+    for options in (
+        *({"placement": x} for x in ("replace", "append", "before_question")),
+        *({"adaption": x} for x in ("exact", "multiplicative", "none")),
+        *({"selector": "fixed", "adaption": x} for x in ("selective", "exact")),
+        *({"importance": "relative", "adaption": x} for x in ("selective", "multiplicative")),
+        *({"value": "residual", "placement": x} for x in ("replace", "append", "before_question")),
+        *({"window": x, "adaption": "exact"} for x in (2, 5, 40)),
+    )
+]
+"""One or two options changed at a time, over a part of the prompt and over all of it."""
 
 
 def tiny_model(backbone: str, **changes: object) -> ReMambaForCausalLM:
@@ -145,15 +160,35 @@ def mixers_equal_transformers(backbone: str) -> float:
 
 
 def off_equals_plain(backbone: str) -> float:
-    """compression=False, selector "none" and too short a prompt are one pass of the backbone."""
+    """compression=False and the method `plain` are one pass of the backbone."""
     model, ids = tiny_model(backbone), tokens(2, 30)
     expected = model.lm_head(model.backbone(model.backbone.embeddings(ids)))
-    settings = (
-        False,
-        CompressionConfig(selector="none"),
-        CompressionConfig(min_prompt_length=31, length=0.5),
-    )
-    return max(error(model(ids, compression=setting).logits, expected) for setting in settings)
+    ways = ({"compression": False}, {"method": "plain"}, {"method": Last(tokens=30)})
+    return max(error(model(ids, **way).logits, expected) for way in ways)
+
+
+def two_stages_equal_reference(backbone: str) -> float:
+    """Every option: logits, labels, kept positions of a row, as `methods/reference.py` has them."""
+    model, worst = tiny_model(backbone), 0.0
+    ids = tokens(31)
+    labels = torch.where(torch.arange(31) < 25, -100, ids)
+    for settings in OPTIONS:
+        question = 5 if settings.placement == "before_question" else 0
+        expected = two_stages(model, ids, settings, 25, question, labels)
+        out = model(
+            ids[None],
+            labels=labels[None],
+            prompt_lengths=torch.tensor([25]),
+            question_lengths=torch.tensor([question]),
+            compression=settings,
+        )
+        if [position for position, _ in out.kept.rows()[0]] != expected.kept:
+            return 1.0
+        n = out.logits.shape[1]
+        if out.labels[0].tolist() != expected.labels[-n:].tolist():
+            return 1.0
+        worst = max(worst, error(out.logits[0], expected.logits[-n:]))
+    return worst
 
 
 def batch_equals_single(backbone: str) -> float:
@@ -347,6 +382,7 @@ def engine_equals_generate(backbone: str) -> float:
 CELLS: dict[str, Callable[[str], float]] = {
     "kernel = reference": kernel_equals_reference,
     "mixers = transformers' mixers": mixers_equal_transformers,
+    "two stages = methods/reference.py": two_stages_equal_reference,
     "compression off = plain Mamba": off_equals_plain,
     "neutral splice = plain Mamba": neutral_splice_equals_plain,
     "batch = each alone": batch_equals_single,

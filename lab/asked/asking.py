@@ -1,7 +1,7 @@
 """Many documents read at once, many questions asked of each: the model's side of a planted run.
 
-A document's one reading serves all questions and all settings that need the document's states
-alone (`covers_document`); other settings read each question's whole prompt.
+A document's one reading serves all questions and all methods that need the document's states
+alone (`serves_memory`); other methods read each question's whole prompt.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import end_tokens
 from remamba.execution.decode import decode_step_of, runs_in_place
 from remamba.execution.passes import PassOptions, not_finite
+from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
-from remamba.methods.remamba import Passage, answer, read_documents, read_plain, read_twice
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
 from remamba.methods.selection import Span, span_bounds
 from remamba.model.rows import Batch, cut, enter
 from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
 
-WHOLE_DOCUMENT = CompressionConfig(length=1.0, keep_ratio=1.0)
+WHOLE_DOCUMENT = ReMamba(CompressionConfig(length=1.0, keep_ratio=1.0))
 """Keeps the states of every position, from which each setting's span is cut."""
 LOOK_EVERY = 8
 """New tokens between two looks at whether all answers have ended: a look waits for the GPU."""
@@ -105,13 +107,12 @@ class PlantedReader:
         """Stage 1 over documents.
 
         Args:
-            with_states: keep the last-layer states too, for settings that compress.
+            with_states: keep the last-layer states too, for methods that compress.
         """
         clock = _Clock(self.model.device)
-        settings = WHOLE_DOCUMENT if with_states else None
-        memory, _ = read_documents(
-            self.model.backbone, self._batch(documents), settings, PassOptions(self.piece_length)
-        )
+        method = WHOLE_DOCUMENT if with_states else Plain()
+        options = PassOptions(self.piece_length)
+        memory, _ = method.read(self.model, self._batch(documents), options)
         times = Times(len(documents), 0, read=clock.lap())
         times.peak_bytes = clock.peak()
         return Reading(list(documents), memory, times)
@@ -121,7 +122,7 @@ class PlantedReader:
         self,
         reading: Reading,
         questions: Sequence[Sequence[Tokens]],
-        settings: CompressionConfig | None,
+        method: Method,
         new_tokens: int,
         evidence: Sequence[Sequence[Spans]] | None = None,
     ) -> tuple[list[list[Answered]], Times]:
@@ -134,11 +135,11 @@ class PlantedReader:
         assert all(len(asked) == count for asked in questions), "documents asked unequally often"
         rows = [question for asked in questions for question in asked]
         spans = None if evidence is None else [one for asked in evidence for one in asked]
-        if reading.memory is not None and (settings is None or settings.covers_document):
-            found, times = self._of_memory(reading.memory, rows, settings, new_tokens, spans)
+        if reading.memory is not None and method.serves_memory:
+            found, times = self._of_memory(reading.memory, rows, method, new_tokens, spans)
         else:
             documents = [document for document in reading.documents for _ in range(count)]
-            found, times = self._of_prompts(documents, rows, settings, new_tokens, spans)
+            found, times = self._of_prompts(documents, rows, method, new_tokens, spans)
         times.documents = 0
         times.add(reading.times)
         return [found[i : i + count] for i in range(0, len(found), count)], times
@@ -147,22 +148,20 @@ class PlantedReader:
         self,
         memory: DocumentMemory,
         rows: list[Tokens],
-        settings: CompressionConfig | None,
+        method: Method,
         new_tokens: int,
         evidence: list[Spans] | None,
     ) -> tuple[list[Answered], Times]:
         clock = _Clock(self.model.device)
-        parts = (self.model.backbone, self.model.compressor)
-        passage = answer(
-            *parts, self._batch(rows), _narrowed(memory, settings), settings, self._how
-        )
+        memory = _narrowed(memory, method)
+        passage = method.answer(self.model, self._batch(rows), memory, self._how)
         return self._finish(passage, clock, new_tokens, evidence, len(rows) // memory.batch_size)
 
     def _of_prompts(
         self,
         documents: list[Tokens],
         questions: list[Tokens],
-        settings: CompressionConfig | None,
+        method: Method,
         new_tokens: int,
         evidence: list[Spans] | None,
     ) -> tuple[list[Answered], Times]:
@@ -176,11 +175,7 @@ class PlantedReader:
             rows = slice(i, i + at_once)
             lengths = torch.tensor([len(question) for question in questions[rows]])
             batch, cache = self._batch(prompts[rows], lengths), self.model.new_cache()
-            if settings is None:
-                passage = read_plain(self.model.backbone, batch, cache, self._how)
-            else:
-                parts = (self.model.backbone, self.model.compressor)
-                passage = read_twice(*parts, batch, settings, cache, self._how)
+            passage = method.prefill(self.model, batch, cache, self._how)
             some, part = self._finish(
                 passage, clock, new_tokens, None if evidence is None else evidence[rows], 1
             )
@@ -257,15 +252,15 @@ class PlantedReader:
         return head(hidden[:, 0].to(head.weight.dtype))
 
 
-def _narrowed(memory: DocumentMemory, settings: CompressionConfig | None) -> DocumentMemory:
-    """The memory as these settings would have read it: with the states of their span alone."""
-    if settings is None:
+def _narrowed(memory: DocumentMemory, method: Method) -> DocumentMemory:
+    """The memory as this method would have read it: with the states of its span alone."""
+    if not isinstance(method, ReMamba):
         return memory
-    span = span_bounds(memory.lengths, memory.lengths, settings)
+    span = span_bounds(memory.lengths, memory.lengths, method.compression)
     hidden = memory.hidden
     width = int(span.length.max())
     hidden = cut(hidden, span.start, width) if width else hidden[:, :0]
-    return dataclasses.replace(memory, hidden=hidden, span=span, compression=settings)
+    return dataclasses.replace(memory, hidden=hidden, span=span, method=method)
 
 
 class _Clock:

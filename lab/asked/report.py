@@ -11,7 +11,6 @@ from typing import Any
 from lab.asked.conditions import BM25, Condition
 from lab.asked.passages import PASSAGE_TOKENS
 from lab.asked.summary import REFERENCE, compare_conditions, summarise
-from remamba.evals.report import compression_in_words
 from remamba.evals.scoring import SCORES_FILE, ScoredRun
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table

@@ -139,6 +139,7 @@ def _run_products(linears: list[nn.Linear], head: nn.Linear, inputs: dict[int, T
 def spans(length: int) -> tuple[int, int]:
     """(m, k) of a prompt with the paper's settings."""
     settings = CompressionConfig()
+    assert settings.keep_ratio is not None
     m = max(-int(-settings.length * length // 1), 1)
     return m, max(-int(-settings.keep_ratio * m // 1), 1)
 

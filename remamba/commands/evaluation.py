@@ -91,13 +91,13 @@ def load_reader(options: RunOptions) -> Reader:
         return ReMambaReader(
             loaded.model,
             loaded.tokenizer,
-            reading.compression(loaded.model.config),
+            reading.chosen(loaded.model.config),
             slots=options.slots,
             piece_length=loaded.piece_length,
             seed=options.seed,
         )
-    given = [name for name, value in reading.changes().items() if value is not None]
-    if given and (given, reading.selector) != (["selector"], "none"):
+    given = [*reading.changes(), *(["method"] if reading.method not in (None, "plain") else [])]
+    if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} is for ReMamba models, and {reading.model} is a "
             f"{kind}; leave it out, or convert the model (remamba convert)"

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import arg
 
+from remamba.commands.derived import changes_of, given
+from remamba.compression_config import (
+    ADAPTIONS,
+    IMPORTANCES,
+    PLACEMENTS,
+    SELECTORS,
+    VALUES,
+    CompressionConfig,
+)
 from remamba.errors import InputError
+from remamba.methods.base import METHODS, Method, method_of, own_method
 
 if TYPE_CHECKING:
     import torch
 
-    from remamba import CompressionConfig, ReMambaForCausalLM
+    from remamba import ReMambaForCausalLM
 
-COMPRESSION = ("start", "length", "keep_ratio", "num_kept", "placement", "adaption", "selector")
 CPU_PIECE, GPU_PIECE = 2048, 16384
 """Tokens read at once: pieces that stay near a CPU's caches, and such that fill a GPU."""
 OWN = "(default: the model's own)"
-Share = Annotated[float | None, arg(metavar="SHARE", help_behavior_hint=OWN)]
+METAVARS = {
+    "start": "SHARE",
+    "length": "SHARE",
+    "keep_ratio": "SHARE",
+    "num_kept": "K",
+    "selector": "|".join(SELECTORS),
+    "window": "N",
+    "placement": "|".join(PLACEMENTS),
+    "adaption": "|".join(ADAPTIONS),
+    "value": "|".join(VALUES),
+    "importance": "|".join(IMPORTANCES),
+}
 
 
 class LoadedModel(NamedTuple):
@@ -35,60 +56,55 @@ class LoadedModel(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model reads, and how it compresses what it reads (letters are the paper's)."""
-
+class _Options:
     model: Annotated[str, arg(metavar="NAME|DIR")] = "remamba-tiny"
     """A model directory, a hub name, or remamba-tiny, which comes with the package."""
     device: str = "auto"
     """Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Its numbers: auto is float32 on a CPU and bfloat16 on a GPU."""
-    start: Share = None
-    """Where the span to compress starts, as a share of the document [s]."""
-    length: Share = None
-    """How much of the document the span covers, from above 0 to 1 [p]."""
-    keep_ratio: Share = None
-    """Share of the span's tokens that are kept [rho]."""
-    num_kept: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
-    """Number of tokens kept, in place of --keep-ratio."""
-    placement: Annotated[
-        str | None, arg(metavar="replace|append|before_question", help_behavior_hint=OWN)
-    ] = None
-    """Where the kept vectors stand when the model reads again."""
-    adaption: Annotated[
-        str | None, arg(metavar="selective|exact|multiplicative|none", help_behavior_hint=OWN)
-    ] = None
-    """How their scores enter the second reading."""
-    selector: Annotated[
-        str | None, arg(metavar="topk|random|fixed|drop|none", help_behavior_hint=OWN)
-    ] = None
-    """How tokens are chosen; none is plain Mamba."""
+    method: Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint=OWN)] = None
+    """The way of reading; last+remamba shortens the document first. The settings of remamba are
+    the options from --start to --importance."""
+    method_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """How many tokens of the document the methods last and middle leave."""
     piece_length: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint=f"(default: {CPU_PIECE}, on a GPU {GPU_PIECE})"),
     ] = None
     """Tokens read at once: bounds the memory that a long text takes, changes no result."""
 
-    def changes(self) -> dict[str, Any]:
-        """The compression settings given here, by name."""
-        given = {name: getattr(self, name) for name in COMPRESSION}
-        changes = {name: value for name, value in given.items() if value is not None}
-        if "keep_ratio" in changes:
-            changes.setdefault("num_kept", None)
-        return changes
 
-    def compression(self, config: Any) -> CompressionConfig | None:
-        """The model's own settings with what was given here; None is plain Mamba.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(changes_of(CompressionConfig, _Options, METAVARS, OWN)):  # type: ignore[misc]
+    """Which model reads, and how it reads (letters in brackets are the paper's)."""
+
+    def changes(self) -> dict[str, Any]:
+        """The settings of `remamba` that are given here, by name."""
+        return given(self, CompressionConfig)
+
+    def chosen(self, config: Any) -> Method:
+        """The way of reading: the model's own with what is given here.
 
         Args:
             config: the model's ReMambaConfig.
 
         Raises:
-            InputError: a value is outside its range.
+            InputError: there is no such method, or an option has no effect with it.
         """
-        settings = config.compression_config.replace(**self.changes())
-        return None if settings.selector == "none" else settings
+        own, changes = own_method(config), self.changes()
+        settings = config.compression_config.replace(**changes)
+        method = own if self.method is None else method_of(self.method, settings)
+        if self.method_tokens is not None:
+            if "tokens" not in vars(method):
+                raise InputError(
+                    f"--method-tokens {self.method_tokens} has no effect with the method "
+                    f"{method.name}; leave it out"
+                )
+            method = _replaced(method, tokens=self.method_tokens)
+        if not changes:
+            return method
+        return _with_settings(method, settings, next(iter(changes)))
 
     def load(self, name: str | None = None) -> LoadedModel:
         """The model `name` (default: the one given) and its tokenizer.
@@ -112,6 +128,30 @@ class ModelOptions:
         model = model.to(device).eval()  # type: ignore[arg-type]
         piece_length = self.piece_length or (GPU_PIECE if device.type == "cuda" else CPU_PIECE)
         return LoadedModel(name, model, tokenizer, time.perf_counter() - begun, piece_length)
+
+
+def _replaced(method: Method, **changes: Any) -> Method:
+    return dataclasses.replace(method, **changes)
+
+
+def _with_settings(method: Method, settings: CompressionConfig, given: str) -> Method:
+    """The method with these settings of `remamba` in it.
+
+    Raises:
+        InputError: none of them has an effect with it; `given` is the first of those given.
+    """
+    known = {field.name for field in dataclasses.fields(method)}
+    if method.name == "remamba":
+        return _replaced(method, compression=settings)
+    if method.name == "drop" and given in known:
+        return _replaced(method, start=settings.start, length=settings.length)
+    if "reader" in known and (reader := vars(method)["reader"]).name != "plain":
+        return _replaced(method, reader=_with_settings(reader, settings, given))
+    flag = given.replace("_", "-")
+    raise InputError(
+        f"--{flag} has no effect with the method {method.name}; leave it out, or give "
+        "--method remamba"
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -159,15 +159,15 @@ class Engine:
             ids = self._ids("the question", request.question, begins=False)
         if request.document is not None:
             context = self._ids("the document", request.document)
-        memory, settings = request.memory, None
-        if memory is not None and request.compression is None:
-            settings = memory.compression
+        memory, asked = request.memory, (request.compression, request.method)
+        if memory is not None and asked == (None, None):
+            method = memory.method
         else:
-            settings = self.model.resolve_compression(request.compression)
+            method = self.model.resolve_method(*asked)
         if request.options.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and the engine has none")
         growing = GrowingText(self.tokenizer, request.options.stop) if self.tokenizer else None
-        job = Job(request, context, ids, settings, Sampler(request.options), growing, memory)
+        job = Job(request, context, ids, method, Sampler(request.options), growing, memory)
         self._waiting.append(job)
         return job
 
@@ -202,7 +202,7 @@ class Engine:
         group = [self._waiting.popleft()]
         near = list(itertools.islice(self._waiting, LOOK_AHEAD))
         self._share_document(group[0], near)
-        if group[0].settings is not None and group[0].settings.selector == "random":
+        if group[0].method.draws:
             return group  # its random numbers must not depend on who stands beside it
         for job in near:
             if len(group) < self._slots.free and _fits(job, group):
@@ -212,15 +212,13 @@ class Engine:
 
     def _share_document(self, first: Job, near: list[Job]) -> None:
         """Read a document that others ask about too, once for all of them."""
-        if not first.context or (first.settings and not first.settings.covers_document):
+        if not first.context or not first.method.serves_memory:
             return
         if not any(_same_document(first, job) for job in near):
             return
         start = time.perf_counter()
         ids = torch.tensor([first.context], device=self.model.device)
-        memory = self.model.read(
-            ids, compression=first.settings or False, piece_length=self.piece_length
-        )
+        memory = self.model.read(ids, method=first.method, piece_length=self.piece_length)
         for job in (first, *self._waiting):
             if job is first or _same_document(first, job):
                 job.memory = memory
@@ -267,14 +265,14 @@ class Engine:
         question_lengths = None
         if first.context and not is_apart:
             question_lengths = torch.tensor([len(job.ids) for job in group])
-        memory, compression = first.memory, first.request.compression
+        memory = first.memory
         if memory is not None:
             memory = memory.to(self.model.device)
         out = self.model(
             ids,  # on the host, where the model looks at them without waiting for the GPU
             attention_mask=None if bool(mask.all()) else mask,
             question_lengths=question_lengths,
-            compression=compression,
+            method=first.method,
             memory=memory,
             use_cache=True,
             logits_to_keep=1,
@@ -367,7 +365,7 @@ def _fits(job: Job, group: list[Job]) -> bool:
     first = group[0]
     if job.memory is not first.memory or bool(job.context) != bool(first.context):
         return False
-    if job.settings != first.settings:
+    if job.method != first.method:
         return False
     lengths = [len(j.ids) + (len(j.context) if j.memory is None else 0) for j in (*group, job)]
     longest = max(lengths)
@@ -376,14 +374,14 @@ def _fits(job: Job, group: list[Job]) -> bool:
 
 
 def _same_document(first: Job, second: Job) -> bool:
-    alike = first.settings == second.settings and second.memory is None
+    alike = first.method == second.method and second.memory is None
     return alike and (first.context is second.context or first.context == second.context)
 
 
 @contextmanager
 def _seeded(job: Job, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers from the request's seed, if its selector draws any."""
-    if job.settings is None or job.settings.selector != "random":
+    """Torch's random numbers from the request's seed, if its method draws any."""
+    if not job.method.draws:
         yield
         return
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

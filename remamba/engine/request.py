@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from remamba.compression_config import CompressionConfig
 from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
+from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import Compression
+from remamba.modeling_remamba import Compression, MethodLike
 from remamba.text import GrowingText
 
 
@@ -43,7 +43,9 @@ class Request:
     """Of one document."""
     options: SamplingOptions = field(default_factory=SamplingOptions)
     compression: Compression = None
-    """None: the model's own settings, or those the memory was read with. False: plain Mamba."""
+    """Settings of `remamba`; False: plain Mamba. None: as `method` says."""
+    method: MethodLike | None = None
+    """A way of reading; None: the model's own, or the one that the memory was read with."""
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "document", "memory") if getattr(self, n) is not None]
@@ -95,8 +97,8 @@ class Job:
     """The document's tokens, where it was given as such; else empty."""
     ids: list[int]
     """The prompt's tokens, or the question's."""
-    settings: CompressionConfig | None
-    """In force; None: plain Mamba."""
+    method: Method
+    """How it is read."""
     sampler: Sampler
     growing: GrowingText | None
     memory: DocumentMemory | None = None

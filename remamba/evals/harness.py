@@ -15,6 +15,7 @@ from remamba.errors import InputError
 from remamba.evals.likelihood import Pair, log_likelihoods
 from remamba.evals.prompting import Text
 from remamba.evals.readers import Ask, Reader, ReMambaReader, token_ids
+from remamba.methods.plain import Plain
 
 SHORT_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa")
 """The six tasks of Figure 1."""
@@ -23,15 +24,15 @@ SHORT_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "
 class HarnessModel(TemplateLM):
     """A reader's model as the harness asks it: log-likelihoods, and greedy texts.
 
-    A ReMamba whose settings compress a document before a question reads these prompts, which have
-    one part, as plain Mamba.
+    A method that wants to know where the question begins gives way to plain Mamba, since these
+    prompts have one part.
     """
 
     def __init__(self, reader: Reader):
         super().__init__()
         self.reader, self.tokenizer = reader, reader.tokenizer
-        settings = reader.compression if isinstance(reader, ReMambaReader) else None
-        self.compression = None if settings and settings.covers_document else settings
+        own = reader.method if isinstance(reader, ReMambaReader) else Plain()
+        self.method = Plain() if own.wants_question else own
 
     @property
     def eot_token_id(self) -> int:
@@ -52,7 +53,7 @@ class HarnessModel(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         pairs = [Pair(context, continuation) for _, context, continuation in requests]
-        return log_likelihoods(self.reader.model, pairs, self.compression)
+        return log_likelihoods(self.reader.model, pairs, self.method)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from remamba.compression_config import CompressionConfig
+from remamba.methods.base import Method
+from remamba.methods.plain import Plain
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 BATCH_TOKENS = 8192
@@ -23,7 +24,7 @@ class Pair(NamedTuple):
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: Any, pairs: Sequence[Pair], compression: CompressionConfig | None = None
+    model: Any, pairs: Sequence[Pair], method: Method | None = None
 ) -> list[tuple[float, bool]]:
     """For each pair the log-probability of the continuation, and whether it is the greedy one.
 
@@ -31,7 +32,7 @@ def log_likelihoods(
 
     Args:
         model: a ReMamba, or any causal model of transformers.
-        compression: of a ReMamba; None is plain Mamba.
+        method: how a ReMamba reads the prompt; None: plainly.
     """
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     is_ours = isinstance(model, ReMambaForCausalLM)
@@ -49,7 +50,7 @@ def log_likelihoods(
                 ids,
                 attention_mask=mask,
                 prompt_lengths=torch.tensor([len(pairs[i].prompt) for i in group]),
-                compression=compression or False,
+                method=method or Plain(),
                 use_cache=False,
                 logits_to_keep=longest + 1,
             ).logits

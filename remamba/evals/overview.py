@@ -11,6 +11,8 @@ from remamba.errors import InputError
 from remamba.evals.run_folder import read_record
 from remamba.evals.scoring import SCORES_FILE
 from remamba.evals.tables import table
+from remamba.methods.base import Method, recorded_method
+from remamba.methods.remamba import ReMamba
 
 COLUMNS = {
     "longbench-e": {
@@ -49,15 +51,18 @@ class ScoredSettings(NamedTuple):
     scores: dict[str, Any]
 
     @property
+    def method(self) -> Method:
+        return recorded_method(self.settings)
+
+    @property
     def label(self) -> str:
-        """The model and how it compresses, without maximum length and ratios."""
-        settings = self.settings
-        compression = settings.get("compression")
+        """The model and how it reads, without maximum length and ratios."""
+        settings, method = self.settings, self.method
         parts = [Path(settings["model"]).name]
-        if compression is None:
-            parts.append("plain")
-        elif compression["selector"] != "topk":
-            parts.append(compression["selector"])
+        if not isinstance(method, ReMamba):
+            parts.append(method.name)
+        elif method.compression.selector != "topk":
+            parts.append(method.compression.selector)
         if settings.get("baseline", "none") != "none":
             parts.append(settings["baseline"])
         return " ".join(parts)
@@ -134,10 +139,10 @@ def by_ratios(runs: Sequence[ScoredSettings]) -> dict[tuple[float, float], float
     """
     cells: dict[tuple[float, float], float] = {}
     for run in runs:
-        compression = run.settings.get("compression")
-        if compression is None or compression["num_kept"] is not None:
+        method = run.method
+        if not isinstance(method, ReMamba) or method.compression.keep_ratio is None:
             raise InputError(f"{run.folder} has no rho; this figure needs runs with p and rho")
-        cell = (compression["length"], compression["keep_ratio"])
+        cell = (method.compression.length, method.compression.keep_ratio)
         if cell in cells:
             raise InputError(f"two runs have p = {cell[0]:g} and rho = {cell[1]:g}")
         cells[cell] = run.scores["average"]

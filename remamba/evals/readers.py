@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
 from remamba.engine.request import Completion, Job
 from remamba.errors import InputError
 from remamba.evals.prompting import Text
+from remamba.methods.base import Method
+from remamba.methods.plain import Plain
 from remamba.methods.selection import Kept
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import fingerprint
@@ -72,14 +73,14 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def describe_model(model: Any, compression: CompressionConfig | None) -> dict[str, Any]:
-    """What a model is, where it runs and how it compresses, for run.json."""
+def describe_model(model: Any, method: Method) -> dict[str, Any]:
+    """What a model is, where it runs and how it reads, for run.json."""
     return {
         "kind": type(model).__name__,
         "fingerprint": fingerprint(model),
         "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "compression": None if compression is None else compression.to_dict(),
+        "method": method.to_dict(),
     }
 
 
@@ -106,7 +107,7 @@ class TransformersReader:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     def describe(self) -> dict[str, Any]:
-        return describe_model(self.model, None)
+        return describe_model(self.model, Plain())
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         for ask in asks:
@@ -152,8 +153,8 @@ class ReMambaReader:
     """A ReMamba with continuous batching.
 
     Args:
-        compression: None is plain Mamba. Settings that compress a whole document read a prompt in
-            two parts, what ends with the document and the question; others read it as one.
+        method: how prompts are read. One that wants to know the question reads a prompt in two
+            parts, what ends with the document and the question; others read it as one.
         slots: how many prompts are answered at once.
         piece_length: tokens that a prefill reads at once.
         seed: of the random selector.
@@ -163,18 +164,18 @@ class ReMambaReader:
         self,
         model: ReMambaForCausalLM,
         tokenizer: Any,
-        compression: CompressionConfig | None,
+        method: Method,
         *,
         slots: int = 8,
         piece_length: int | None = None,
         seed: int = 0,
     ):
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.compression, self.seed = compression, seed
+        self.method, self.seed = method, seed
         self.slots, self.piece_length = slots, piece_length
 
     def describe(self) -> dict[str, Any]:
-        return describe_model(self.model, self.compression)
+        return describe_model(self.model, self.method)
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         batched = [ask for ask in asks if not ask.ends_line]
@@ -221,32 +222,32 @@ class ReMambaReader:
         return Answer(ask.key, text, done.prompt_tokens, len(new), done.kept)
 
     def _request(self, ask: Ask) -> Request:
-        document, prompt, settings = self._parts(ask)
+        document, prompt, method = self._parts(ask)
         return Request(
             prompt=None if document else prompt,
             document=document,
             question=prompt if document else None,
             options=SamplingOptions(max_new_tokens=ask.max_new_tokens, seed=self.seed),
-            compression=settings or False,
+            method=method,
         )
 
-    def _parts(self, ask: Ask) -> tuple[list[int] | None, list[int], CompressionConfig | None]:
-        """The document's tokens, the question's (or the whole prompt's), and the settings."""
-        settings, (text, split) = self.compression, ask.text
-        if settings is None or not settings.covers_document:
-            return None, token_ids(self.tokenizer, text), settings
+    def _parts(self, ask: Ask) -> tuple[list[int] | None, list[int], Method]:
+        """The document's tokens, the question's (or the whole prompt's), and the method."""
+        method, (text, split) = self.method, ask.text
+        if not method.wants_question:
+            return None, token_ids(self.tokenizer, text), method
         if not ask.has_document:
-            return None, token_ids(self.tokenizer, text), None
+            return None, token_ids(self.tokenizer, text), Plain()
         if split is None:
             raise InputError("the cut lost the place where the question begins")
         document = encode(self.tokenizer, text[:split]).ids
-        return document, encode(self.tokenizer, text[split:], begins=False).ids, settings
+        return document, encode(self.tokenizer, text[split:], begins=False).ids, method
 
     @torch.inference_mode()
     def _answer_line(self, ask: Ask) -> Answer:
         """By `generate`: the engine's stop strings know no least length."""
-        document, prompt, settings = self._parts(ask)
-        options: dict[str, Any] = {"compression": settings or False}
+        document, prompt, method = self._parts(ask)
+        options: dict[str, Any] = {"method": method}
         if document:
             options["question_lengths"] = torch.tensor([len(prompt)], device=self.model.device)
             prompt = document + prompt

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from remamba.compression_config import CompressionConfig
 from remamba.evals import leval
 from remamba.evals.longbench import BUCKETS
 from remamba.evals.run_folder import RECORD_FILE, read_record
@@ -17,6 +16,7 @@ from remamba.evals.scoring import ScoredDataset, ScoredRun
 from remamba.evals.statistics import RESAMPLES, Interval, interval, resampled, sign_test
 from remamba.evals.tables import needle_table, table
 from remamba.files import write_whole
+from remamba.methods.base import recorded_method
 
 NAMES = {
     "model": "model",
@@ -126,7 +126,7 @@ def _settings(run: ScoredRun, record: dict[str, Any] | None) -> str:
     if record.get("status") != "finished":
         lines.append(UNFINISHED)
     lines.append(f"Prompts: {record.get('protocol', 'unknown')}; greedy decoding.")
-    lines.append(compression_in_words(settings.get("compression")))
+    lines.append(recorded_method(settings).in_words())
     rows = [(NAMES[key], value) for key, value in settings.items() if key in NAMES]
     rows = [(name, value) for name, value in rows if value is not None]
     rows += list(settings.get("needles", {}).items())
@@ -134,24 +134,6 @@ def _settings(run: ScoredRun, record: dict[str, Any] | None) -> str:
     rows += [(name, version) for name, version in (record.get("versions") or {}).items()]
     rows += [(f"sha256 of {name}", digest[:16]) for name, digest in settings["data"].items()]
     return "\n".join(lines) + "\n\n" + table(("setting", "value"), rows)
-
-
-def compression_in_words(settings: dict[str, Any] | None) -> str:
-    """How a model compressed its prompts, as a sentence."""
-    if settings is None:
-        return "No compression: the prompt is read once, as it is."
-    start, length = settings["start"], settings["length"]
-    whole = "document" if CompressionConfig.from_dict(settings).covers_document else "prompt"
-    if settings["selector"] == "drop":
-        return f"The span from {start:g} on, {length:g} of the {whole}, is cut away (drop)."
-    kept = f"{settings['num_kept']} of its tokens"
-    if settings["num_kept"] is None:
-        kept = f"rho = {settings['keep_ratio']:g} of its tokens"
-    return (
-        f"The span from s = {start:g}, p = {length:g} of the {whole}, is compressed to {kept}, "
-        f"chosen by {settings['selector']}, placed by {settings['placement']}, adaption "
-        f"{settings['adaption']}."
-    )
 
 
 def _scores(run: ScoredRun, details: dict[str, Any]) -> str:

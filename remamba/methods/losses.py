@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remamba.errors import InputError
-from remamba.methods.remamba import Passage
+from remamba.methods.base import Passage
 from remamba.methods.selection import EPS, SCORE_LOSS_SCALE, Compressor
 from remamba.model.rows import IGNORE, Batch, cut, ignore_pads, past_end
 from remamba.ops.precision import accumulation_dtype

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.methods.base import Method, former_method, method_of
 from remamba.methods.selection import Span
 from remamba.model.states import StateCache, check_fingerprint, read_tensors, write_tensors
 
@@ -32,8 +32,8 @@ class DocumentMemory:
     """(b,) tokens of each document; on the host."""
     cache: StateCache
     """States after each document's last token."""
-    compression: CompressionConfig | None
-    """The settings it was read with; None: read by plain Mamba."""
+    method: Method
+    """How it was read, and how questions are answered where nothing else is asked for."""
     fingerprint: str = ""
     """The model it belongs to; empty when that was not asked for."""
     input_ids: Tensor | None = field(default=None, repr=False)
@@ -51,7 +51,7 @@ class DocumentMemory:
             Span(self.span.start[here], self.span.stop[here]),
             self.lengths[here],
             self.cache.select(there),
-            self.compression,
+            self.method,
             self.fingerprint,
             None if self.input_ids is None else self.input_ids.index_select(0, there),
         )
@@ -62,7 +62,7 @@ class DocumentMemory:
             self.span,
             self.lengths,
             self.cache.to(device),
-            self.compression,
+            self.method,
             self.fingerprint,
             None if self.input_ids is None else self.input_ids.to(device),
         )
@@ -83,11 +83,10 @@ class DocumentMemory:
         }
         if self.input_ids is not None:
             tensors["input_ids"] = self.input_ids.contiguous()
-        settings = None if self.compression is None else self.compression.to_dict()
         metadata = {
             "format": MEMORY_FORMAT,
             "fingerprint": self.fingerprint,
-            "compression": json.dumps(settings),
+            "method": json.dumps(self.method.to_dict()),
         }
         write_tensors(path, tensors, metadata)
 
@@ -104,15 +103,21 @@ class DocumentMemory:
         tensors, metadata = read_tensors(path, MEMORY_FORMAT)
         check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
         try:
-            settings = json.loads(metadata["compression"])
             return cls(
                 tensors["hidden"],
                 Span(tensors["span.start"], tensors["span.stop"]),
                 tensors["lengths"],
                 StateCache.from_tensors(tensors, "cache."),
-                None if settings is None else CompressionConfig.from_dict(settings),
+                _method(metadata),
                 metadata.get("fingerprint", ""),
                 tensors.get("input_ids"),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
+
+
+def _method(metadata: dict[str, str]) -> Method:
+    """The method that a file's header tells; files of version 0.1 tell `remamba`'s settings."""
+    if "method" in metadata:
+        return method_of(json.loads(metadata["method"]))
+    return former_method(json.loads(metadata["compression"]))

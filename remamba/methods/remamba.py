@@ -1,10 +1,13 @@
-"""The two stages: read, keep, splice, read again; functions over a backbone and a compressor."""
+"""`remamba`: the paper's two stages. Read, keep, splice, read again.
+
+`reference.py` beside this file is the same for one row, without batches, memories and pieces.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +15,91 @@ from torch import Tensor
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions, Window, collect, gather_windows, run_pass
+from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
-from remamba.methods.selection import Compressor, Kept, Span, num_kept, span_bounds
+from remamba.methods.plain import read_documents, states_for
+from remamba.methods.selection import Span, num_kept, span_bounds
 from remamba.methods.splice import plan_adaption, plan_splice, spliced_embeds
 from remamba.model.backbone import Backbone
 from remamba.model.rows import IGNORE, Batch, ignore_pads, to_device
 from remamba.model.states import StateCache
+
+
+@dataclass(frozen=True)
+class ReMamba(Method):
+    """Two readings: the second has K vectors of the first in place of a span."""
+
+    name = "remamba"
+    needs_training = True
+
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+
+    @property
+    def serves_memory(self) -> bool:
+        return self.compression.covers_document
+
+    @property
+    def wants_question(self) -> bool:
+        return self.compression.covers_document
+
+    @property
+    def draws(self) -> bool:
+        return self.compression.selector == "random"
+
+    def in_words(self) -> str:
+        c = self.compression
+        whole = "document" if c.covers_document else "prompt"
+        share = f"rho = {c.keep_ratio:g} of" if c.num_kept is None else f"{c.num_kept} of"
+        return (
+            f"The span from s = {c.start:g}, p = {c.length:g} of the {whole}, is compressed to "
+            f"{share} its tokens, chosen by {c.selector}, placed by {c.placement}, adaption "
+            f"{c.adaption}."
+        )
+
+    def prefill(
+        self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
+    ) -> Passage:
+        if self.compression.placement != "before_question":
+            return read_twice(model, batch, self.compression, cache, options)
+        documents, questions = batch.split()
+        memory, _ = read_span(model, documents, self, PassOptions(options.piece_length))
+        return answer(model, questions, memory, self.compression, options)
+
+    def read(
+        self, model: Any, documents: Batch, options: PassOptions
+    ) -> tuple[DocumentMemory, Tensor | None]:
+        if not self.serves_memory:
+            c = self.compression
+            raise InputError(
+                "a memory needs start=0, length=1 with placement='replace', or placement="
+                f"'before_question' (given: start={c.start}, length={c.length},"
+                f" placement={c.placement!r}): else stage 2 reads the document again"
+            )
+        return read_span(model, documents, self, options)
+
+    def answer(
+        self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
+    ) -> Passage:
+        self._check(memory)
+        return answer(model, questions, memory, self.compression, options)
+
+    def _check(self, memory: DocumentMemory) -> None:
+        """Raise InputError where the memory was not read as these settings need it."""
+        if memory.method == self:
+            return
+        own = self.compression
+        had = memory.method.compression if isinstance(memory.method, ReMamba) else None
+        if had is None or (own.start, own.length) != (had.start, had.length):
+            was = had and f"start={had.start}, length={had.length}"
+            raise InputError(
+                f"the memory was read with {was or f'the method {memory.method.name}'}, not with "
+                f"start={own.start}, length={own.length}; read it again"
+            )
+        if not own.covers_document:
+            raise InputError(
+                f"a memory cannot serve placement={own.placement!r} with length={own.length}: "
+                "stage 2 would read the document again"
+            )
 
 
 class Reading(NamedTuple):
@@ -33,91 +115,41 @@ class Reading(NamedTuple):
     """(b, l, d) of all positions, if PassOptions.with_stage1."""
 
 
-@dataclass
-class Passage:
-    """The last stage's states and how their positions relate to the rows given."""
-
-    batch: Batch
-    """The rows that the last stage continued: the prompts, or the questions alone."""
-    hidden: Tensor
-    """(b, l', d)."""
-    lengths: Tensor
-    """(b,) real positions; on the host."""
-    labels: Tensor | None
-    """(b, l') where they stand now."""
-    cache: StateCache | None
-    kept: Kept | None = None
-    scores: Tensor | None = None
-    """(b, m) importance scores over the span."""
-    reading: Reading | None = None
-
-
-def read_plain(
-    backbone: Backbone, batch: Batch, cache: StateCache | None, how: PassOptions
-) -> Passage:
-    """One pass of plain Mamba, from the cache's states if it has any."""
-    embeds = batch.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, batch.lengths, cache, how)
-    hidden = collect(pieces, batch.lengths, how.tail)
-    return Passage(batch, hidden, batch.lengths, batch.labels, cache)
-
-
-def read_on(backbone: Backbone, batch: Batch, cache: StateCache, how: PassOptions) -> Passage:
-    """Plain Mamba goes on from a filled cache, whose pending token is read before the rows."""
-    text = cache.text
-    if text is None:
-        return read_plain(backbone, batch, cache, how)
-    if bool((text.behind_end > 0).any()):
-        row = int((text.behind_end > 0).nonzero()[0])
-        raise InputError(
-            f"cache_params cannot go on with row {row}: it ended before other rows of its batch, "
-            f"and its states have read {int(text.behind_end[row])} tokens of padding since; "
-            "generate it by itself, or cut the finished rows out with cache_params.select(rows)"
-        )
-    longer, cache.text = batch.behind(text.pending, backbone.embeddings), None
-    embeds = longer.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, longer.lengths, cache, how)
-    hidden = collect(pieces, longer.lengths, how.tail)
-    if not how.tail:
-        hidden = hidden[:, text.pending.shape[1] :]
-    return Passage(batch, hidden, batch.lengths, batch.labels, cache)
-
-
 def _read_prompts(
-    backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, how: PassOptions
+    backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, options: PassOptions
 ) -> Reading:
     """Stage 1 over prompts: the answer is read only if stage 1's own loss is wanted."""
-    lengths = batch.lengths if how.with_stage1 else batch.prompt_lengths
+    lengths = batch.lengths if options.with_stage1 else batch.prompt_lengths
     windows = [Window(span.start, int(span.length.max())), Window(batch.prompt_lengths - 1, 1)]
-    if how.with_stage1:
+    if options.with_stage1:
         windows.append(Window(torch.zeros_like(lengths), int(lengths.max())))
     embeds = batch.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, lengths, cache, how)
+    pieces = run_pass(backbone, embeds, lengths, cache, options)
     hidden, last, *everything = gather_windows(pieces, *windows)
     return Reading(hidden, span, last[:, 0], everything[0] if everything else None)
 
 
 def _reread(
-    backbone: Backbone,
-    compressor: Compressor,
+    model: Any,
     batch: Batch,
     reading: Reading,
     compression: CompressionConfig,
     at: Tensor,
     removed: Tensor,
     cache: StateCache | None,
-    how: PassOptions,
+    options: PassOptions,
     embeddings: Callable[[Tensor], Tensor],
 ) -> Passage:
     """Selection and stage 2: K vectors go in at `at`, in place of `removed` tokens."""
+    backbone, compressor = model.backbone, model.compressor
     scores = compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression, embeddings)
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
     plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
     adaption = plan_adaption(plan, kept, compression)
     embeds = spliced_embeds(batch, backbone.embeddings, plan, kept)
-    pieces = run_pass(backbone, embeds, plan.lengths, cache, how, adaption)
-    hidden = collect(pieces, plan.lengths, how.tail)
+    pieces = run_pass(backbone, embeds, plan.lengths, cache, options, adaption)
+    hidden = collect(pieces, plan.lengths, options.tail)
     labels = batch.labels
     if labels is not None:
         labels = labels.gather(1, plan.index).masked_fill(plan.rank >= 0, IGNORE)
@@ -128,17 +160,17 @@ def _reread(
 
 
 def read_twice(
-    backbone: Backbone,
-    compressor: Compressor,
+    model: Any,
     batch: Batch,
     compression: CompressionConfig,
     cache: StateCache | None,
-    how: PassOptions,
+    options: PassOptions,
 ) -> Passage:
     """Prompts in one part: stage 1 over all of each, stage 2 over its splice from zero states."""
     limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
     span = span_bounds(batch.document_lengths, limit, compression)
-    reading = _read_prompts(backbone, batch, span, None, how)
+    backbone = model.backbone
+    reading = _read_prompts(backbone, batch, span, None, options)
     if compression.placement == "append":
         at, removed = batch.prompt_lengths, torch.zeros_like(limit)
     else:
@@ -147,64 +179,32 @@ def read_twice(
     def embeddings(index: Tensor) -> Tensor:
         return batch.take(backbone.embeddings, index)
 
-    return _reread(
-        backbone, compressor, batch, reading, compression, at, removed, cache, how, embeddings
-    )
+    return _reread(model, batch, reading, compression, at, removed, cache, options, embeddings)
 
 
-def read_documents(
-    backbone: Backbone, batch: Batch, compression: CompressionConfig | None, how: PassOptions
+def read_span(
+    model: Any, batch: Batch, method: ReMamba, options: PassOptions
 ) -> tuple[DocumentMemory, Tensor | None]:
-    """Stage 1 over documents, for questions to come.
-
-    PassOptions.with_stage1 adds the states of all positions, (b, l, d).
-    """
-    nothing = torch.zeros_like(batch.lengths)
-    if compression is None:
-        span = Span(nothing, nothing.clone())
-    else:
-        span = span_bounds(batch.lengths, batch.lengths, compression)
-    cache = StateCache(len(backbone.layers))
-    windows = [Window(span.start, int(span.length.max()))]
-    if how.with_stage1:
-        windows.append(Window(nothing, int(batch.lengths.max())))
-    embeds = batch.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, batch.lengths, cache, how)
-    hidden, *everything = gather_windows(pieces, *windows)
-    memory = DocumentMemory(
-        hidden, span, batch.lengths, cache, compression, input_ids=batch.input_ids
-    )
-    return memory, everything[0] if everything else None
+    """Stage 1 over documents, for questions to come."""
+    span = span_bounds(batch.lengths, batch.lengths, method.compression)
+    return read_documents(model.backbone, batch, span, method, options)
 
 
 def answer(
-    backbone: Backbone,
-    compressor: Compressor,
+    model: Any,
     batch: Batch,
     memory: DocumentMemory,
-    compression: CompressionConfig | None,
-    how: PassOptions,
+    compression: CompressionConfig,
+    options: PassOptions,
 ) -> Passage:
-    """Questions on documents read before: only the question and K vectors are read.
-
-    Rows of questions are document-major: row i asks document i // (rows / documents).
-    """
-    if batch.rows % memory.batch_size:
-        raise InputError(
-            f"{batch.rows} rows of questions do not divide among the {memory.batch_size} documents "
-            "of the memory"
-        )
-    document = torch.arange(batch.rows) // (batch.rows // memory.batch_size)
-    states = memory.cache.copy()
-    if batch.rows > memory.batch_size:
-        states = states.select(to_device(document, batch.device))
-    if compression is None:
-        return read_plain(backbone, batch, states, how)
+    """Questions on documents read before: only the question and K vectors are read."""
+    backbone = model.backbone
+    states, document = states_for(batch, memory)
     nothing = torch.zeros_like(batch.lengths)
-    reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.copy(), how)
+    reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.copy(), options)
     reading = reading._replace(hidden=memory.hidden.to(reading.last_hidden.dtype), span=memory.span)
     if compression.placement != "before_question":
-        # [vectors; question] from zero states; a document too short to compress keeps its own
+        # [vectors; question] from zero states; a document without a span keeps its own
         keeps = (memory.span.length == 0)[document]
         if not bool(keeps.any()):
             states.reset()
@@ -221,14 +221,5 @@ def answer(
         return backbone.embeddings(ids.view(index.shape))
 
     return _reread(
-        backbone,
-        compressor,
-        batch,
-        reading,
-        compression,
-        nothing,
-        nothing,
-        states,
-        how,
-        embeddings,
+        model, batch, reading, compression, nothing, nothing, states, options, embeddings
     )

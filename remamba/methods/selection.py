@@ -67,7 +67,7 @@ class Kept(NamedTuple):
 
 
 def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
-    """The positions to compress: start = floor(s L), length = max(ceil(p L), 1).
+    """The positions to compress, 0-based: start = floor(s L), length = max(ceil(p L), 1).
 
     All of it is of the host, as the lengths are: what is kept, and how long stage 2's sequence
     becomes, is known before stage 1 has run.
@@ -77,24 +77,21 @@ def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) 
         limit: (b,) first position that must not be compressed (the last prompt token, or the
             question); the span is cut there.
 
-    Returns:
-        The span; empty for rows shorter than `min_prompt_length`.
     """
     exact = lengths.double()
     start = torch.floor(compression.start * exact + ROUNDING).long()
-    length = torch.ceil(_by_row(compression.lengths) * exact - ROUNDING).long().clamp(min=1)
+    length = torch.ceil(_by_row(compression.spans) * exact - ROUNDING).long().clamp(min=1)
     stop = torch.minimum(start + length, limit)
-    stop = torch.where(lengths < compression.min_prompt_length, start, stop)
     return Span(start, torch.maximum(start, stop))
 
 
 def num_kept(span: Span, compression: CompressionConfig) -> Tensor:
-    """K = max(ceil(rho * length), 1) of each row, (b,) int64; 0 if the span is empty or dropped."""
+    """K = max(ceil(rho * length), 1) of each row, (b,) int64; 0 where the span is empty."""
     length = span.length
-    if compression.selector == "drop":
-        return torch.zeros_like(length)
     if compression.num_kept is None:
-        exact = _by_row(compression.keep_ratios) * length.double()
+        shares = compression.keep_ratios
+        assert shares is not None, "neither K nor rho"
+        exact = _by_row(shares) * length.double()
         kept = torch.ceil(exact - ROUNDING).long().clamp(min=1)
     else:
         kept = torch.full_like(length, compression.num_kept)
@@ -121,7 +118,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def importance(scores: Tensor, lengths: Tensor, compression: CompressionConfig) -> Tensor:
-    """alpha of the kept vectors, its gradient times alpha when `score_gradient` is "scaled".
+    """(b, k) alpha of the kept vectors; its gradient is multiplied by alpha, as the paper has it.
 
     ReLU(score) (Eq. 8), or, where `importance` is "relative", what softmax(16 * score), the score
     loss's own distribution, gives to a vector over what it gives to the best one.
@@ -136,8 +133,7 @@ def importance(scores: Tensor, lengths: Tensor, compression: CompressionConfig) 
         alpha = (SCORE_LOSS_SCALE * (scores - best)).masked_fill(pad, 0.0).exp()
     else:
         alpha = torch.relu(scores)
-    is_scaled = compression.score_gradient == "scaled" and alpha.requires_grad
-    return _ScaleGradient.apply(alpha) if is_scaled else alpha
+    return _ScaleGradient.apply(alpha) if alpha.requires_grad else alpha
 
 
 def _feed_forward(size: int) -> nn.Sequential:
@@ -198,7 +194,7 @@ class Compressor(nn.Module):
         per_document = scores.shape[0] // documents
         length = span.length.repeat_interleave(per_document)
         kept_lengths = num_kept(span, compression).repeat_interleave(per_document)
-        if compression.selector == "topk" and compression.window > 1:
+        if compression.window > 1:
             scores = _best_ahead(scores, length, compression.window)
         index = _select(scores.detach(), length, kept_lengths, compression.selector)
         k = index.shape[1]

@@ -117,6 +117,26 @@ class Batch:
             self.given_width,
         )
 
+    def without(self, start: Tensor, stop: Tensor) -> Batch:
+        """The rows without their positions from start (b,) on and before stop (b,)."""
+        removed, lengths = stop - start, self.lengths - (stop - start)
+        column = torch.arange(int(lengths.max()))
+        index = column + torch.where(column < start[:, None], 0, removed[:, None])
+        index = to_device(index.clamp(max=self.width - 1), self.device)
+        labels = self.labels
+        if labels is not None:
+            labels = ignore_pads(labels.gather(1, index), lengths)
+        return Batch(
+            None if self.input_ids is None else take_positions(self.input_ids, index),
+            None if self.embeds is None else take_positions(self.embeds, index),
+            lengths,
+            self.prompt_lengths - removed,
+            self.question_lengths,
+            labels,
+            self.offset,
+            self.given_width,
+        )
+
     def behind(self, tokens: Tensor, embeddings: nn.Module) -> Batch:
         """The rows with tokens (b, n), int64, in front of each; the labels do not count them."""
         n = tokens.shape[1]

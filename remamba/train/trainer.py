@@ -184,7 +184,8 @@ class ReMambaTrainer(Trainer):
         out, loss = self._losses_of(model, inputs, compression, about)
         self._measure(out, loss, tokens, inputs.get("score_targets"), is_text=kind == TEXT)
         if compression is not None:
-            self._latest["keep_ratio"] = compression.keep_ratio
+            if compression.keep_ratio is not None:
+                self._latest["keep_ratio"] = compression.keep_ratio
             self._latest["length"] = compression.length
         return (loss, out) if return_outputs else loss
 

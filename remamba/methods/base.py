@@ -1,0 +1,206 @@
+"""What a way of reading is, and the ways by name; free of torch, so that commands can list them.
+
+A method turns a prompt into the states that decoding goes on from. A name means one algorithm
+everywhere: in `model(..., method=)`, `generate`, the command line, evaluations and saved memories.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from remamba.compression_config import CompressionConfig
+from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from remamba.execution.passes import PassOptions
+    from remamba.methods.memory import DocumentMemory
+    from remamba.methods.selection import Kept
+    from remamba.model.rows import Batch
+    from remamba.model.states import StateCache
+
+METHODS = {
+    "plain": ("remamba.methods.plain:Plain", "one reading of the whole text"),
+    "remamba": (
+        "remamba.methods.remamba:ReMamba",
+        "two readings: the second has the best vectors of the first in place of a span",
+    ),
+    "last": ("remamba.methods.shorten:Last", "one reading of the document's last tokens"),
+    "middle": (
+        "remamba.methods.shorten:Middle",
+        "one reading of the document without its middle (the authors' cut)",
+    ),
+    "drop": ("remamba.methods.shorten:Drop", "one reading of the document without a span"),
+}
+"""Name -> (module:class, what it is)."""
+FORMER = {"none": "plain", "truncate": "last (or middle, which cuts the middle out)"}
+"""Names that methods had before, and what they are called now."""
+
+
+@dataclass
+class Passage:
+    """The last reading's states and how their positions relate to the rows given."""
+
+    batch: Batch
+    """The rows that the last reading continued: the prompts, or the questions alone."""
+    hidden: Tensor
+    """(b, l', d)."""
+    lengths: Tensor
+    """(b,) real positions; on the host."""
+    labels: Tensor | None
+    """(b, l') where they stand now."""
+    cache: StateCache | None
+    kept: Kept | None = None
+    scores: Tensor | None = None
+    """(b, m) importance scores over the span, of methods that score."""
+    reading: Any = None
+    """Stage 1 of `remamba` (its `Reading`); None of methods that read once."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of reading; its fields are its options, and nobody else's."""
+
+    name: ClassVar[str]
+    needs_training: ClassVar[bool] = False
+    """True: a model that was not trained for it gains nothing from it."""
+
+    @property
+    def serves_memory(self) -> bool:
+        """Whether a document may be read before its questions are known."""
+        raise NotImplementedError
+
+    @property
+    def wants_question(self) -> bool:
+        """Whether a prompt must tell where its question begins, for the method to do its work."""
+        return True
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that a row's company changes its result."""
+        return False
+
+    def in_words(self) -> str:
+        """What it does to a prompt, as a sentence of a report."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and all options, for memories and run.json; `method_of` reads it back."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        made = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in options.items()}
+        return {"name": self.name, **made}
+
+    def prefill(
+        self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
+    ) -> Passage:
+        """Whole prompts, documents and questions in one part.
+
+        Args:
+            model: a ReMambaModel.
+            cache: empty; it is filled. None: nothing is decoded behind.
+        """
+        raise NotImplementedError
+
+    def read(
+        self, model: Any, documents: Batch, options: PassOptions
+    ) -> tuple[DocumentMemory, Tensor | None]:
+        """A memory of the documents; with options.with_stage1 also all last states, (b, l, d)."""
+        raise NotImplementedError
+
+    def answer(
+        self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
+    ) -> Passage:
+        """Questions on documents that this method has read.
+
+        Rows of questions are document-major: row i asks document i // (rows / documents).
+        """
+        raise NotImplementedError
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a name.
+
+    Raises:
+        InputError: there is no such method; of a former name the new one is told.
+    """
+    if name in FORMER:
+        raise InputError(f"the method {name!r} is now called {FORMER[name]}")
+    if name not in METHODS:
+        raise InputError(f"{name!r} is no method; choose one of {', '.join(METHODS)}")
+    module, _, class_name = METHODS[name][0].partition(":")
+    return getattr(importlib.import_module(module), class_name)
+
+
+def method_of(
+    wanted: str | dict[str, Any] | Method, compression: CompressionConfig | None = None
+) -> Method:
+    """The method meant by a name, by what `Method.to_dict` gave, or by the method itself.
+
+    Args:
+        compression: the settings of `remamba` where only its name is given; None: the paper's.
+
+    Raises:
+        InputError: no such method, or no such option of it.
+    """
+    if isinstance(wanted, Method):
+        return wanted
+    if isinstance(wanted, str):
+        if wanted == "remamba":
+            return method_class(wanted)(compression or CompressionConfig())  # type: ignore[call-arg]
+        shorter, plus, reader = wanted.partition("+")
+        if plus:  # "last+remamba": what is left is read by the second
+            return _shortened(shorter, method_of(reader, compression))
+        return method_class(wanted)()
+    options = dict(wanted)
+    kind = method_class(str(options.pop("name", "")))
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(options) - known):
+        raise InputError(
+            f"unknown option {unknown[0]!r} of the method {kind.name}; known are "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    if "compression" in options:
+        options["compression"] = CompressionConfig.from_dict(options["compression"])
+    if isinstance(options.get("reader"), dict):
+        options["reader"] = method_of(options["reader"])
+    return kind(**options)
+
+
+def _shortened(name: str, reader: Method) -> Method:
+    kind = method_class(name)
+    if "reader" not in {field.name for field in dataclasses.fields(kind)}:
+        raise InputError(f"{name!r} does not shorten, so nothing can stand behind its +")
+    return kind(reader=reader)  # type: ignore[call-arg]
+
+
+def own_method(config: Any) -> Method:
+    """How a model reads where nothing else is asked for, as its ReMambaConfig has it."""
+    settings = config.compression_config
+    if config.method == "drop":
+        return method_of({"name": "drop", "start": settings.start, "length": settings.length})
+    return method_of(config.method, settings)
+
+
+def recorded_method(record: dict[str, Any]) -> Method:
+    """The method that a run.json tells, as this version or version 0.1 wrote it."""
+    if "method" in record:
+        return method_of(record["method"])
+    return former_method(record.get("compression"))
+
+
+def former_method(compression: dict[str, Any] | None) -> Method:
+    """The method of `remamba`'s settings as version 0.1 wrote them; None was plain Mamba.
+
+    Its selectors "none" and "drop" are the methods `plain` and `drop` now.
+    """
+    selector = None if compression is None else compression.get("selector")
+    if compression is None or selector == "none":
+        return method_of("plain")
+    if selector == "drop":
+        given = {name: compression[name] for name in ("start", "length") if name in compression}
+        return method_of({"name": "drop"} | given)
+    return method_of({"name": "remamba", "compression": compression})
