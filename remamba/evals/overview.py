@@ -40,6 +40,9 @@ COLUMNS = {
 }
 """Dataset -> its name in the paper's tables, in their order."""
 
+FORMER = {"truncate": "last", "bm25": "bm25 of 100-word chunks"}
+"""The `baseline` of a run made before it was called `shorten` -> what it is called now."""
+
 
 class ScoredSettings(NamedTuple):
     """A finished run: its folder, its settings and its scores."""
@@ -58,8 +61,10 @@ class ScoredSettings(NamedTuple):
             parts.append("plain")
         elif compression["selector"] != "topk":
             parts.append(compression["selector"])
-        if settings.get("baseline", "none") != "none":
-            parts.append(settings["baseline"])
+        if settings.get("shorten", "none") != "none":
+            parts.append(settings["shorten"])
+        elif settings.get("baseline", "none") != "none":
+            parts.append(FORMER.get(settings["baseline"], settings["baseline"]))
         return " ".join(parts)
 
 
