@@ -168,21 +168,26 @@ class Passages:
         self.units = split_units(text, offsets, count)
         self._bm25 = BM25([text[unit.start : unit.stop] for unit in self.units])
 
+    def ranking(self, query: str) -> list[int]:
+        """The numbers of all units, the best for a query first; of equals the earlier one."""
+        scores = self._bm25.scores(query)
+        return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+
     def best(self, query: str) -> Excerpt:
         """The units that BM25 ranks first for a query, in the document's order.
 
-        From the best on (the earlier of equals), each unit is taken that still fits. Two units
+        From the best on, each unit is taken that still fits. Two units
         are joined by what stands behind the first of them in the document, which counts, too.
         """
         if len(self._offsets) <= self._count:
             return _whole(self._text, self._offsets)
-        scores, units = self._bm25.scores(query), self.units
+        units = self.units
         # behind a unit comes the gap before the next one
         gaps = [after.first - unit.end for unit, after in pairwise(units)]
         gaps.append(0)
         room, final = self._count, -1
         taken: list[int] = []
-        for i in sorted(range(len(units)), key=lambda i: (-scores[i], i)):
+        for i in self.ranking(query):
             gap = gaps[i] if i < final else gaps[final] if taken else 0
             if (size := units[i].end - units[i].first + gap) <= room:
                 taken.append(i)
