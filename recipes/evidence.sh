@@ -338,11 +338,11 @@ ask() {
   local name=$1 run=$1-s$2 conditions="two-stage stage1" with=()
   case $name in
     plain)
-      conditions="plain plain-drop20 plain-truncate plain-bm25 constant"
+      conditions="plain plain-drop20 plain-middle plain-bm25 constant"
       with=(--plain "$models/kept/$run")
       ;;
     plain-*) conditions=stage1 ;; # itself
-    sentences | window-relative) conditions+=" random fixed drop model-bm25" ;;
+    sentences | window-relative) conditions+=" random fixed drop model-bm25 two-stage-bm25" ;;
   esac
   questions dev 150 "${tune_lengths[@]}"
   questions test "${test_lengths[@]}"

@@ -10,7 +10,7 @@ from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 
 MODEL, PLAIN, NOBODY = "model", "plain", "nobody"
-WHOLE, DROP20, TRUNCATE, BM25 = "whole", "drop20", "truncate", "bm25"
+WHOLE, DROP20, MIDDLE, BM25 = "whole", "drop20", "middle", "bm25"
 DROPPED = 0.2
 
 WORDS = {
@@ -21,13 +21,18 @@ WORDS = {
     "drop": "as two-stage, but the span is cut away and nothing kept",
     "plain": "the plain model, one reading",
     "plain-drop20": "the plain model, the first fifth of each document cut away",
-    "plain-truncate": "the plain model, the document's middle cut out ({truncate} tokens are left)",
-    "plain-bm25": "the plain model on the passages that BM25 finds ({bm25} tokens)",
-    "model-bm25": "the weights of stage1 on the passages that BM25 finds ({bm25} tokens)",
+    "plain-middle": "the plain model, the document's middle cut out ({middle} tokens are left)",
+    "plain-bm25": "the plain model on the paragraphs that BM25 finds ({bm25} tokens)",
+    "model-bm25": "the weights of stage1 on the paragraphs that BM25 finds ({bm25} tokens)",
+    "two-stage-bm25": "as two-stage, but on the paragraphs that BM25 finds ({bm25} tokens)",
     "constant": "the most frequent answer of each task in these data, without a model",
 }
 """Condition -> what it is, in words."""
-COMPRESSING = ("two-stage", "random", "fixed", "drop")
+COMPRESSING = ("two-stage", "random", "fixed", "drop", "two-stage-bm25")
+FORMER = {"plain-truncate": "plain-middle"}
+"""What a condition was called -> what it is called now."""
+PASSAGES64 = "-passages64"
+"""Ends the name of a recorded BM25 condition whose passages had at most 64 tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Condition:
     """Which of the run's models: MODEL, PLAIN or a name of the caller's; or NOBODY."""
     compression: CompressionConfig | None = None
     reads: str = WHOLE
-    """WHOLE, or how the document is shortened first: DROP20, TRUNCATE, BM25."""
+    """WHOLE, or how the document is shortened first: DROP20, MIDDLE, BM25."""
     reads_tokens: int | None = None
     """Most tokens that are left of it; None where that is no setting."""
     is_of_map: bool = False
@@ -62,12 +67,23 @@ class Condition:
         }
 
 
+def name_of_recorded(name: str, words: str) -> str:
+    """What a condition of a recorded run is called now, by its name and words in scores.json.
+
+    Runs of commit 570a7f5 and before read passages of at most 64 tokens as plain-bm25 and
+    model-bm25: another algorithm, so another name.
+    """
+    if name.endswith(BM25) and "on the passages that BM25" in words:
+        return name + PASSAGES64
+    return FORMER.get(name, name)
+
+
 def make_conditions(
     names: Sequence[str] | None,
     settings: CompressionConfig | None,
     *,
     has_plain: bool,
-    truncate: int,
+    middle: int,
     bm25: int,
 ) -> list[Condition]:
     """The conditions of the names, in the table's order; None: all that can be had.
@@ -78,6 +94,9 @@ def make_conditions(
     Raises:
         InputError: a name is unknown, or its condition cannot be had.
     """
+    if former := [name for name in names or () if name in FORMER]:
+        name = FORMER[former[0]]
+        raise InputError(f"--conditions {former[0]} is now called {name}; give --conditions {name}")
     if unknown := [name for name in names or () if name not in WORDS]:
         raise InputError(f"--conditions {unknown[0]}: choose of {', '.join(WORDS)}")
     if names is None:
@@ -86,23 +105,21 @@ def make_conditions(
             for name in WORDS
             if (has_plain or not name.startswith("plain")) and (settings or name not in COMPRESSING)
         ]
-    return [
-        _condition(name, settings, has_plain, truncate, bm25) for name in WORDS if name in names
-    ]
+    return [_condition(name, settings, has_plain, middle, bm25) for name in WORDS if name in names]
 
 
 def _condition(
-    name: str, settings: CompressionConfig | None, has_plain: bool, truncate: int, bm25: int
+    name: str, settings: CompressionConfig | None, has_plain: bool, middle: int, bm25: int
 ) -> Condition:
-    words = WORDS[name].format(truncate=truncate, bm25=bm25)
+    words = WORDS[name].format(middle=middle, bm25=bm25)
     if name == "constant":
         return Condition(name, words, NOBODY)
     answers_by = PLAIN if name.startswith("plain") else MODEL
     if answers_by == PLAIN and not has_plain:
         raise InputError(f"--conditions {name} needs a plain model; give --plain DIR")
-    if name.endswith(("drop20", "truncate", "bm25")):
-        reads = name.split("-")[1]
-        left = {TRUNCATE: truncate, BM25: bm25}.get(reads)
+    reads = name.rpartition("-")[2]
+    if name not in COMPRESSING and reads in (DROP20, MIDDLE, BM25):
+        left = {MIDDLE: middle, BM25: bm25}.get(reads)
         return Condition(name, words, answers_by, None, reads, left)
     if name in ("stage1", "plain"):
         return Condition(name, words, answers_by)
@@ -114,6 +131,8 @@ def _condition(
     if name == "drop":  # with "before_question" nothing would be cut away
         changes = {"selector": "drop", "placement": "replace"}
         return Condition(name, words, MODEL, settings.replace(**changes))
+    if name == "two-stage-bm25":
+        return Condition(name, words, MODEL, settings, BM25, bm25)
     if name != "two-stage":
         settings = settings.replace(selector=name)
     return Condition(name, words, MODEL, settings)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lab.asked.conditions import BM25, Condition
-from lab.asked.passages import PASSAGE_TOKENS
 from lab.asked.summary import REFERENCE, compare_conditions, summarise
 from remamba.evals.scoring import SCORES_FILE, ScoredRun
 from remamba.evals.statistics import RESAMPLES
@@ -18,9 +17,9 @@ from remamba.files import write_whole
 
 WRITTEN = (SCORES_FILE, "report.md", "report.png", "map.json", "map.png")
 PASSAGES_NOTE = (
-    f"BM25's passages have at most {PASSAGE_TOKENS} tokens and are read once: no row gives them to "
-    "two stages. On retrieval they are weak by construction, for they part a quoted line from its "
-    "paragraph's number; BM25 over whole paragraphs answers that task without a model."
+    "BM25's passages are whole paragraphs, in the document's order; of a paragraph that is longer "
+    "than all that is left, sentences. Retrieval tells nothing against it: the number of the "
+    "paragraph that it ranks first answers that task without a model."
 )
 
 

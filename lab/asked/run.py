@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,19 +19,18 @@ from lab.asked.conditions import (
     BM25,
     DROP20,
     DROPPED,
+    MIDDLE,
     NOBODY,
-    TRUNCATE,
     WHOLE,
     Condition,
 )
 from lab.asked.evidence import token_spans
-from lab.asked.passages import PASSAGE_TOKENS, Passages, own_words
 from lab.asked.tasks import PlantedDocument, PlantedQuestion, answer_spans
 from remamba.errors import InputError
 from remamba.evals.predictions import FOLDER, PredictionFile
-from remamba.evals.prompting import cut_ids
 from remamba.evals.readers import text_of
 from remamba.evals.runner import say
+from remamba.methods.passages import Passages, without_middle
 from remamba.text import encode, opening_tokens
 
 TIMES_FILE = "times.jsonl"
@@ -54,12 +54,12 @@ class Encoded:
     """Token spans of the answers in the evidence."""
     _passages: dict[int, Passages] = field(default_factory=dict)
 
-    def passages(self, most: int) -> Passages:
-        """Of at most so many tokens; their tokens are counted from behind the opening."""
-        if most not in self._passages:
+    def passages(self, count: int) -> Passages:
+        """For excerpts of `count` tokens, which are counted from behind the opening."""
+        if count not in self._passages:
             offsets = self.offsets[self.opening :]
-            self._passages[most] = Passages(self.source.text, offsets, most)
-        return self._passages[most]
+            self._passages[count] = Passages(self.source.text, offsets, count)
+        return self._passages[count]
 
 
 def encode_document(tokenizer: Any, source: PlantedDocument) -> Encoded:
@@ -144,15 +144,6 @@ class PlantedRun:
             for condition in conditions
             if condition.answers_by != NOBODY
         }
-        self._queries = {
-            task: self._own_words([d for d in documents if d.task == task]) for task in self._order
-        }
-
-    @staticmethod
-    def _own_words(documents: Sequence[PlantedDocument]) -> dict[str, str]:
-        questions = [question for document in documents for question in document.questions]
-        words = own_words([question.text for question in questions])
-        return {question.id: own for question, own in zip(questions, words, strict=True)}
 
     def run(self, batch_size: int, most_positions: int) -> None:
         """Asks what has not been answered yet.
@@ -220,9 +211,13 @@ class PlantedRun:
         if key not in readings:
             readings[key] = self._read(condition, documents, places, is_shared)
         questions = [document.questions for document in documents]
-        evidence: Any = [document.evidence for document in documents]
+        evidence = [
+            [_in_left(spans, left) for spans, left in zip(document.evidence, asked, strict=True)]
+            for document, asked in zip(documents, places, strict=True)
+        ]
         if not is_shared:
             questions = [[question] for asked in questions for question in asked]
+            evidence = [[spans] for asked in evidence for spans in asked]
         found, times = reader.answer(
             readings[key],
             questions,
@@ -277,12 +272,9 @@ class PlantedRun:
             return [*opening, *text[int(DROPPED * len(text)) :]]
         most = condition.reads_tokens
         assert most is not None
-        if condition.reads == TRUNCATE:
-            return [*opening, *cut_ids(list(text), most)]
-        if len(text) <= most:
-            return every
-        query = self._queries[document.source.task][question.id]
-        found = document.passages(min(PASSAGE_TOKENS, most)).best(query, most)
+        if condition.reads == MIDDLE:
+            return [*opening, *without_middle(text, most)]
+        found = document.passages(most).best(question.text).tokens
         return [*opening, *(place + document.opening for place in found)]
 
     def _answer_by_constants(self, condition: Condition) -> None:
@@ -313,6 +305,24 @@ def _reference(document: PlantedDocument, question: PlantedQuestion) -> dict[str
     }
 
 
+def _in_left(spans: Sequence[tuple[int, int]], left: Sequence[int]) -> Sequence[tuple[int, int]]:
+    """Where token spans of a document lie among those of its tokens that are left."""
+    return [(bisect_left(left, start), bisect_left(left, stop)) for start, stop in spans]
+
+
+def _in_document(
+    span: tuple[int, int] | None, left: Sequence[int], size: int
+) -> tuple[int, int] | None:
+    """The span of a document of `size` tokens that a span of the tokens left stands for.
+
+    What is cut away before, between and behind them belongs to it.
+    """
+    if span is None:
+        return None
+    start, stop = span
+    return left[start] if start else 0, left[stop] if stop < len(left) else size
+
+
 def _row(
     reader: PlantedReader,
     condition: Condition,
@@ -330,8 +340,8 @@ def _row(
     return {
         **_reference(document.source, document.source.questions[i]),
         "pred": text_of(reader.tokenizer, answered.tokens),
-        "kept": None if kept is None else [[at, round(score, 4)] for at, score in kept],
-        "span": answered.span,
+        "kept": None if kept is None else [[left[at], round(score, 4)] for at, score in kept],
+        "span": _in_document(answered.span, left, len(document.ids)),
         "ranks": answered.ranks,
         "evidence": evidence,
         "value": document.values[i],

@@ -30,8 +30,9 @@ class Args:
 
     All conditions get the same questions; one reading of a document serves all that can share it.
     Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
-    choices of what is kept), plain, plain-drop20, plain-truncate, plain-bm25 (a plain model, the
-    document whole or shortened), model-bm25, constant (the most frequent answer).
+    choices of what is kept), plain, plain-drop20, plain-middle, plain-bm25 (a plain model, the
+    document whole or shortened), model-bm25, two-stage-bm25 (the model on what BM25 finds, read
+    once, or with its own compression), constant (the most frequent answer).
 
     Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
     """
@@ -50,10 +51,10 @@ class Args:
         500, 1000, 2000, 4000, 8000, 16000, 32000,
     )  # fmt: skip
     """Lengths that are reported, in tokens; a document counts with the nearest."""
-    truncate: Annotated[int, arg(metavar="N")] = 2000
-    """Tokens of a document that plain-truncate leaves."""
+    middle_tokens: Annotated[int, arg(metavar="N")] = 2000
+    """Tokens of a document that plain-middle leaves: its first and its last half of them."""
     bm25_tokens: Annotated[int, arg(metavar="N")] = 500
-    """Tokens of a document that plain-bm25 and model-bm25 leave."""
+    """Tokens of a document that plain-bm25, model-bm25 and two-stage-bm25 leave."""
     lengths_p: Annotated[tuple[float, ...], arg(metavar="P ...", help_behavior_hint="")] = ()
     """With --keep-ratios: two-stage at each of these span lengths p, as a map."""
     keep_ratios: Annotated[tuple[float, ...], arg(metavar="R ...", help_behavior_hint="")] = ()
@@ -72,7 +73,8 @@ class Args:
 
     def check(self) -> None:
         """Raise InputError for values outside their range."""
-        for name, least in (("limit", 1), ("truncate", 2), ("bm25_tokens", 1), ("batch_size", 1)):
+        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "batch_size": 1}
+        for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
@@ -105,7 +107,7 @@ def run(args: Args) -> int:
             args.conditions or None,
             own,
             has_plain=args.plain is not None,
-            truncate=args.truncate,
+            middle=args.middle_tokens,
             bm25=args.bm25_tokens,
         ) + map_conditions(own, args.lengths_p, args.keep_ratios)
         piece_length = args.reading.piece_length

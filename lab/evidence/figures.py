@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.asked.conditions import PASSAGES64
 from lab.evidence.summary import ALL, SHOWN, forms_of
 from remamba.evals.figures import plt, save
 
@@ -14,10 +15,11 @@ Families = Mapping[str, Mapping[str, Any]]
 
 def draw_scores(families: Families, main: str, file: Path) -> bool:
     """Score against length with its interval as a band; False where there is nothing to draw."""
-    labels = (main, "plain", "plain-more", f"{main}: stage1", f"{main}: model-bm25")
+    labels = [main, "plain", "plain-more", f"{main}: stage1", f"{main}: model-bm25"]
+    labels += [f"{main}: model-bm25{PASSAGES64}", f"{main}: two-stage-bm25"]
 
     def panel(axes: Any, family: Mapping[str, Any], task: str) -> bool:
-        for number, (label, marker) in enumerate(zip(labels, "osD^v", strict=True)):
+        for number, (label, marker) in enumerate(zip(labels, "osD^vX*", strict=True)):
             if label in family["rows"]:
                 cells = _alone(family["rows"][label]["tasks"][task])
                 scores = [cell["score"] for cell in cells.values()]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lab.asked.conditions import name_of_recorded
 from lab.asked.summary import BASELINE, REFERENCE
 from lab.asked.tasks import by_length
 from remamba.errors import InputError
@@ -136,7 +137,7 @@ def _add(family: Family, run: Path, branch: str, seed: int, main: str) -> None:
     family.records[run.name] = record
     for condition, entry in conditions.items():
         if branch in (main, PLAIN) or condition in (own_condition(branch), BASELINE):
-            row = Row(branch, condition)
+            row = Row(branch, name_of_recorded(condition, entry.get("words", "")))
             family.scores.setdefault(row, {})[seed] = _scores(family, run, condition)
             family.summaries.setdefault(row, {})[seed] = entry
 

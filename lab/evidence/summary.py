@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.asked.conditions import WORDS
+from lab.asked.conditions import BM25, PASSAGES64, WORDS
 from lab.asked.summary import BASELINE, REFERENCE
 from lab.asked.tasks import DATASETS, mean_of_means
 from lab.evidence.runs import (
@@ -95,11 +95,16 @@ def forms_of(family: Mapping[str, Any]) -> list[str]:
 
 
 def main_table(main: str) -> list[Row]:
-    """The rows of the main table: two-stage, plain, and then the controls of both."""
-    rows = [Row(name, own_condition(name)) for name in (main, PLAIN, "plain-more")]
-    own = (BASELINE, "random", "fixed", "drop", "model-bm25")
+    """The rows of the main table: two-stage, plain, and then the controls of both.
+
+    Behind each BM25 condition stands the one of runs that were made with the former BM25.
+    """
+    own = (BASELINE, "random", "fixed", "drop", "model-bm25", "two-stage-bm25")
     others = [name for name in WORDS if name not in (REFERENCE, PLAIN, *own)]
-    return rows + [Row(main, name) for name in own] + [Row(PLAIN, name) for name in others]
+    rows = [Row(name, own_condition(name)) for name in (main, PLAIN, "plain-more")]
+    rows += [Row(main, name) for name in own] + [Row(PLAIN, name) for name in others]
+    endings = {row: ("", PASSAGES64) if row.condition.endswith(BM25) else ("",) for row in rows}
+    return [Row(row.branch, row.condition + end) for row in rows for end in endings[row]]
 
 
 def tasks_of(family: Family) -> list[str]:

@@ -47,20 +47,22 @@ class Args(RunOptions):
     """Prompts and cuts: as the ReMamba authors, or as the benchmark's own scripts."""
     scoring: Literal["official", "authors"] = "official"
     """L-Eval: authors gives 0.25 to an empty choice, as the ReMamba authors' evaluator does."""
-    baseline: Literal["none", "truncate", "bm25"] = "none"
-    """What is left of a document first: its last tokens, or chunks that BM25 finds."""
-    baseline_tokens: Annotated[int, arg(metavar="N")] = 2000
-    """How many tokens a baseline leaves."""
+    shorten: Annotated[str, arg(metavar="{none,last,middle,bm25}")] = "none"
+    """Shorten each document first: keep its last tokens (last), cut its middle out (middle), or
+    keep the paragraphs that BM25 ranks highest for the question (bm25)."""
+    shorten_tokens: Annotated[int, arg(metavar="N")] = 2000
+    """How many tokens of a document --shorten leaves."""
 
 
 def run(args: Args) -> int:
     """Predicts, scores, reports; prints the scores."""
     from remamba.evals.hub import HUB, fetch
     from remamba.evals.items import DataFolder
-    from remamba.evals.prompting import Prompting
+    from remamba.evals.prompting import Prompting, check_shorten
     from remamba.evals.tasks import find_task
 
     args.check()
+    check_shorten(args.shorten, args.shorten_tokens)
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit} must be at least 1")
     task = find_task(args.task)
@@ -72,8 +74,8 @@ def run(args: Args) -> int:
         "limit": args.limit,
         "max_length": args.max_length,
         "protocol": args.protocol,
-        "baseline": args.baseline,
-        "baseline_tokens": args.baseline_tokens if args.baseline != "none" else None,
+        "shorten": args.shorten,
+        "shorten_tokens": args.shorten_tokens if args.shorten != "none" else None,
         "seed": args.seed,
         "data": data.hashes,
     }
@@ -84,8 +86,8 @@ def run(args: Args) -> int:
             task.name,
             args.protocol,
             args.max_length,
-            args.baseline,
-            args.baseline_tokens,
+            args.shorten,
+            args.shorten_tokens,
         )
         return prompting, items, settings
 

@@ -42,6 +42,9 @@ COLUMNS = {
 }
 """Dataset -> its name in the paper's tables, in their order."""
 
+FORMER = {"truncate": "last", "bm25": "bm25 of 100-word chunks"}
+"""The `baseline` of a run made before it was called `shorten` -> what it is called now."""
+
 
 class ScoredSettings(NamedTuple):
     """A finished run: its folder, its settings and its scores."""
@@ -63,8 +66,10 @@ class ScoredSettings(NamedTuple):
             parts.append(method.name)
         elif method.compression.selector != "topk":
             parts.append(method.compression.selector)
-        if settings.get("baseline", "none") != "none":
-            parts.append(settings["baseline"])
+        if settings.get("shorten", "none") != "none":
+            parts.append(settings["shorten"])
+        elif settings.get("baseline", "none") != "none":
+            parts.append(FORMER.get(settings["baseline"], settings["baseline"]))
         return " ".join(parts)
 
 

@@ -1,21 +1,26 @@
-"""From a question of a benchmark to the text that a model reads: baselines, cut, chat wrapper."""
+"""From a question of a benchmark to the text that a model reads: what is cut, chat wrapper."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from remamba.errors import InputError
 from remamba.evals import leval, longbench
-from remamba.evals.bm25 import BM25
 from remamba.evals.items import Item, Prompt
+from remamba.methods.passages import Passages, last, middle, without_middle
+from remamba.text import encode
 
-Baseline = Literal["none", "truncate", "bm25"]
+SHORTENINGS = {
+    "none": "",
+    "last": "only the last {} tokens of a document are read; ",
+    "middle": "only {} tokens of a document are read, its first and last half of them; ",
+    "bm25": "only {} tokens of a document are read, the paragraphs that BM25 ranks first (of those "
+    "that are longer than that, sentences); ",
+}
+"""How a document may be shortened first, in words; the braces are for the number of tokens."""
 RESERVED = {("authors", "longbench-e"): 500, ("authors", "leval"): 500, ("official", "leval"): 512}
 """Tokens of the maximum length that are left for the answer, by protocol and task."""
-CHUNK_WORDS = 100
-BM25_K1, BM25_B = 1.5, 0.75
 
 
 class Text(NamedTuple):
@@ -36,20 +41,20 @@ class Prompting:
             "official": LongBench cuts to the maximum length itself and wraps chat models' prompts;
             L-Eval cuts words off the document's end (codeU: its start).
         max_length: in tokens, answer included where the protocol reserves a place for it.
-        baseline: what is left of the document first: its last tokens, or the chunks that BM25
-            finds for the question.
-        baseline_tokens: how much that is.
+        shorten: how a document is shortened first, a name of SHORTENINGS.
+        shorten_tokens: how many of its tokens that leaves.
 
     Raises:
-        InputError: the maximum length leaves nothing for the prompt.
+        InputError: a value is outside its range, or the maximum length leaves nothing for the
+            prompt.
     """
 
     tokenizer: Any
     task: str
     protocol: str = "authors"
     max_length: int = 6000
-    baseline: Baseline = "none"
-    baseline_tokens: int = 2000
+    shorten: str = "none"
+    shorten_tokens: int = 2000
 
     def __post_init__(self) -> None:
         if self.limit < 2:
@@ -58,8 +63,7 @@ class Prompting:
                 f"--max-length {self.max_length} leaves no prompt: {reserved} tokens are the "
                 f"answer's; give at least {reserved + 2}"
             )
-        if self.baseline_tokens < 1:
-            raise InputError(f"--baseline-tokens {self.baseline_tokens} must be at least 1")
+        check_shorten(self.shorten, self.shorten_tokens)
 
     @property
     def limit(self) -> int:
@@ -83,12 +87,7 @@ class Prompting:
                 "decoded, joined and encoded again"
             )
         chat = self.protocol == "official" and self.task == "longbench-e"
-        first = {
-            "none": "",
-            "truncate": f"only the last {self.baseline_tokens} tokens of a document are read; ",
-            "bm25": f"only {self.baseline_tokens} tokens of a document are read, the chunks of "
-            f"{CHUNK_WORDS} words that BM25 ranks first; ",
-        }[self.baseline]
+        first = SHORTENINGS[self.shorten].format(self.shorten_tokens)
         return f"{first}{cut}; {'chat template where there is one' if chat else 'no chat wrapper'}"
 
     def text(self, dataset: str, item: Item) -> Text:
@@ -122,24 +121,36 @@ class Prompting:
         return Text(text.removeprefix(self.tokenizer.bos_token or ""), None)
 
     def _shortened(self, item: Item) -> str:
-        document = item.prompt.document
-        if self.baseline == "truncate":
-            return last_tokens(self.tokenizer, document, self.baseline_tokens)
-        if self.baseline == "bm25":
-            query = item.question if item.question.strip() else item.prompt.after
-            return best_chunks(self.tokenizer, document, query, self.baseline_tokens)
-        return document
+        document, count = item.prompt.document, self.shorten_tokens
+        if self.shorten == "none":
+            return document
+        _, offsets = encode(self.tokenizer, document, begins=False)
+        if self.shorten == "last":
+            return last(document, offsets, count).text
+        if self.shorten == "middle":
+            return middle(document, offsets, count).text
+        query = item.question if item.question.strip() else item.prompt.after
+        return Passages(document, offsets, count).best(query).text
+
+
+def check_shorten(name: str, count: int) -> None:
+    """Refuse an unknown way to shorten a document, and a number of tokens that leaves nothing.
+
+    Raises:
+        InputError: see above.
+    """
+    if name == "truncate":
+        raise InputError("--shorten truncate is now called last; give --shorten last")
+    if name not in SHORTENINGS:
+        raise InputError(f"--shorten {name}: choose of {', '.join(SHORTENINGS)}")
+    least = 2 if name == "middle" else 1
+    if count < least:
+        raise InputError(f"--shorten-tokens {count} must be at least {least}")
 
 
 def _whole(prompt: Prompt) -> Text:
     split = len(prompt.before) + len(prompt.document)
     return Text(prompt.text, split if prompt.after.strip() else None)
-
-
-def cut_ids(ids: list[int], limit: int) -> list[int]:
-    """The first and the last half of `limit` tokens, where there are more than `limit`."""
-    half = limit // 2
-    return [*ids[:half], *ids[-half:]] if len(ids) > limit else ids
 
 
 def cut_middle(tokenizer: Any, text: str, limit: int, *, special: bool = True) -> str:
@@ -151,7 +162,7 @@ def cut_middle(tokenizer: Any, text: str, limit: int, *, special: bool = True) -
         special: count the tokens that the tokenizer adds around a text.
     """
     ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    kept = cut_ids(ids, limit)
+    kept = without_middle(ids, limit)
     if kept is ids:
         return text
     half = limit // 2
@@ -168,30 +179,3 @@ def cut_words(tokenizer: Any, document: str, limit: int, *, from_left: bool) -> 
         document = " ".join(words[-size:] if from_left else words[:size])
         count += 250
     return document
-
-
-def last_tokens(tokenizer: Any, text: str, count: int) -> str:
-    """The end of a text, `count` tokens long."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= count else tokenizer.decode(ids[-count:], skip_special_tokens=True)
-
-
-def best_chunks(tokenizer: Any, document: str, query: str, count: int) -> str:
-    """The chunks of a document that BM25 ranks first for a query, in the document's order.
-
-    Chunks of CHUNK_WORDS words are taken while they are `count` tokens at most together.
-    """
-    pieces = [match.group() for match in re.finditer(r"\s*\S+", document)]
-    chunks = ["".join(pieces[i : i + CHUNK_WORDS]) for i in range(0, len(pieces), CHUNK_WORDS)]
-    if not chunks:
-        return document
-    sizes = [len(ids) for ids in tokenizer(chunks, add_special_tokens=False)["input_ids"]]
-    if sum(sizes) <= count:
-        return document
-    scores = BM25(chunks, BM25_K1, BM25_B).scores(query)
-    room, taken = count, []
-    for i in sorted(range(len(chunks)), key=lambda i: (-scores[i], i)):
-        if sizes[i] <= room:
-            taken.append(i)
-            room -= sizes[i]
-    return "".join(chunks[i] for i in sorted(taken))

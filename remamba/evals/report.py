@@ -25,7 +25,9 @@ NAMES = {
     "protocol": "protocol",
     "max_length": "maximum length",
     "limit": "first questions of each dataset only",
-    "baseline": "text baseline",
+    "shorten": "documents are shortened first",
+    "shorten_tokens": "tokens of a document that are left",
+    "baseline": "text baseline (the former option)",
     "baseline_tokens": "tokens a baseline leaves",
     "seed": "seed",
 }

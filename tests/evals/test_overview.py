@@ -61,12 +61,17 @@ def test_figure_of_lengths(remamba: Run, tmp_path: Path) -> None:
         run_of(tmp_path / "a", 25.0, max_length=2000),
         run_of(tmp_path / "b", 20.0, max_length=1000),
         run_of(tmp_path / "c", 15.0, compression=None),
-        run_of(tmp_path / "d", 16.0, compression=None, model="m/llama", baseline="bm25"),
+        run_of(tmp_path / "d", 16.0, compression=None, model="m/llama", shorten="bm25"),
+        run_of(tmp_path / "e", 17.0, compression=None, baseline="bm25"),
+        run_of(tmp_path / "f", 18.0, compression=None, baseline="truncate"),
     ]
     assert by_length(load_runs(folders)) == {
         "tiny": [(1000, 20.0), (2000, 25.0)],
         "tiny plain": [(6000, 15.0)],
         "llama plain bm25": [(6000, 16.0)],
+        # runs from before the option was called shorten: another BM25, the same last tokens
+        "tiny plain bm25 of 100-word chunks": [(6000, 17.0)],
+        "tiny plain last": [(6000, 18.0)],
     }
     remamba("eval", "table", *folders, "--figure", "lengths", "--file", tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"

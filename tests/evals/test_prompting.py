@@ -8,16 +8,9 @@ import pytest
 
 from remamba.errors import InputError
 from remamba.evals import leval, longbench
-from remamba.evals.bm25 import BM25
 from remamba.evals.items import Item, Prompt
-from remamba.evals.prompting import (
-    Prompting,
-    best_chunks,
-    cut_ids,
-    cut_middle,
-    cut_words,
-    last_tokens,
-)
+from remamba.evals.prompting import Prompting, cut_middle, cut_words
+from remamba.methods.passages import without_middle
 from tests.tiny import TEXT, tiny_tokenizer
 
 
@@ -68,17 +61,10 @@ def test_leval_prompts() -> None:
     assert leval.prompt("codeU", "DOC", "Q1", "official").text.endswith("DOC\n\nQ1")
 
 
-def test_cut_ids_keeps_both_halves() -> None:
-    ids = list(range(9000))
-    assert cut_ids(ids, 5500) == ids[:2750] + ids[-2750:]
-    assert cut_ids(ids, 9000) is ids
-    assert cut_ids(ids, 8999) == ids[:4499] + ids[-4499:]  # an odd limit loses one
-
-
 def test_authors_cut_of_9000_tokens_to_6k() -> None:
     ids = encode(TEXT * 300)[:9000]
     limit = Prompting(tiny_tokenizer(), "longbench-e", max_length=6000).limit
-    assert len(ids) == 9000 and len(cut_ids(ids, limit)) == 5500
+    assert len(ids) == 9000 and len(without_middle(ids, limit)) == 5500
     text = tiny_tokenizer().decode(ids)
     again = encode(cut_middle(tiny_tokenizer(), text, limit))
     assert abs(len(again) - 5500) <= 4  # the joint
@@ -157,34 +143,48 @@ def test_official_protocol_wraps_chat_models() -> None:
         tokenizer.chat_template = None
 
 
-def test_truncation_baseline() -> None:
-    question = item(TEXT * 3)
-    found = Prompting(tiny_tokenizer(), "leval", baseline="truncate", baseline_tokens=20)
-    ids = encode(TEXT * 3)
-    text = found.text("tpo", question).text
-    assert text == "Read: " + tiny_tokenizer().decode(ids[-20:]) + question.prompt.after
-    assert last_tokens(tiny_tokenizer(), TEXT, 10_000) == TEXT
+def test_shortened_to_its_end_or_without_its_middle() -> None:
+    question, decode, ids = item(TEXT * 3), tiny_tokenizer().decode, encode(TEXT * 3)
+    kept = {"last": decode(ids[-20:]), "middle": decode(ids[:10]) + decode(ids[-10:])}
+    for name, document in kept.items():
+        found = Prompting(tiny_tokenizer(), "leval", shorten=name, shorten_tokens=20)
+        text = found.text("tpo", question).text
+        assert text == "Read: " + document + question.prompt.after
+        assert "tokens of a document are read" in found.describe() and " 20 " in found.describe()
+        whole = Prompting(tiny_tokenizer(), "leval", shorten=name, shorten_tokens=10_000)
+        assert whole.text("tpo", question).text == question.prompt.text
 
 
-def test_bm25_ranks_what_the_question_names() -> None:
-    chunks = ["the cat sat on the mat", "a dulcimer is played by Helen", "the dog the dog the cat"]
-    scores = BM25(chunks, 1.5, 0.75).scores("Who plays the dulcimer?")
-    assert scores[1] > scores[0] and scores[1] > scores[2]
-    # one chunk holds the word: ln(1 + 2.5 / 1.5) times tf 2.5 / (1 + 1.5 * length share)
-    assert BM25(["dulcimer x", "y z", "u v"], 1.5, 0.75).scores("dulcimer")[0] == pytest.approx(
-        0.9808, abs=1e-4
-    )
+def test_shortened_to_what_the_question_names() -> None:
+    first, second = "Alpha keeps a red key.", "Omega keeps a blue key."
+    filler = "\n\n".join(f"word{i} and other words" for i in range(50))
+    document = f"{first}\n\n{filler}\n\n{second}\n\n{filler}"
+    asked = {"shorten": "bm25", "shorten_tokens": len(encode(f"{first}\n\n{second}"))}
+    question = item(document, after="\nAnswer:")._replace(question="Who keeps the key?")
+    prompting = Prompting(tiny_tokenizer(), "leval", **asked)
+    found = prompting.text("tpo", question)
+    assert found.text == f"Read: {first}\n\n{second}\nAnswer:"
+    assert found.text[found.split :] == "\nAnswer:"
+    # a question that stands in the prompt alone
+    asked["shorten_tokens"] = len(encode(second))
+    prompting = Prompting(tiny_tokenizer(), "leval", **asked)
+    question = item(document, after="\nOmega? A:")._replace(question=" ")
+    assert prompting.text("tpo", question).text == f"Read: {second}\nOmega? A:"
 
 
-def test_bm25_baseline_keeps_the_documents_order() -> None:
-    filler = " ".join(f"word{i}" for i in range(100))
-    first = "Alpha keeps a red key. " + " ".join(["x"] * 95)
-    second = "Omega keeps a blue key. " + " ".join(["y"] * 95)
-    document = f"{first} {filler} {second} {filler}"
-    size = len(encode(first)) + len(encode(" " + second)) + 2
-    found = best_chunks(tiny_tokenizer(), document, "Who keeps the key?", size)
-    assert found.index("red key") < found.index("blue key") and "word5" not in found
-    assert best_chunks(tiny_tokenizer(), document, "key", 10_000) == document
+@pytest.mark.parametrize(
+    ("name", "count", "said"),
+    [
+        ("truncate", 20, "--shorten truncate is now called last; give --shorten last"),
+        ("first", 20, "--shorten first: choose of none, last, middle, bm25"),
+        ("bm25", 0, "--shorten-tokens 0 must be at least 1"),
+        ("middle", 1, "--shorten-tokens 1 must be at least 2"),
+    ],
+)
+def test_ways_to_shorten_that_cannot_be_used(name: str, count: int, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        Prompting(tiny_tokenizer(), "leval", shorten=name, shorten_tokens=count)
+    assert str(error.value) == said
 
 
 def test_cut_middle_counts_special_tokens_where_asked() -> None:

@@ -222,9 +222,9 @@ def test_controls(selector: str, folder: Path, remamba: Run, tmp_path: Path) -> 
         )
 
 
-@pytest.mark.parametrize("baseline", ["truncate", "bm25"])
-def test_baselines(baseline: str, folder: Path, remamba: Run, tmp_path: Path) -> None:
-    more = ("--datasets", "tpo", "--baseline", baseline, "--baseline-tokens", 60)
+@pytest.mark.parametrize("name", ["last", "middle", "bm25"])
+def test_shortened_documents(name: str, folder: Path, remamba: Run, tmp_path: Path) -> None:
+    more = ("--datasets", "tpo", "--shorten", name, "--shorten-tokens", 60)
     remamba(*words(folder, "leval", "paper", tmp_path / "run", *more, "--max-length", 2000))
     assert "tokens of a document are read" in (tmp_path / "run" / "report.md").read_text()
     without = remamba(
@@ -235,6 +235,12 @@ def test_baselines(baseline: str, folder: Path, remamba: Run, tmp_path: Path) ->
         rows(tmp_path / "run", "tpo"), rows(tmp_path / "all", "tpo"), strict=True
     ):
         assert less["prompt_tokens"] < more_read["prompt_tokens"]
+
+
+def test_truncate_has_another_name(folder: Path, refused: Run, tmp_path: Path) -> None:
+    asked = words(folder, "leval", "paper", tmp_path / "run", "--shorten", "truncate")
+    assert "--shorten truncate is now called last; give --shorten last" in refused(*asked)
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_causal_model(folder: Path, remamba: Run, refused: Run, tmp_path: Path) -> None:

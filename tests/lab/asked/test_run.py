@@ -15,6 +15,7 @@ from lab.asked import asking as planted_asking
 from lab.asked.asking import PlantedReader
 from lab.asked.conditions import WORDS
 from remamba.methods.memory import DocumentMemory
+from remamba.methods.passages import Passages
 from remamba.text import encode
 from tests.tiny import BEFORE, PAPER, TEXT, WHOLE, Run, save_tiny, tiny_model, tiny_tokenizer
 
@@ -57,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(folder: Path, model: str, output: Path, *more: object) -> list[object]:
     words: list[object] = ["eval", "planted", "--data", folder / "data.jsonl", "--output", output]
     words += ["--model", folder / model, "--lengths", 100, 200, "--device", "cpu", "--json"]
-    return [*words, "--plain", folder / "plain", "--truncate", 40, "--bm25-tokens", 60, *more]
+    return [*words, "--plain", folder / "plain", "--middle-tokens", 40, "--bm25-tokens", 60, *more]
 
 
 def predictions(folder: Path) -> dict[str, dict[str, Any]]:
@@ -84,7 +85,7 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
         assert len(predictions(output / name)) == 13
     report = (output / "report.md").read_text()
     assert "## The evidence" in report and "## Time and memory" in report
-    assert "BM25's passages have at most 64 tokens" in report
+    assert "BM25's passages are whole paragraphs" in report
     for name in ("report.png", "map.png"):
         assert (output / name).read_bytes()[:4] == b"\x89PNG"
     assert [(cell["p"], cell["rho"]) for cell in summary["map"]] == [(0.5, 0.1), (1.0, 0.1)]
@@ -179,7 +180,7 @@ def test_shortened_documents(folder: Path, finished: Any) -> None:
     lines = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     sizes = {one["id"]: len(encode(tiny_tokenizer(), one["document"]).ids) for one in lines}
     asked = {q: len(encode(tiny_tokenizer(), q, begins=False).ids) for q in QUESTIONS}
-    for name, most in (("plain-drop20", None), ("plain-truncate", 40), ("plain-bm25", 60)):
+    for name, most in (("plain-drop20", None), ("plain-middle", 40), ("plain-bm25", 60)):
         for told in predictions(finished[0] / name).values():
             size = sizes[told["document"]]
             read = told["prompt_tokens"] - asked[QUESTIONS[int(told["id"].rsplit("-")[-1])]]
@@ -191,6 +192,49 @@ def test_shortened_documents(folder: Path, finished: Any) -> None:
                 assert told["left"] == [b <= 20 or a >= size - 20 for a, b in told["evidence"]]
             else:
                 assert read <= 60
+
+
+@pytest.mark.parametrize("model", ["whole", "before", "paper"])
+def test_bm25_before_two_stages(model: str, folder: Path, remamba: Run, tmp_path: Path) -> None:
+    """Each answer is that of the excerpt alone; what was kept is told by the document's places."""
+    settings = {"whole": WHOLE, "before": BEFORE, "paper": PAPER}[model]
+    names = ("two-stage-bm25", "model-bm25")
+    remamba(*ask(folder, model, tmp_path / "run", "--conditions", *names))
+    tokenizer, alone = tiny_tokenizer(), tiny_model()
+    found = {name: predictions(tmp_path / "run" / name) for name in names}
+    for line in (folder / "data.jsonl").read_text().splitlines()[2:5]:
+        given = json.loads(line)
+        document, offsets = encode(tokenizer, given["document"])
+        for i, question in enumerate(given["questions"]):
+            ids = encode(tokenizer, question["question"], begins=False).ids
+            left = Passages(given["document"], offsets, 60).best(question["question"]).tokens
+            assert 0 < len(left) <= 60 < len(document)
+            prompt = torch.tensor([[document[place] for place in left] + ids])
+            for name, compression in zip(names, (settings, False), strict=True):
+                out = alone.generate(
+                    prompt,
+                    question_lengths=torch.tensor([len(ids)]),
+                    compression=compression,
+                    max_new_tokens=5,
+                    do_sample=False,
+                    pad_token_id=0,
+                    return_dict_in_generate=True,
+                )
+                told = found[name][f"{given['id']}-{i}"]
+                new = out.sequences[0, prompt.shape[1] :].tolist()
+                assert told["pred"] == tokenizer.decode(new, skip_special_tokens=True)
+                there = [set(range(a, b)) <= set(left) for a, b in told["evidence"]]
+                assert told["left"] == there
+                if compression is False:
+                    assert told["kept"] is None
+                    continue
+                kept = [left[at] for at, _ in out.kept.rows()[0]]
+                assert [at for at, _ in told["kept"]] == kept
+                if model != "paper":
+                    # what was cut away lies in the span and was not found
+                    assert told["span"] == [0, len(document)]
+                    some = [bool({*range(a, b)} & {*left}) for a, b in told["evidence"]]
+                    assert [rank is not None for rank in told["ranks"]] == some
 
 
 def test_constant_is_the_most_frequent_answer(finished: Any) -> None:
@@ -254,7 +298,11 @@ def test_random_selection_needs_the_same_batches(
         (("--conditions", "random", "--selector", "none"), "needs a model that compresses"),
         (("--lengths-p", 0.5), "give both or neither"),
         (("--batch-size", 0), "--batch-size 0 must be at least 1"),
-        (("--truncate", 1), "--truncate 1 must be at least 2"),
+        (
+            ("--conditions", "plain-truncate"),
+            "--conditions plain-truncate is now called plain-middle; give --conditions",
+        ),
+        (("--middle-tokens", 1), "--middle-tokens 1 must be at least 2"),
         (("--data", "nothing.jsonl"), "nothing.jsonl is no file"),
         (("--lengths-p", 2, "--keep-ratios", 0.1), "length (p) = 2.0 is outside"),
     ],

@@ -67,7 +67,7 @@ def run_of(
         times: dict[str, Any] = {"length": 500, "documents": 2, "questions": 4, "read": seconds}
         times |= {"first": 0.04, "rest": 0.0, "peak_bytes": None}
         (run / condition / "times.jsonl").write_text(json.dumps(times) + "\n")
-    kinds = make_conditions(list(right), WHOLE, has_plain=True, truncate=2000, bm25=500)
+    kinds = make_conditions(list(right), WHOLE, has_plain=True, middle=2000, bm25=500)
     scores = summarise(run, kinds, score_conditions(run, kinds))
     (run / "scores.json").write_text(json.dumps(scores))
     base = {"task": "planted", "lengths": list(LENGTHS), "limit": None, "data": DATA}
@@ -262,6 +262,30 @@ def test_controls_and_forms(tmp_path: Path, report: Run) -> None:
     assert "(forms.png)" in text
     controls = text[text.index("### few minus") : text.index("### All forms")]
     assert "| whole" not in controls
+
+
+def test_recorded_runs_keep_what_they_read(tmp_path: Path, report: Run) -> None:
+    """A condition that was renamed has its new name, one of the former BM25 a name of its own."""
+    folder = tmp_path / "mamba-10m"
+    own = ("two-stage", "stage1", "model-bm25", "two-stage-bm25")
+    run_of(folder, "few-s1", dict.fromkeys(own, "1000 0000"))
+    past = {"plain-middle": "1100 0000", "plain-bm25": "1111 0000"}
+    place = run_of(folder, "plain-s1", {**PLAIN, **past})
+    (place / "plain-middle").rename(place / "plain-truncate")
+    scores = json.loads((place / "scores.json").read_text())
+    conditions = scores["conditions"]
+    conditions["plain-truncate"] = conditions.pop("plain-middle")
+    words = "the plain model on the passages that BM25 finds (500 tokens)"
+    conditions["plain-bm25"]["words"] = words
+    (place / "scores.json").write_text(json.dumps(scores))
+    run_of(folder, "plain-s2", {**PLAIN, **past, "plain-bm25": "0000 0000"})
+    found = report(folder)["families"]["mamba-10m"]
+    assert found["table"] == [
+        *("few", "plain", "few: stage1", "few: model-bm25", "few: two-stage-bm25", "plain-middle"),
+        *("plain-bm25", "plain-bm25-passages64", "constant"),
+    ]
+    seeds = {name: found["rows"][name]["seeds"] for name in found["table"][-4:-1]}
+    assert seeds == {"plain-middle": [1, 2], "plain-bm25": [2], "plain-bm25-passages64": [1]}
 
 
 def test_unfinished_runs_are_left_out(

@@ -37,7 +37,8 @@ from lab.planted.words import FIRST_NAMES, SURNAMES
 from remamba.cli import _parse
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
-from remamba.evals.bm25 import BM25
+from remamba.methods.passages import Passages
+from remamba.text import encode, load_tokenizer
 from tests.tiny import PAPER, WHOLE
 
 ROOT = Path(__file__).parents[3]
@@ -48,15 +49,18 @@ PLAIN = CompressionConfig(selector="none")
 
 def test_bm25_over_paragraphs_answers_retrieval_without_a_model() -> None:
     documents, _ = read_documents([DATA], LENGTHS)
+    tokenizer = load_tokenizer("remamba-tiny", vocab_size=1 << 20)
     right = []
     for document in documents:
         if document.task == "retrieval":
-            paragraphs = document.text.split("\n\n")
-            index = BM25(paragraphs, 1.5, 0.75)
+            _, offsets = encode(tokenizer, document.text, begins=False)
+            passages = Passages(document.text, offsets, len(offsets))
+            paragraphs = [document.text[unit.start : unit.stop] for unit in passages.units]
+            assert paragraphs == document.text.split("\n\n")
             for question in document.questions:
-                scores = list(index.scores(question.text))
-                best = paragraphs[scores.index(max(scores))]
-                right.append(re.findall(r"Paragraph \d+", best)[-1:] == question.answers)
+                (best,) = passages.ranking(question.text)[:1]
+                found = re.findall(r"Paragraph \d+", paragraphs[best])[-1:]
+                right.append(found == question.answers)
     assert right == [True] * 230  # as report.md, docs/EVIDENCE.md and docs/EVALUATION.md say
 
 
