@@ -354,5 +354,5 @@ def test_kept_follows_the_rows():
 
 def test_a_dict_changes_the_models_own_settings():
     model = tiny_model("mamba", compression=CompressionConfig(length=0.5, num_kept=7))
-    changed = model.resolve_compression({"start": 0.1})
+    changed = model.resolve_method({"start": 0.1}).compression
     assert changed == CompressionConfig(start=0.1, length=0.5, num_kept=7)

@@ -135,7 +135,7 @@ class PlantedReader:
         assert all(len(asked) == count for asked in questions), "documents asked unequally often"
         rows = [question for asked in questions for question in asked]
         spans = None if evidence is None else [one for asked in evidence for one in asked]
-        if reading.memory is not None and method.serves_memory:
+        if reading.memory is not None and serves_all(method):
             found, times = self._of_memory(reading.memory, rows, method, new_tokens, spans)
         else:
             documents = [document for document in reading.documents for _ in range(count)]
@@ -250,6 +250,11 @@ class PlantedReader:
         backbone, head = self.model.backbone, self.model.lm_head
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
         return head(hidden[:, 0].to(head.weight.dtype))
+
+
+def serves_all(method: Method) -> bool:
+    """Whether one reading of a whole document serves the method, whatever else it serves."""
+    return isinstance(method, Plain | ReMamba) and method.serves_memory
 
 
 def _narrowed(memory: DocumentMemory, method: Method) -> DocumentMemory:

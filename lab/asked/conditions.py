@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.methods.base import Method
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
+from remamba.methods.shorten import Drop
 
 MODEL, PLAIN, NOBODY = "model", "plain", "nobody"
 WHOLE, DROP20, MIDDLE, BM25 = "whole", "drop20", "middle", "bm25"
@@ -43,13 +47,18 @@ class Condition:
     words: str
     answers_by: str
     """Which of the run's models: MODEL, PLAIN or a name of the caller's; or NOBODY."""
-    compression: CompressionConfig | None = None
+    method: Method = field(default_factory=Plain)
     reads: str = WHOLE
     """WHOLE, or how the document is shortened first: DROP20, MIDDLE, BM25."""
     reads_tokens: int | None = None
     """Most tokens that are left of it; None where that is no setting."""
     is_of_map: bool = False
     """Whether it is a cell of a map over p and rho."""
+
+    @property
+    def compression(self) -> CompressionConfig | None:
+        """The settings of its two stages; None where it has one."""
+        return self.method.compression if isinstance(self.method, ReMamba) else None
 
     @property
     def folder(self) -> str:
@@ -61,7 +70,7 @@ class Condition:
         return {
             "condition": self.name,
             "words": self.words,
-            "compression": None if self.compression is None else self.compression.to_dict(),
+            "method": self.method.to_dict(),
             "reads": self.reads,
             "reads_tokens": self.reads_tokens,
         }
@@ -120,22 +129,21 @@ def _condition(
     reads = name.rpartition("-")[2]
     if name not in COMPRESSING and reads in (DROP20, MIDDLE, BM25):
         left = {MIDDLE: middle, BM25: bm25}.get(reads)
-        return Condition(name, words, answers_by, None, reads, left)
+        return Condition(name, words, answers_by, reads=reads, reads_tokens=left)
     if name in ("stage1", "plain"):
         return Condition(name, words, answers_by)
     if settings is None:
         raise InputError(
-            f"--conditions {name} needs a model that compresses; leave --selector none away, or "
+            f"--conditions {name} needs a model that compresses; leave --method plain away, or "
             "give --conditions stage1"
         )
-    if name == "drop":  # with "before_question" nothing would be cut away
-        changes = {"selector": "drop", "placement": "replace"}
-        return Condition(name, words, MODEL, settings.replace(**changes))
+    if name == "drop":
+        return Condition(name, words, MODEL, Drop(settings.start, settings.length))
     if name == "two-stage-bm25":
-        return Condition(name, words, MODEL, settings, BM25, bm25)
+        return Condition(name, words, MODEL, ReMamba(settings), BM25, bm25)
     if name != "two-stage":
         settings = settings.replace(selector=name)
-    return Condition(name, words, MODEL, settings)
+    return Condition(name, words, MODEL, ReMamba(settings))
 
 
 def map_conditions(
@@ -149,12 +157,12 @@ def map_conditions(
     if bool(lengths) != bool(keep_ratios):
         raise InputError("--lengths-p and --keep-ratios make a map together; give both or neither")
     if lengths and settings is None:
-        raise InputError("--lengths-p needs a model that compresses; leave --selector none away")
+        raise InputError("--lengths-p needs a model that compresses; leave --method plain away")
     found = []
     for p in dict.fromkeys(lengths):
         for rho in dict.fromkeys(keep_ratios):
             assert settings is not None
-            changed = settings.replace(length=p, keep_ratio=rho, num_kept=None)
+            changed = ReMamba(settings.replace(length=p, keep_ratio=rho))
             words = f"two-stage at p = {p:g}, rho = {rho:g}"
             name = f"p{p:g}-rho{rho:g}"
             found.append(Condition(name, words, MODEL, changed, is_of_map=True))

@@ -123,8 +123,7 @@ def _notes(shown: Mapping[str, Any]) -> str:
 def _settings(conditions: Sequence[Condition], record: Mapping[str, Any]) -> str:
     settings = record["settings"]
     lines = [
-        f"- {c.name}: {c.words}"
-        + ("" if c.compression is None else f". {compression_in_words(c.compression.to_dict())}")
+        f"- {c.name}: {c.words}" + ("" if c.compression is None else f". {c.method.in_words()}")
         for c in conditions
         if not c.is_of_map
     ]

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import torch
 
-from lab.asked.asking import Answered, PlantedReader, Reading, Times
+from lab.asked.asking import Answered, PlantedReader, Reading, Times, serves_all
 from lab.asked.conditions import (
     BM25,
     DROP20,
@@ -31,6 +31,7 @@ from remamba.evals.predictions import FOLDER, PredictionFile
 from remamba.evals.readers import text_of
 from remamba.evals.runner import say
 from remamba.methods.passages import Passages, without_middle
+from remamba.methods.remamba import ReMamba
 from remamba.text import encode, opening_tokens
 
 TIMES_FILE = "times.jsonl"
@@ -221,7 +222,7 @@ class PlantedRun:
         found, times = reader.answer(
             readings[key],
             questions,
-            condition.compression,
+            condition.method,
             documents[0].source.new_tokens,
             evidence if condition.compression is not None else None,
         )
@@ -250,14 +251,15 @@ class PlantedRun:
             for places_of in (asked[:1] if is_shared else asked)
         ]
         same = [
-            c.compression
+            c.method
             for c in self.conditions
             if (c.answers_by, c.reads) == (condition.answers_by, condition.reads)
         ]
-        if not any(settings is None or settings.covers_document for settings in same):
+        of_memory = [method for method in same if serves_all(method)]
+        if not of_memory:
             return Reading(texts, None, Times(len(texts)))
         return self.readers[condition.answers_by].read(
-            texts, any(settings is not None and settings.covers_document for settings in same)
+            texts, any(isinstance(method, ReMamba) for method in of_memory)
         )
 
     def _left(

@@ -91,6 +91,7 @@ def run(args: Args) -> int:
     from lab.asked.tasks import read_documents
     from remamba.evals.run_folder import RECORD_FILE, RunFolder, read_record
     from remamba.evals.runner import say
+    from remamba.methods.remamba import ReMamba
     from remamba.pretrained import quiet_transformers
     from remamba.provenance import commit, device_name, versions
 
@@ -102,7 +103,8 @@ def run(args: Args) -> int:
         loaded = {"model": args.reading.load()}
         if args.plain is not None:
             loaded["plain"] = args.reading.load(args.plain)
-        own = args.reading.compression(loaded["model"].model.config)
+        method = args.reading.chosen(loaded["model"].model.config)
+        own = method.compression if isinstance(method, ReMamba) else None
         conditions = make_conditions(
             args.conditions or None,
             own,
@@ -161,8 +163,9 @@ def make_reader(loaded: LoadedModel, piece_length: int | None = None) -> Planted
 def describe(loaded: LoadedModel) -> dict[str, Any]:
     """A model for run.json: `name`, `kind`, `dtype`, `fingerprint`."""
     from remamba.evals.readers import describe_model
+    from remamba.methods.plain import Plain
 
-    found = describe_model(loaded.model, None)
+    found = describe_model(loaded.model, Plain())
     return {"name": loaded.name, **{key: found[key] for key in ("kind", "dtype", "fingerprint")}}
 
 
@@ -192,7 +195,7 @@ def prepare_folders(
         if condition.answers_by in settings:
             own |= {"weights": settings[condition.answers_by]}
             own["model"] = own["weights"]["name"]
-        if condition.compression is not None and condition.compression.selector == "random":
+        if condition.method.draws:
             # what is drawn for a question depends on those beside it
             own |= {"seed": settings["seed"], "batch_size": facts["batch_size"]}
         folder.prepare({**own, **condition.settings()}, {**facts, "protocol": condition.words})

@@ -60,7 +60,7 @@ def run(args: Args) -> int:
         models = train_models(args, miniature)
     with quiet_transformers():
         loaded = _load(args, miniature, models)
-        own = {role: found.model.config.compression_config for role, found in loaded.items()}
+        own = {role: found.model.resolve_method() for role, found in loaded.items()}
         asked, missing = plan_rows(miniature, own)
         conditions = plan_conditions(miniature, asked, own)
         needed = {condition.answers_by for condition in conditions}

@@ -12,7 +12,6 @@ from lab.asked.report import paired_table, score_table, score_words
 from lab.asked.summary import compare_conditions
 from lab.paper.miniatures import Asked, Miniature
 from lab.paper.rows import RECIPES
-from remamba.evals.report import compression_in_words
 from remamba.evals.scoring import ScoredRun
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
@@ -137,8 +136,7 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> str:
 def _settings(asked: Sequence[Asked]) -> str:
     lines = []
     for one in asked:
-        settings = one.condition.compression
-        how = compression_in_words(None if settings is None else settings.to_dict())
+        how = one.condition.method.in_words()
         lines.append(f"- {one.condition.name}: {one.condition.words}. {how}")
     return "\n".join(lines)
 
@@ -163,14 +161,13 @@ def _row(
 ) -> dict[str, Any]:
     condition: Condition = one.condition
     entry = shown[condition.name]
-    settings = condition.compression
     return {
         "paper": one.row.paper,
         "words": condition.words,
         "role": condition.answers_by,
         "model": models[condition.answers_by]["name"],
         "same_weights": one.is_stand_in,
-        "compression": None if settings is None else settings.to_dict(),
+        "method": condition.method.to_dict(),
         "average": entry["average"],
         "interval": entry["interval"],
         "datasets": {

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from lab.asked.conditions import Condition, map_conditions
 from lab.asked.tasks import PlantedDocument, read_documents
-from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.methods.base import Method
+from remamba.methods.remamba import ReMamba
 
 DATA = Path(__file__).parent.parent / "assets" / "planted" / "miniature.jsonl.xz"
 LENGTHS = (150, 250, 500, 1000, 2000)
@@ -263,9 +264,7 @@ class Asked(NamedTuple):
     """The two-stage model answers in place of the role's own."""
 
 
-def plan_rows(
-    miniature: Miniature, own: Mapping[str, CompressionConfig]
-) -> tuple[list[Asked], list[str]]:
+def plan_rows(miniature: Miniature, own: Mapping[str, Method]) -> tuple[list[Asked], list[str]]:
     """The rows that can be asked, and a line for each that cannot.
 
     Args:
@@ -289,12 +288,13 @@ def plan_rows(
     return asked, lines
 
 
-def _is_same_form(row: Row, own: CompressionConfig) -> bool:
+def _is_same_form(row: Row, own: Method) -> bool:
     """An adaption is no ablation where the model has it."""
-    return row.role in ("multiplicative", "selective") and own.adaption == row.role
+    adaption = own.compression.adaption if isinstance(own, ReMamba) else None
+    return row.role in ("multiplicative", "selective") and adaption == row.role
 
 
-def _asked(row: Row, own: Mapping[str, CompressionConfig], stands_in: bool) -> Asked:
+def _asked(row: Row, own: Mapping[str, Method], stands_in: bool) -> Asked:
     role = TWO_STAGE if stands_in else row.role
     changes = row.changes if stands_in else row.retrained
     if changes is None:
@@ -302,9 +302,10 @@ def _asked(row: Row, own: Mapping[str, CompressionConfig], stands_in: bool) -> A
         name = "stage1" if stands_in else row.name
         words = row.stand_in if stands_in else row.words
         return Asked(row, Condition(name, words or row.words, role), stands_in)
-    settings = own[role]
-    if settings.selector == "none":
+    method = own[role]
+    if not isinstance(method, ReMamba):
         raise InputError(f"--models {role}: this model compresses nothing; give a ReMamba")
+    settings = method.compression
     trained_so = {} if stands_in or changes else row.changes or {}
     for name in FORM:
         if (wanted := trained_so.get(name)) not in (None, getattr(settings, name)):
@@ -313,15 +314,19 @@ def _asked(row: Row, own: Mapping[str, CompressionConfig], stands_in: bool) -> A
                 f"{wanted}; give {ROLES[role]}"
             )
     words = (row.stand_in if stands_in else None) or row.words
-    return Asked(row, Condition(row.name, words, role, settings.replace(**changes)), stands_in)
+    return Asked(
+        row, Condition(row.name, words, role, ReMamba(settings.replace(**changes))), stands_in
+    )
 
 
 def plan_conditions(
-    miniature: Miniature, asked: Sequence[Asked], own: Mapping[str, CompressionConfig]
+    miniature: Miniature, asked: Sequence[Asked], own: Mapping[str, Method]
 ) -> list[Condition]:
     """All that is asked: the rows, then the cells of a map."""
     rows = [one.condition for one in asked]
     if not miniature.map_p:
         return rows
-    cells = map_conditions(own[TWO_STAGE], miniature.map_p, miniature.map_rho)
+    main = own[TWO_STAGE]
+    assert isinstance(main, ReMamba), "the rows compress"
+    cells = map_conditions(main.compression, miniature.map_p, miniature.map_rho)
     return [*rows, *(replace(cell, answers_by=TWO_STAGE) for cell in cells)]

@@ -14,7 +14,7 @@ class Setting(NamedTuple):
     """Which model is asked; the user names one for each role."""
     max_length: int
     compression: dict[str, float | str]
-    """Options of the model, by name; of plain models only the selector "none"."""
+    """Options of the model, by name; of plain models only the method "plain"."""
     paper: float | None = None
     """The paper's average."""
 
@@ -50,7 +50,7 @@ ROLES = {
     "special": "a ReMamba trained with the vectors appended",
 }
 """Role -> what the user must bring at the paper's scale."""
-PLAIN: dict[str, float | str] = {"selector": "none"}
+PLAIN: dict[str, float | str] = {"method": "plain"}
 LENGTHS = tuple(range(2000, 10_000, 1000))
 
 
