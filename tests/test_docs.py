@@ -1,4 +1,4 @@
-"""What README.md and docs/PAPER.md name exists."""
+"""What the documents name exists, and their lines can be read beside code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ PAPER = ROOT / "docs" / "PAPER.md"
 
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+WRITTEN = sorted(
+    file
+    for pattern in ("*.md", "docs/*.md", "lab/*.md", "lab/models/*/*.md", "remamba/assets/*/*.md")
+    for file in ROOT.glob(pattern)
+)
+"""Documents written by hand; the reports in docs/evidence/ are written by a command."""
 PATH = re.compile(r"^[\w.-]+(/[\w.*-]+)*/?$")
 REFERENCE = re.compile(r"`([\w./]+\.py):([\w.]+)`")
 TOP = {".ci", "benchmarks", "docs", "examples", "recipes", "remamba", "tests"}
@@ -82,3 +88,15 @@ def test_paper_references_resolve() -> None:
         if name not in known:
             wrong.append(f"{file}:{name}")
     assert not wrong, f"docs/PAPER.md names what is not defined: {wrong}"
+
+
+@pytest.mark.parametrize("document", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_short(document: Path) -> None:
+    """At most 200 characters, except in tables."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    long = [
+        number
+        for number, line in enumerate(lines, 1)
+        if len(line) > 200 and not line.lstrip().startswith("|")
+    ]
+    assert not long, f"{document.name}: rewrap the lines {long}"
