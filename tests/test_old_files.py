@@ -36,7 +36,7 @@ def test_a_memory_and_the_model_that_wrote_it(expected, assert_close):
     memory = model.load_memory(OLD / "document.memory")
     with torch.no_grad():
         found = model(expected["questions"], memory=memory).logits
-    assert_close(found, expected["memory_logits"])
+    assert_close(found[:, -6:], expected["memory_logits"])
 
 
 def test_an_adapter(expected, assert_close, tmp_path):

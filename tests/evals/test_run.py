@@ -117,7 +117,7 @@ def test_transformers_mamba_and_its_conversion_say_the_same(
     tiny_tokenizer().save_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     common = ("--limit", 2, "--datasets", *(("samsum", "qasper") if "-e" in task else ("gsm100",)))
-    for name, more in (("theirs", ()), ("ours", ("--selector", "none"))):
+    for name, more in (("theirs", ()), ("ours", ("--method", "plain"))):
         remamba(*words(folder, task, tmp_path / name, tmp_path / f"run-{name}", *common, *more))
     for dataset in common[3:]:
         ours, theirs = (rows(tmp_path / f"run-{name}", dataset) for name in ("ours", "theirs"))
@@ -211,15 +211,19 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
     ]
 
 
-@pytest.mark.parametrize("selector", ["drop", "random", "fixed", "none"])
-def test_controls(selector: str, folder: Path, remamba: Run, tmp_path: Path) -> None:
-    more = ("--datasets", "lcc", "--limit", 2, "--selector", selector)
+CONTROLS = {
+    **{name: ("--selector", name) for name in ("random", "fixed")},
+    **{name: ("--method", name) for name in ("plain", "drop", "last", "middle", "last+remamba")},
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls(name: str, folder: Path, remamba: Run, tmp_path: Path) -> None:
+    more = ("--datasets", "lcc", "--limit", 2, *CONTROLS[name])
     remamba(*words(folder, "longbench-e", "paper", tmp_path / "run", *more))
     for row in rows(tmp_path / "run", "lcc"):
         assert "error" not in row
-        assert (row["kept"] is None) == (selector == "none") and (
-            selector != "drop" or not row["kept"]
-        )
+        assert bool(row["kept"]) == (name in ("random", "fixed", "last+remamba"))
 
 
 @pytest.mark.parametrize("name", ["last", "middle", "bm25"])
@@ -257,7 +261,7 @@ def test_any_causal_model(folder: Path, remamba: Run, refused: Run, tmp_path: Pa
     assert remamba(*asked)["datasets"]["lcc"]["n"] == 4
     assert rows(tmp_path / "run", "lcc")[0]["kept"] is None
     assert "LlamaForCausalLM" in (tmp_path / "run" / "report.md").read_text()
-    said = refused(*asked[:-2], "--output", tmp_path / "x", "--selector", "drop")
+    said = refused(*asked[:-2], "--output", tmp_path / "x", "--selector", "random")
     assert "--selector is for ReMamba models" in said
 
 
@@ -274,7 +278,7 @@ def test_directories_of_others_are_refused(
     remamba(*asked)
     assert "give --resume or --overwrite" in refused(*asked)
     assert "give one of them" in refused(*asked, "--resume", "--overwrite")
-    said = refused(*asked, "--resume", "--selector", "drop")
+    said = refused(*asked, "--resume", "--selector", "random")
     assert "was begun with compression = " in said
     assert "was begun with seed = 0" in refused(*asked, "--resume", "--seed", 1)
     remamba(*asked, "--overwrite", "--seed", 1)

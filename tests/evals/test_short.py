@@ -54,12 +54,12 @@ def test_without_the_harness(refused: Run, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("selector", ["topk", "none"])
-def test_run(selector: str, remamba: Run, refused: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["remamba", "plain"])
+def test_run(method: str, remamba: Run, refused: Run, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     save_tiny(tmp_path / "model", compression=PAPER, eos_token_id=0)
     words = ("eval", "short", "--model", tmp_path / "model", "--output", tmp_path / "run")
-    more = ("--tasks", "toy", "--include", toy_task(tmp_path / "tasks"), "--selector", selector)
+    more = ("--tasks", "toy", "--include", toy_task(tmp_path / "tasks"), "--method", method)
     found = remamba(*words, *more, "--json")
     entry = found["datasets"]["toy"]
     assert entry["n"] == 6 and found["average"] == entry["score"] and "acc_norm" in entry
@@ -91,7 +91,7 @@ def test_likelihoods_are_the_harness_own(tmp_path: Path) -> None:
         return [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
 
     theirs = HFLM(str(tmp_path / "theirs"), device="cpu", dtype="float32", batch_size=1)
-    for name, more in (("theirs", {}), ("ours", {"selector": "none"})):
+    for name, more in (("theirs", {}), ("ours", {"method": "plain"})):
         reading = ModelOptions(model=str(tmp_path / name), device="cpu", **more)
         ours = HarnessModel(load_reader(RunOptions(output=tmp_path, reading=reading)))
         pairs = requests("loglikelihood", asked)

@@ -182,7 +182,7 @@ def test_which_positions_are_kept(options, kept):
 def test_the_sequence_of_stage_2_by_hand():
     """Twelve tokens, s = 0.25, p = 0.5: three stay, six are compressed, three stay."""
     model, ids = tiny_model("mamba"), tokens(12)
-    labels = torch.arange(100, 112)
+    labels = torch.arange(40, 52)
     embeds = model.backbone.embeddings(ids)
     hidden = model.backbone(embeds[None])[0]
     settings = CompressionConfig(start=0.25, length=0.5, num_kept=2, adaption="none")
@@ -197,7 +197,7 @@ def test_the_sequence_of_stage_2_by_hand():
             sequence = torch.cat([embeds[:before], vectors, embeds[after:]])
             logits = model.lm_head(model.backbone(sequence[None])[0])
             torch.testing.assert_close(found.logits, logits)
-            moved = [*range(100, 100 + before), -100, -100, *range(100 + after, 112)]
+            moved = [*range(40, 40 + before), -100, -100, *range(40 + after, 52)]
             assert found.labels.tolist() == moved
             out = model(ids[None], labels=labels[None], compression=way,
                         prompt_lengths=torch.tensor([12]))  # fmt: skip

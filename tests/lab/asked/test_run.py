@@ -14,8 +14,12 @@ import torch
 from lab.asked import asking as planted_asking
 from lab.asked.asking import PlantedReader
 from lab.asked.conditions import WORDS
+from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.passages import Passages
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
+from remamba.methods.shorten import Drop
 from remamba.text import encode
 from tests.tiny import BEFORE, PAPER, TEXT, WHOLE, Run, save_tiny, tiny_model, tiny_tokenizer
 
@@ -92,18 +96,18 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("condition", "model", "settings"),
+    ("condition", "model", "method"),
     [
-        ("two-stage", "whole", WHOLE),
-        ("stage1", "whole", False),
-        ("fixed", "whole", WHOLE.replace(selector="fixed")),
-        ("drop", "whole", WHOLE.replace(selector="drop")),
-        ("plain", "plain", False),
-        ("map/p0.5-rho0.1", "whole", WHOLE.replace(length=0.5, keep_ratio=0.1, num_kept=None)),
+        ("two-stage", "whole", ReMamba(WHOLE)),
+        ("stage1", "whole", Plain()),
+        ("fixed", "whole", ReMamba(WHOLE.replace(selector="fixed"))),
+        ("drop", "whole", Drop(0.0, 1.0)),
+        ("plain", "plain", Plain()),
+        ("map/p0.5-rho0.1", "whole", ReMamba(WHOLE.replace(length=0.5, keep_ratio=0.1))),
     ],
 )
 def test_answers_are_those_of_each_prompt_alone(
-    condition: str, model: str, settings: Any, folder: Path, finished: Any
+    condition: str, model: str, method: Method, folder: Path, finished: Any
 ) -> None:
     alone = tiny_model(seed=5 if model == "plain" else 3)
     found = predictions(finished[0] / condition)
@@ -115,7 +119,7 @@ def test_answers_are_those_of_each_prompt_alone(
             out = alone.generate(
                 torch.tensor([document + ids]),
                 question_lengths=torch.tensor([len(ids)]),
-                compression=settings,
+                method=method,
                 max_new_tokens=5,
                 do_sample=False,
                 pad_token_id=0,
@@ -124,7 +128,7 @@ def test_answers_are_those_of_each_prompt_alone(
             told = found[f"{given['id']}-{i}"]
             new = out.sequences[0, len(document) + len(ids) :].tolist()
             assert told["pred"] == tiny_tokenizer().decode(new, skip_special_tokens=True)
-            if settings is False:
+            if not isinstance(method, ReMamba):
                 assert told["kept"] is None
                 continue
             assert [at for at, _ in told["kept"]] == [at for at, _ in out.kept.rows()[0]]
@@ -295,7 +299,7 @@ def test_random_selection_needs_the_same_batches(
     ("more", "expected"),
     [
         (("--conditions", "plane"), "--conditions plane: choose of two-stage"),
-        (("--conditions", "random", "--selector", "none"), "needs a model that compresses"),
+        (("--conditions", "random", "--method", "plain"), "needs a model that compresses"),
         (("--lengths-p", 0.5), "give both or neither"),
         (("--batch-size", 0), "--batch-size 0 must be at least 1"),
         (

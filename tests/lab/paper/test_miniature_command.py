@@ -14,10 +14,7 @@ from lab.commands import miniature_training
 from lab.paper import miniatures
 from lab.paper.miniatures import MINIATURES
 from remamba import cli
-from remamba.compression_config import CompressionConfig
 from tests.tiny import PAPER, WHOLE, Run, save_tiny
-
-PLAIN = CompressionConfig(selector="none")
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +30,9 @@ def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models of random weights, in folders as --train leaves them."""
     path = tmp_path_factory.mktemp("models")
-    save_tiny(path / "base-wide", seed=5, compression=PLAIN)
+    save_tiny(path / "base-wide", seed=5, method="plain")
+    save_tiny(path / "kept" / "plain-s1", method="plain")
     for name, form in (
-        ("plain", PLAIN),
         ("sentences", WHOLE),
         ("sentences-random", WHOLE.replace(selector="random")),
         ("sentences-fixed", WHOLE.replace(selector="fixed")),

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from lab.paper.miniatures import (
     MINIATURES,
     ROLES,
     TASKS,
+    Miniature,
     choose_models,
     plan_conditions,
     plan_rows,
@@ -37,14 +39,29 @@ from lab.planted.words import FIRST_NAMES, SURNAMES
 from remamba.cli import _parse
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.methods.base import Method
 from remamba.methods.passages import Passages
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
 from remamba.text import encode, load_tokenizer
 from tests.tiny import PAPER, WHOLE
 
 ROOT = Path(__file__).parents[3]
 ASSETS = ROOT / "remamba" / "assets"
 MANIFEST = json.loads((DATA.parent / "miniature.manifest.json").read_text())
-PLAIN = CompressionConfig(selector="none")
+PLAIN = Plain()
+
+
+Own = Mapping[str, CompressionConfig | Plain]
+
+
+def methods_of(own: Own) -> dict[str, Method]:
+    return {role: one if isinstance(one, Plain) else ReMamba(one) for role, one in own.items()}
+
+
+def plan(miniature: Miniature, own: Own) -> Any:
+    """The rows of a miniature where the models have these settings."""
+    return plan_rows(miniature, methods_of(own))
 
 
 def test_bm25_over_paragraphs_answers_retrieval_without_a_model() -> None:
@@ -121,7 +138,7 @@ def test_rows_have_the_papers_settings(name: str) -> None:
             continue
         settings: dict[str, Any] = counterparts[str(row.paper)]
         if row.changes is None:
-            assert settings == {"selector": "none"}
+            assert settings == {"method": "plain"}
         elif row.role in ("paper", "middle", "append"):
             assert settings.items() <= row.changes.items()
         elif row.role in ("random", "fixed", "multiplicative"):
@@ -132,8 +149,10 @@ def test_rows_have_the_papers_settings(name: str) -> None:
 
 def names(name: str, **own: CompressionConfig) -> list[str]:
     models = {role.replace("_", "-"): settings for role, settings in own.items()}
-    asked, _ = plan_rows(MINIATURES[name], models)
-    return [condition.name for condition in plan_conditions(MINIATURES[name], asked, models)]
+    asked, _ = plan(MINIATURES[name], models)
+    return [
+        condition.name for condition in plan_conditions(MINIATURES[name], asked, methods_of(models))
+    ]
 
 
 def test_the_plan_of_each_item() -> None:
@@ -162,17 +181,17 @@ def test_the_plan_of_each_item() -> None:
 
 def test_rows_without_a_model_of_their_own() -> None:
     """Either the two-stage model answers at other settings, or the row is left out."""
-    asked, missing = plan_rows(MINIATURES["table1"], {"two-stage": WHOLE})
+    asked, missing = plan(MINIATURES["table1"], {"two-stage": WHOLE})
     assert [one.is_stand_in for one in asked] == [True, False]
     assert asked[0].condition.answers_by == "two-stage" and asked[0].condition.compression is None
     assert asked[0].condition.words.startswith("stage 1 of the same weights")
     assert [line.split()[0] for line in missing] == ["base", "paper"]
     assert all(line.count("\n") == 0 and "is left out" in line for line in missing)
     with pytest.raises(InputError, match="no row can be asked: base is left out"):
-        plan_rows(MINIATURES["fig1"], {})
-    (_, _, drawn, *_), _ = plan_rows(MINIATURES["fig5"], {"two-stage": WHOLE})
+        plan(MINIATURES["fig1"], {})
+    (_, _, drawn, *_), _ = plan(MINIATURES["fig5"], {"two-stage": WHOLE})
     assert drawn.is_stand_in and drawn.condition.compression == WHOLE.replace(selector="random")
-    (_, first, *_), _ = plan_rows(MINIATURES["table4"], {"two-stage": WHOLE})
+    (_, first, *_), _ = plan(MINIATURES["table4"], {"two-stage": WHOLE})
     settings = first.condition.compression
     assert settings is not None and settings.num_kept is None
     assert (settings.start, settings.length, settings.keep_ratio) == (0.0, 0.18, 0.009)
@@ -181,14 +200,14 @@ def test_rows_without_a_model_of_their_own() -> None:
 
 def test_a_model_of_ones_own_is_asked_in_its_form() -> None:
     trained = WHOLE.replace(selector="random", num_kept=3)
-    (_, _, row, *_), _ = plan_rows(MINIATURES["fig5"], {"two-stage": WHOLE, "random": trained})
+    (_, _, row, *_), _ = plan(MINIATURES["fig5"], {"two-stage": WHOLE, "random": trained})
     assert not row.is_stand_in and row.condition.answers_by == "random"
     assert row.condition.compression == trained
     with pytest.raises(InputError, match="has selector topk, and not random"):
-        plan_rows(MINIATURES["fig5"], {"two-stage": WHOLE, "random": WHOLE})
+        plan(MINIATURES["fig5"], {"two-stage": WHOLE, "random": WHOLE})
     with pytest.raises(InputError, match="compresses nothing"):
-        plan_rows(MINIATURES["table1"], {"two-stage": PLAIN})
-    asked, _ = plan_rows(MINIATURES["table2"], {"two-stage": WHOLE, "paper": PAPER})
+        plan(MINIATURES["table1"], {"two-stage": PLAIN})
+    asked, _ = plan(MINIATURES["table2"], {"two-stage": WHOLE, "paper": PAPER})
     settings = asked[-1].condition.compression
     assert settings is not None and (settings.length, settings.keep_ratio) == (0.2, 0.05)
 
