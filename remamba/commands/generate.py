@@ -5,13 +5,16 @@ from __future__ import annotations
 import json as json_module
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from remamba.commands.model_options import LoadedModel, ModelOptions
+from remamba.commands.model_options import ModelOptions
 from remamba.commands.sampling_options import SamplingArgs
 from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from remamba import CompressionConfig, Reader
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Args:
 def run(args: Args) -> int:
     """Writes the text to stdout, or one JSON object; what it took goes to stderr."""
     from remamba.commands.text_input import make_stdout_tolerant, read_text
-    from remamba.engine.engine import Engine, Request
+    from remamba.engine.answer import Ask
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise InputError("give either --prompt TEXT or --prompt-file FILE")
@@ -48,29 +51,26 @@ def run(args: Args) -> int:
     else:
         prompt = args.prompt or ""
     options = args.sampling.options()
-    Request(prompt=prompt, options=options)
-    loaded = args.reading.load()
-    settings = _settings(args.reading, loaded)
-    engine = Engine(loaded.model, loaded.tokenizer, 1, piece_length=loaded.piece_length)
-    stream = engine.stream(
-        Request(prompt=prompt, options=options, compression=False if settings is None else settings)
-    )
+    Ask(prompt=prompt).check()
+    reader = args.reading.load(slots=1)
+    settings = _settings(args.reading, reader)
+    stream = reader.stream(Ask(prompt=prompt, options=options, method=settings or "plain"))
     make_stdout_tolerant()
     for text in stream:
         if not args.json:
             print(text, end="", flush=True)
-    done = stream.completion
+    done = stream.answer
     assert done is not None
     if args.json:
         found = {
-            "model": loaded.name,
+            "model": reader.name,
             "text": done.text,
             "token_ids": done.token_ids,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.prompt_tokens,
             "compression": None if settings is None else settings.to_dict(),
-            "kept": done.kept,
-            "seconds": {"load": loaded.seconds, **done.seconds},
+            "kept": done.kept_tokens,
+            "seconds": {"load": reader.seconds, **done.seconds},
         }
         print(json_module.dumps(found))
     elif not done.text.endswith("\n"):
@@ -85,9 +85,9 @@ def run(args: Args) -> int:
     return 0
 
 
-def _settings(reading: ModelOptions, loaded: LoadedModel):
+def _settings(reading: ModelOptions, reader: Reader) -> CompressionConfig | None:
     """The compression in force; a prompt in one part has no document for a whole-document span."""
-    settings = reading.compression(loaded.model.config)
+    settings = reading.compression(reader.model.config)
     if settings is None or not settings.covers_document:
         return settings
     if settings.placement == "before_question" and reading.changes():
@@ -98,7 +98,7 @@ def _settings(reading: ModelOptions, loaded: LoadedModel):
     if reading.changes():
         return settings
     print(
-        f"{loaded.name} compresses whole documents before a question; this prompt has no question, "
+        f"{reader.name} compresses whole documents before a question; this prompt has no question, "
         "so plain Mamba reads it (remamba ask --document answers questions)",
         file=sys.stderr,
     )

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from remamba import ReMambaForCausalLM
-from remamba.commands.answers import Answered, Document, _kept_lines
-from remamba.engine.request import Completion
+from remamba import Answer, Document, Reader, ReMambaForCausalLM
+from remamba.commands.answers import Answered, _kept_lines
+from remamba.engine.kept_words import kept_words
 from remamba.methods.selection import WINDOW_STEP
 from tests.tiny import (
     BEFORE,
@@ -26,6 +26,7 @@ from tests.tiny import (
     ask,
     paper_kept,
     save_tiny,
+    tiny_model,
     tiny_tokenizer,
 )
 
@@ -125,9 +126,11 @@ def test_neighbours_of_one_score_are_one_place(
     offsets = [(end - len(token), end) for token, end in zip(tokens, ends, strict=True)]
     window = [(i, 0.77 - (4 - i) * WINDOW_STEP) for i in range(1, 5)]
     kept = [(0, 0.5), *window, (40, 0.64), (41, 0.3), (43, 0.6), (45, 0.2)]
-    document = Document("".join(tokens), list(range(46)), offsets)
-    completion = Completion("", [], "length", kept, 46, {})
-    answered = Answered(QUESTION, completion, None, document)
+    reader = Reader(tiny_model(), tiny_tokenizer())
+    document = Document(reader, "".join(tokens), list(range(46)), offsets)
+    words = tuple(kept_words(document.text, offsets, kept))
+    answer = Answer("", words, {}, "remamba", "length", 46, [], kept)
+    answered = Answered(QUESTION, answer, None, document)
     first, *lines = _kept_lines(document, answered, len(kept), show)
     assert first.plain == f"  kept     9 of 46 tokens (19.6 %){heading}"
     found = []
