@@ -112,7 +112,7 @@ def test_models_of_ones_own_have_rows_of_their_own(
     assert [Path(row["model"]).name for row in found["rows"].values()] == [
         "base-wide", "plain-s1", "sentences-s1", "paper-s1",
     ]  # fmt: skip
-    settings = [row["compression"] for row in found["rows"].values()]
+    settings = [row["method"].get("compression") for row in found["rows"].values()]
     assert settings[:2] == [None, None] and settings[2] == WHOLE.to_dict()
     assert (settings[3]["length"], settings[3]["keep_ratio"]) == (0.2, 0.05)
     report = (tmp_path / "out" / "report.md").read_text()
@@ -127,7 +127,7 @@ def test_every_other_item_runs(remamba: Run, models: Path, tmp_path: Path) -> No
         report = (tmp_path / name / "report.md").read_text()
         assert ("Not retrained: s0.0, s0.1" in report) == (name == "table4")
         if name == "table4":
-            starts = [found["rows"][f"s0.{i}"]["compression"]["start"] for i in range(5)]
+            starts = [found["rows"][f"s0.{i}"]["method"]["compression"]["start"] for i in range(5)]
             assert starts == [0.0, 0.1, 0.2, 0.3, 0.4]
     found = remamba(*words("fig1", tmp_path / "fig1"), "--json", *given(models, base="base-wide"))
     assert list(found["rows"]) == ["base"] and (tmp_path / "fig1" / "fig1.png").is_file()
@@ -214,7 +214,7 @@ def test_training_makes_every_row_a_model_of_its_own(remamba: Run, books: Path) 
     assert not any(row["same_weights"] for row in rows.values())
     at = out / "models" / "mamba-toy" / "kept"
     assert rows["random"]["model"] == str(at / "sentences-random-s1")
-    assert rows["random"]["compression"]["selector"] == "random"
+    assert rows["random"]["method"]["compression"]["selector"] == "random"
     assert remamba(*words("fig5", out), *train, "--resume") == found  # the recipe goes on itself
     assert len((out / "models.log").read_text().splitlines()) == 2
 
