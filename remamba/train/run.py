@@ -17,7 +17,7 @@ from remamba.pretrained import check_model, locate, quiet_transformers
 from remamba.provenance import commit, device_name, versions
 from remamba.text import load_tokenizer
 from remamba.train.arguments import training_arguments, uses_bfloat16
-from remamba.train.audit import share_with_target, shared_saving, show_examples
+from remamba.train.audit import share_with_target, shared_saving
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData
@@ -85,8 +85,6 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         save_extra=tokenizer.save_pretrained,
     )
     _introduce(args, trainer, trained, schedule, steps)
-    if args.audit:
-        show_examples(batches, tokenizer, args.audit)
     record = {
         "status": "running",
         "args": args.to_dict(),
@@ -138,7 +136,6 @@ def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) 
         max_length=args.max_length,
         long_rows=args.long_rows,
         score_target=_score_target(args),
-        skip_bad_rows=args.skip_bad_rows,
     )
 
 

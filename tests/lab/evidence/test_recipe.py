@@ -19,7 +19,7 @@ from lab.commands.eval_planted import Args as Asked
 from lab.planted import make_base
 from lab.planted.suite import Options, make_tasks
 from remamba.cli import _parse
-from remamba.train.config import TrainArgs
+from remamba.commands import train
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "recipes" / "evidence.py"
@@ -160,7 +160,9 @@ def commands(tmp_path: Path) -> list[list[str]]:
 
 def trained(found: list[list[str]]) -> dict[str, dict[str, Any]]:
     """Run -> its options, as `remamba train` reads them."""
-    runs = [_parse(TrainArgs, "train", words[3:]) for words in found if words[2:3] == ["train"]]
+    kind = train.args_type(train.Choice())
+    lines = [words[3:] for words in found if words[2:3] == ["train"]]
+    runs = [train.train_args(_parse(kind, "train", line)) for line in lines]
     return {args.output.split("/out/")[1].split("/", 1)[1]: args.to_dict() for args in runs}
 
 
