@@ -54,10 +54,11 @@ def train_args(args: Any) -> TrainArgs:
 def run(args: Any) -> int:
     """Trains; prints the summary as one JSON object, or as a sentence on stderr."""
     given = train_args(args)
-    from remamba.train.progress import is_main_process
+    from remamba.train.progress import is_main_process, leave_processes
     from remamba.train.run import train
 
     summary = train(given)
+    leave_processes()
     if not is_main_process():
         return 0
     if given.json:
