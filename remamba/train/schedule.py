@@ -102,7 +102,7 @@ class CompressionSchedule:
             keep_ratio = low + (high - low) * other
         if lengths is not None:
             length = self._by_length(length, lengths)
-        settings = self.settings.replace(length=_mean(length), keep_ratio=_mean(keep_ratio))
+        settings = self._with(_mean(length), _mean(keep_ratio))
         if rows is None or (np.ptp(length) == 0 and np.ptp(keep_ratio) == 0):
             return settings
         return RowCompression(
@@ -125,10 +125,15 @@ class CompressionSchedule:
         """The settings that the trained model is saved with."""
         low, high = self.keep_ratio
         keep_ratio = (low + high) / 2 if self.kind == "uniform" else low
-        return self.settings.replace(
-            length=self.eval_length or sum(self.length) / 2,
-            keep_ratio=self.eval_keep_ratio or keep_ratio,
+        return self._with(
+            self.eval_length or sum(self.length) / 2, self.eval_keep_ratio or keep_ratio
         )
+
+    def _with(self, length: float, keep_ratio: float) -> CompressionConfig:
+        """The settings at p and rho; where a number of tokens is kept, rho stays as it is."""
+        if self.settings.num_kept is not None:
+            return self.settings.replace(length=length)
+        return self.settings.replace(length=length, keep_ratio=keep_ratio)
 
     @property
     def is_shared(self) -> bool:
