@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from remamba.commands.derived import changes_of, given
 from remamba.compression_config import (
     ADAPTIONS,
     IMPORTANCES,
@@ -20,27 +19,27 @@ from remamba.compression_config import (
 from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
 from remamba.errors import InputError
 from remamba.methods.base import METHODS, Method, method_of, own_method
+from remamba.options import add_options, given
 
 if TYPE_CHECKING:
     from remamba import Reader
 
 OWN = "(default: the model's own)"
-METAVARS = {
-    "start": "SHARE",
-    "length": "SHARE",
-    "keep_ratio": "SHARE",
-    "num_kept": "K",
-    "selector": "|".join(SELECTORS),
-    "window": "N",
-    "placement": "|".join(PLACEMENTS),
-    "adaption": "|".join(ADAPTIONS),
-    "value": "|".join(VALUES),
-    "importance": "|".join(IMPORTANCES),
+CHOICES = {
+    "selector": SELECTORS,
+    "placement": PLACEMENTS,
+    "adaption": ADAPTIONS,
+    "value": VALUES,
+    "importance": IMPORTANCES,
 }
+"""Words that settings of `remamba` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+@add_options(CompressionConfig, CHOICES)
+class ModelOptions:
+    """Which model reads, and how it reads (letters in brackets are the paper's)."""
+
     model: Annotated[str, arg(metavar="NAME|DIR")] = "remamba-tiny"
     """A model directory, a hub name, or remamba-tiny, which comes with the package."""
     device: str = "auto"
@@ -57,11 +56,6 @@ class _Options:
         arg(metavar="N", help_behavior_hint=f"(default: {CPU_PIECE}, on a GPU {GPU_PIECE})"),
     ] = None
     """Tokens read at once: bounds the memory that a long text takes, changes no result."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(changes_of(CompressionConfig, _Options, METAVARS, OWN)):  # type: ignore[misc]
-    """Which model reads, and how it reads (letters in brackets are the paper's)."""
 
     def changes(self) -> dict[str, Any]:
         """The settings of `remamba` that are given here, by name."""
