@@ -43,12 +43,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
-        "torch": "remamba.ops.time_step.adapt_dt:adapt_dt_torch",
-        "triton": "remamba.ops.time_step.triton_adapt_dt:adapt_dt_triton",
+        "torch": "remamba.ops.time_step.op:adapt_dt_torch",
+        "triton": "remamba.ops.time_step.triton:adapt_dt_triton",
     },
     "decay_rate": {
-        "torch": "remamba.ops.time_step.decay_rate:decay_rate_torch",
-        "triton": "remamba.ops.time_step.triton_decay_rate:decay_rate_triton",
+        "torch": "remamba.ops.time_step.op:decay_rate_torch",
+        "triton": "remamba.ops.time_step.triton:decay_rate_triton",
     },
     "rms_norm": {
         "torch": "remamba.ops.norm.op:rms_norm_torch",

@@ -1,4 +1,7 @@
-"""adapt_dt in Triton: in place only the kept rows cost anything, and they are few."""
+"""adapt_dt and decay_rate in Triton.
+
+adapt_dt in place reads and writes only the kept rows, which are few.
+"""
 
 import torch
 import triton
@@ -6,11 +9,12 @@ import triton.language as tl
 
 from remamba.ops.device import on_device
 from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.time_step.op import decay_rate_torch
 
 BLOCK = 1024
-"""Channels at once, forward."""
+"""Channels of adapt_dt, and entries of decay_rate, at once."""
 TILE = (64, 128)
-"""Rows and channels of a program, backward."""
+"""Rows and channels of a program of adapt_dt's backward kernel."""
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -183,3 +187,22 @@ def _gradients(ctx, backward, dout):
 
 
 _recorded = with_gradient(_adapt_dt, _adapt_dt_backward, _save, _gradients)
+
+
+@triton.jit
+def _decay_rate_kernel(A_log, A, entries, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(A_log + i, mask=i < entries, other=0.0).to(tl.float32)
+    tl.store(A + i, -tl.exp(v), mask=i < entries)
+
+
+def decay_rate_triton(A_log: torch.Tensor) -> torch.Tensor:
+    """decay_rate in one launch instead of three; autograd and compilers get torch's operations."""
+    if is_recorded(A_log):
+        return decay_rate_torch(A_log)
+    A_log = A_log.contiguous()
+    A = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device)
+    entries = A_log.numel()
+    with on_device(A_log):
+        _decay_rate_kernel[(-(-entries // BLOCK),)](A_log, A, entries, BLOCK=BLOCK, num_warps=4)
+    return A

@@ -1,4 +1,4 @@
-"""ReMamba's change of the time step at the kept positions (Eq. 8), before softplus."""
+"""What goes into a scan's step: ReMamba's change of dt (Eq. 8, before softplus), and A."""
 
 import torch
 
@@ -22,6 +22,15 @@ def adapt_dt(
     return run(dt, selected, theta, alpha=alpha, bias=bias)
 
 
+def decay_rate(A_log: torch.Tensor) -> torch.Tensor:
+    """A = -exp(A_log), float32 (float64 for float64), of A_log's shape; negative by construction.
+
+    Computed at every call: a copy kept beside the parameter would have to notice every way in
+    which a parameter can change, and a captured graph could not.
+    """
+    return implementation("decay_rate", A_log.device, A_log.dtype)(A_log)
+
+
 def adapt_dt_torch(dt, selected, theta, *, alpha=None, bias=None) -> torch.Tensor:
     """adapt_dt over all positions: on a CPU a few passes more do not show."""
     change = theta.expand_as(dt)
@@ -29,3 +38,8 @@ def adapt_dt_torch(dt, selected, theta, *, alpha=None, bias=None) -> torch.Tenso
         projected = dt if bias is None else dt - bias
         change = change + (alpha.unsqueeze(-1) - 1) * projected
     return torch.where(selected.unsqueeze(-1), dt + change, dt).to(dt.dtype)
+
+
+def decay_rate_torch(A_log: torch.Tensor) -> torch.Tensor:
+    """decay_rate by torch's own."""
+    return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
