@@ -11,7 +11,7 @@ from torch import Tensor
 
 from remamba.ops import nvrtc
 from remamba.ops.device import processors
-from remamba.ops.recording import op, with_gradient
+from remamba.ops.recording import with_gradient
 
 SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -232,8 +232,7 @@ def _aligned(t):
     )
 
 
-@op("remamba::selective_scan_cuda")
-def _forward_op(
+def _aligned_forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -242,8 +241,7 @@ def _forward_op(
     return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
 
 
-@_forward_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
+def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     (b, l, e), n = x.shape, A.shape[1]
     tiles = -(-l // kept_every(x.dtype)) if save else 0
     return (
@@ -253,8 +251,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     )
 
 
-@op("remamba::selective_scan_cuda_backward")
-def _backward_op(
+def _backward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_scale: Tensor | None, y: Tensor, starts: Tensor, dy: Tensor,
     dlast: Tensor | None,
@@ -285,8 +282,7 @@ def _backward_op(
     return dx, ddt, dA, dBC.sum(1), dD, dz, dbias, dfirst
 
 
-@_backward_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
+def _fake_backward(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
     (b, l, e), n = x.shape, A.shape[1]
     rows, channels = x.new_empty((b, l, e)), x.new_empty((e,), dtype=torch.float32)
     return (
@@ -297,7 +293,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
     )  # fmt: skip
 
 
-def _keep(ctx, inputs, output):
+def _save(ctx, inputs, output):
     y, _, starts = output  # starts[:, 0] is the initial state
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(starts)
@@ -305,7 +301,7 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:9], y, starts)
 
 
-def _differentiate(ctx, backward, dy, dlast, _):
+def _gradients(ctx, backward, dy, dlast, _):
     x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts = ctx.saved_tensors
     dy = (
         torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -333,4 +329,7 @@ def _differentiate(ctx, backward, dy, dlast, _):
     )  # fmt: skip
 
 
-_recorded = with_gradient(_forward_op, _backward_op, _keep, _differentiate)
+_recorded = with_gradient(
+    "remamba::selective_scan_cuda", _aligned_forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops.device import on_device, processors
-from remamba.ops.recording import Op, is_recorded, op, with_gradient
+from remamba.ops.recording import is_recorded, with_gradient
 from remamba.ops.scan.torch import selective_scan_torch
 from remamba.ops.scan.triton_backward import given, scan_backward
 from remamba.ops.scan.triton_elements import SPAN
@@ -85,11 +85,7 @@ def _forward(
         return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
 
 
-selective_scan = Op("remamba::selective_scan_triton", _forward)
-
-
-@selective_scan.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
+def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
     b, l, e = x.shape
     n = A.shape[1]
     return (
@@ -99,8 +95,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
     )
 
 
-@op("remamba::selective_scan_triton_backward")
-def selective_scan_backward(
+def _backward(
     dy: Tensor,
     dstate: Tensor,
     x: Tensor,
@@ -125,8 +120,7 @@ def selective_scan_backward(
         )  # fmt: skip
 
 
-@selective_scan_backward.register_fake
-def _(
+def _fake_backward(
     dy, dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, states, chunk, needed
 ):  # fmt: skip
     inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
@@ -136,7 +130,7 @@ def _(
     ]
 
 
-def _setup_context(ctx, inputs, output):
+def _save(ctx, inputs, output):
     *tensors, ctx.chunk = inputs
     states = output[2]
     ctx.mark_non_differentiable(states)
@@ -150,4 +144,7 @@ def _gradients(ctx, backward, dy, dstate, _):
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 
-_recorded = with_gradient(selective_scan, selective_scan_backward, _setup_context, _gradients)
+_recorded = with_gradient(
+    "remamba::selective_scan_triton", _forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip

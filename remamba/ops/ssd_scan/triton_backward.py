@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device, processors
-from remamba.ops.recording import op, with_gradient
+from remamba.ops.recording import with_gradient
 from remamba.ops.ssd_scan.triton_forward import (
     TRITON_DTYPES,
     Plan,
@@ -28,8 +28,7 @@ from remamba.ops.ssd_scan.triton_forward import (
 Grads = tuple[torch.Tensor, ...]
 
 
-@op("remamba::ssd")
-def ssd_op(
+def _forward(
     x: torch.Tensor,
     dt: torch.Tensor,
     A: torch.Tensor,
@@ -46,8 +45,7 @@ def ssd_op(
     return forward(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max)
 
 
-@ssd_op.register_fake
-def _(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
+def _fake(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
     b, _, h, p = x.shape
     parts = plan(x, B, C).segments - 1
     state = x.new_empty(b, h, p, B.shape[3], dtype=torch.float32)
@@ -55,8 +53,7 @@ def _(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
     return x.new_empty(x.shape), state, added, state.new_empty(b, parts, h)
 
 
-@op("remamba::ssd_backward")
-def ssd_backward_op(
+def _backward(
     dy: torch.Tensor | None,
     dfinal: torch.Tensor | None,
     x: torch.Tensor,
@@ -80,8 +77,7 @@ def ssd_backward_op(
     )  # fmt: skip
 
 
-@ssd_backward_op.register_fake
-def _(dy, dfinal, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, *rest):
+def _fake_backward(dy, dfinal, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, *rest):
     inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
     return [x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
 
@@ -99,7 +95,10 @@ def _gradients(ctx, backward, dy, dfinal, *unused):
     return *(None if t is None else grad for grad, t in given), None, None
 
 
-recorded = with_gradient(ssd_op, ssd_backward_op, _save, _gradients)
+recorded = with_gradient(
+    "remamba::ssd", _forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip
 
 
 def backward(

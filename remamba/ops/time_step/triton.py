@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.recording import is_recorded, with_gradient
 from remamba.ops.time_step.op import decay_rate_torch
 
 BLOCK = 1024
@@ -110,7 +110,6 @@ def _launch(dt, selected, theta, alpha, bias, out) -> None:
         )  # fmt: skip
 
 
-@op("remamba::adapt_dt")
 def _adapt_dt(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -124,12 +123,10 @@ def _adapt_dt(
     return out
 
 
-@_adapt_dt.register_fake
-def _(dt, selected, theta, alpha, bias):
+def _fake(dt, selected, theta, alpha, bias):
     return dt.new_empty(dt.shape)
 
 
-@op("remamba::adapt_dt_backward")
 def _adapt_dt_backward(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -157,8 +154,7 @@ def _adapt_dt_backward(
     return ddt, dtheta.sum(0), dalpha.sum(2), dbias.sum(0)
 
 
-@_adapt_dt_backward.register_fake
-def _(dt, selected, alpha, bias, dout):
+def _fake_backward(dt, selected, alpha, bias, dout):
     b, l, c = dt.shape
     return (
         dt.new_empty(dt.shape),
@@ -186,7 +182,10 @@ def _gradients(ctx, backward, dout):
     )
 
 
-_recorded = with_gradient(_adapt_dt, _adapt_dt_backward, _save, _gradients)
+_recorded = with_gradient(
+    "remamba::adapt_dt", _adapt_dt, _adapt_dt_backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip
 
 
 @triton.jit
