@@ -12,10 +12,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from remamba.errors import InputError
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +32,13 @@ KERNELS = ("cuda", "triton")
 # "triton": "remamba.ops.scan.triton:selective_scan_triton".
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
-        "ref": "remamba.ops.scan.op:selective_scan_ref",
+        "ref": "remamba.ops.scan.reference:reference",
         "torch": "remamba.ops.scan.torch:selective_scan_torch",
         "triton": "remamba.ops.scan.triton:selective_scan_triton",
         "cuda": "remamba.ops.scan.cuda:selective_scan_cuda",
     },
     "ssd": {
-        "ref": "remamba.ops.ssd_scan.op:ssd_ref",
+        "ref": "remamba.ops.ssd_scan.reference:reference",
         "torch": "remamba.ops.ssd_scan.torch:ssd_torch",
         "triton": "remamba.ops.ssd_scan.triton:ssd_triton",
     },
@@ -106,6 +110,17 @@ def implementation(op: str, device: torch.device, dtype: torch.dtype | None = No
     What torch.compile makes of a call keeps the choice of the time when it was traced.
     """
     return _functions[op][_chosen(op, device.type, dtype == torch.float64)]
+
+
+def in_form(op: Callable[Given, Returned], name: str) -> Callable[Given, Returned]:
+    """A public op as its form of this name computes it, whatever backend is asked for."""
+
+    @functools.wraps(op)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        with use_backend(name):
+            return op(*args, **kwargs)
+
+    return run
 
 
 def explain(device: torch.device | str | None = None) -> list[tuple[str, str | None, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +42,15 @@ def with_gradient(
     Args:
         name: "namespace::op".
         forward, backward: functions with annotated arguments, as torch.library takes them; they
-            change none of them and return none of them.
+            change none of them and return none of them. The first may be a NamedTuple of
+            tensors: the ops take its fields one by one, as does what is returned here.
         fake, fake_backward: what the two return, without values.
         save: `setup_context` of an autograd.Function.
         gradients: gradients(ctx, backward, *grads) of forward's inputs; `backward` is what to
             call, the op or the bare function.
     """
+    fake, fake_backward = _taking_fields(fake, forward), _taking_fields(fake_backward, backward)
+    forward, backward = _taking_fields(forward, forward), _taking_fields(backward, backward)
     forward_op = torch.library.custom_op(name, forward, mutates_args=())
     backward_op = torch.library.custom_op(f"{name}_backward", backward, mutates_args=())
     forward_op.register_fake(fake)
@@ -71,3 +77,26 @@ def with_gradient(
         return Recorded.apply(*arguments)
 
     return call
+
+
+def _taking_fields(function: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the fields of its first argument, if `like`'s is a NamedTuple, for it."""
+    hints = typing.get_type_hints(like)
+    first, *others = inspect.signature(like).parameters
+    fields = typing.get_type_hints(hints[first]) if hasattr(hints[first], "_fields") else {}
+    if not fields:
+        return function
+    flat = {**fields, **{name: hints[name] for name in others}}
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        return function(hints[first](*arguments[: len(fields)]), *arguments[len(fields) :])
+
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint)
+            for name, hint in flat.items()
+        ],
+        return_annotation=hints["return"],
+    )
+    return run

@@ -12,6 +12,7 @@ from torch import Tensor
 from remamba.ops import nvrtc
 from remamba.ops.device import processors
 from remamba.ops.recording import with_gradient
+from remamba.ops.scan_inputs import ScanInputs
 
 SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -38,43 +39,36 @@ ARGUMENTS = struct.Struct(f"{len(POINTERS)}Q{2 * len(ROWS)}q2i")
 """`struct Arguments` of the source: POINTERS, the strides of ROWS, length and channels."""
 
 
-def selective_scan_cuda(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
-) -> tuple[Tensor, Tensor]:
-    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there.
+def selective_scan_cuda(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0.
 
     Inputs that the kernels are not written for (`fits`) go to the Triton form.
     """
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad
-        for t in (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-    )
-    if not fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad):
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if not fits(inputs, needs_grad):
         from remamba.ops.scan.triton import selective_scan_triton
 
-        return selective_scan_triton(
-            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
-        )
-    A = A.float().contiguous()
-    if initial_state is not None:
-        initial_state = initial_state.float().contiguous()
-    if dt_scale is not None:
-        dt_scale = dt_scale.float().contiguous()
-    D = None if D is None else D.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
-    arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
+        return selective_scan_triton(inputs)
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
+    dense = ScanInputs(
+        x, dt, A.float().contiguous(), B, C, None if D is None else D.contiguous(), z,
+        None if dt_bias is None else dt_bias.contiguous(),
+        None if dt_scale is None else dt_scale.float().contiguous(),
+        None if initial_state is None else initial_state.float().contiguous(),
+    )  # fmt: skip
     if needs_grad or torch.compiler.is_compiling():
-        y, last, _ = _recorded(*arguments)
+        y, last, _ = _recorded(*dense, needs_grad)
     else:
-        y, last, _ = _forward(*arguments)
+        y, last, _ = _forward(dense, needs_grad)
     return y, last
 
 
-def fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad: bool) -> bool:
+def fits(inputs: ScanInputs, needs_grad: bool) -> bool:
     """True when the kernels can take these inputs.
 
     They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
     """
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
     dtype = x.dtype
     if (
         dtype not in TYPES
@@ -210,17 +204,23 @@ def _launch(name: str, tensors: dict[str, Tensor | None]) -> None:
     kernel(grid, arguments_of(tensors), kind[-1].index)
 
 
-def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
+def _named(inputs: ScanInputs, **others: Tensor | None) -> dict[str, Tensor | None]:
+    """The tensors under the names that POINTERS gives them."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, first = inputs
+    return {
+        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
+        "scale": dt_scale, "first": first, **others,
+    }  # fmt: skip
+
+
+def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x, A = inputs.x, inputs.A
     b, l, e = x.shape
     n = A.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     tiles = -(-l // kept_every(x.dtype)) if save else 0
     last, starts = A.new_empty((b, e, n)), A.new_empty((b, tiles, e, n))
-    tensors = {
-        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "first": initial_state, "y": y, "last": last,
-        "starts": starts if save else None,
-    }  # fmt: skip
+    tensors = _named(inputs, y=y, last=last, starts=starts if save else None)
     _launch("scan_forward", tensors)
     return y, last, starts
 
@@ -232,17 +232,19 @@ def _aligned(t):
     )
 
 
-def _aligned_forward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+def _aligned_inputs(inputs: ScanInputs) -> ScanInputs:
+    x, dt, A, B, C, D, z, *others = inputs
     x, dt, B, C, z = map(_aligned, (x, dt, B, C, z))
-    return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
+    return ScanInputs(x, dt, A, B, C, D, z, *others)
 
 
-def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
-    (b, l, e), n = x.shape, A.shape[1]
+def _aligned_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+    return _forward(_aligned_inputs(inputs), save)
+
+
+def _fake(inputs, save):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     tiles = -(-l // kept_every(x.dtype)) if save else 0
     return (
         x.new_empty((b, l, e)),
@@ -252,17 +254,16 @@ def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
 
 
 def _backward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, y: Tensor, starts: Tensor, dy: Tensor,
-    dlast: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs: ScanInputs, y: Tensor, starts: Tensor, dy: Tensor, dlast: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B and C (b, l, 2 n), D, z, dt_bias and the initial state.
 
-    All but those of x, dt and z are float32; that of an absent z is empty.
+    All but those of x, dt and z are float32; that of an absent z is empty. The initial state is
+    not needed: it is the first of `starts`.
     """
-    x, dt, B, C, z, dy = map(_aligned, (x, dt, B, C, z, dy))
+    inputs = _aligned_inputs(inputs)
+    x, z, n = inputs.x, inputs.z, inputs.A.shape[1]
     b, l, e = x.shape
-    n = A.shape[1]
     dx, ddt = (torch.empty((b, l, e), dtype=x.dtype, device=x.device) for _ in range(2))
     dz = torch.empty((b, l, e) if z is not None else (0,), dtype=x.dtype, device=x.device)
     dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
@@ -272,23 +273,22 @@ def _backward(
         dtype=torch.float32,
         device=x.device,
     )
-    tensors = {
-        "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "y": y, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt,
-        "dz": dz, "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
-    }  # fmt: skip
+    tensors = _named(
+        inputs, dy=_aligned(dy), y=y, starts=starts, dlast=dlast, dx=dx, ddt=ddt, dz=dz,
+        dA=dA, dD=dD, dbias=dbias, dfirst=dfirst, dBC=dBC,
+    )  # fmt: skip
     _launch("scan_backward", tensors)
     dA, dD, dbias = (t.sum(0) if b > 1 else t[0] for t in (dA, dD, dbias))
     return dx, ddt, dA, dBC.sum(1), dD, dz, dbias, dfirst
 
 
-def _fake_backward(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
-    (b, l, e), n = x.shape, A.shape[1]
+def _fake_backward(inputs, y, starts, dy, dlast):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     rows, channels = x.new_empty((b, l, e)), x.new_empty((e,), dtype=torch.float32)
     return (
         rows, rows.clone(), x.new_empty((e, n), dtype=torch.float32),
         x.new_empty((b, l, 2 * n), dtype=torch.float32), channels,
-        rows.clone() if z is not None else x.new_empty((0,)), channels.clone(),
+        rows.clone() if inputs.z is not None else x.new_empty((0,)), channels.clone(),
         x.new_empty((b, e, n), dtype=torch.float32),
     )  # fmt: skip
 
@@ -302,7 +302,9 @@ def _save(ctx, inputs, output):
 
 
 def _gradients(ctx, backward, dy, dlast, _):
-    x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts = ctx.saved_tensors
+    *given, y, starts = ctx.saved_tensors
+    inputs = ScanInputs(*given)
+    x, B, D, dt_bias = inputs.x, inputs.B, inputs.D, inputs.dt_bias
     dy = (
         torch.zeros_like(x, memory_format=torch.contiguous_format)
         if dy is None
@@ -310,9 +312,7 @@ def _gradients(ctx, backward, dy, dlast, _):
     )
     if dlast is not None:
         dlast = dlast.float().contiguous()
-    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = backward(
-        x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast
-    )
+    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = backward(*inputs, y, starts, dy, dlast)
     b, l, n = B.shape
     # the kernel's order has the groups of states last
     both = x.new_empty((b, l, 2, 8, n // 8))

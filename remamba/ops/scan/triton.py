@@ -11,6 +11,7 @@ from remamba.ops.scan.torch import selective_scan_torch
 from remamba.ops.scan.triton_backward import given, scan_backward
 from remamba.ops.scan.triton_elements import SPAN
 from remamba.ops.scan.triton_forward import scan_forward
+from remamba.ops.scan_inputs import ScanInputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 64
@@ -23,26 +24,24 @@ SHORTEST, LONGEST = 64, 640
 """Positions of a chunk: shorter ones cost too much apart, longer ones leave processors idle."""
 
 
-def selective_scan_triton(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
-) -> tuple[Tensor, Tensor]:
-    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there.
+def selective_scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0.
 
     float64 inputs, and more than 64 states a channel, go to selective_scan_torch: the kernels
     compute in float32 and hold a channel's states in registers.
     """
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
     if not fits(*inputs):
-        return selective_scan_torch(
-            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
-        )
-    x, dt, B, C = rows(x), rows(dt), rows(B), rows(C)
-    z = None if z is None else rows(z)
-    D = None if D is None else D.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+        return selective_scan_torch(inputs)
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
+    dense = ScanInputs(
+        rows(x), rows(dt), A, rows(B), rows(C), None if D is None else D.contiguous(),
+        None if z is None else rows(z), None if dt_bias is None else dt_bias.contiguous(),
+        dt_scale, initial_state,
+    )  # fmt: skip
     chunk = chunk_length(*x.shape, x.device)
-    run = _recorded if is_recorded(*inputs) else _forward
-    return run(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)[:2]
+    if is_recorded(*inputs):
+        return _recorded(*dense, chunk)[:2]
+    return _forward(dense, chunk)[:2]
 
 
 def fits(x, dt, A, *others) -> bool:
@@ -67,27 +66,14 @@ def chunk_length(b: int, l: int, e: int, device: torch.device) -> int:
     return max(SHORTEST, -(-length // SPAN) * SPAN)
 
 
-def _forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_scale: Tensor | None,
-    initial_state: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and the states before each chunk, for backward."""
-    with on_device(x):
-        return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
+    with on_device(inputs.x):
+        return scan_forward(inputs, chunk)
 
 
-def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
-    b, l, e = x.shape
-    n = A.shape[1]
+def _fake(inputs, chunk):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     return (
         x.new_empty(b, l, e),
         x.new_empty(b, e, n, dtype=torch.float32),
@@ -96,36 +82,16 @@ def _fake(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
 
 
 def _backward(
-    dy: Tensor,
-    dstate: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_scale: Tensor | None,
-    initial_state: Tensor | None,
-    states: Tensor,
-    chunk: int,
-    needed: list[bool],
+    inputs: ScanInputs, states: Tensor, dy: Tensor, dstate: Tensor, chunk: int, needed: list[bool]
 ) -> list[Tensor]:
-    """The gradients of the ten inputs; empty ones where none is `given`."""
-    with on_device(x):
-        return scan_backward(
-            rows(dy), dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state,
-            states, chunk, needed,
-        )  # fmt: skip
+    """The gradients of the inputs; empty ones where none is `given`."""
+    with on_device(inputs.x):
+        return scan_backward(inputs, rows(dy), dstate, states, chunk, needed)
 
 
-def _fake_backward(
-    dy, dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, states, chunk, needed
-):  # fmt: skip
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+def _fake_backward(inputs, states, dy, dstate, chunk, needed):
     return [
-        t.new_empty(t.shape) if there else x.new_empty(0)
+        t.new_empty(t.shape) if there else inputs.x.new_empty(0)
         for t, there in zip(inputs, given(inputs, needed), strict=True)
     ]
 
@@ -140,7 +106,7 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, backward, dy, dstate, _):
     *tensors, states = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:10])
-    grads = backward(dy, dstate, *tensors, states, ctx.chunk, needed)
+    grads = backward(*tensors, states, dy, dstate, ctx.chunk, needed)
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 

@@ -6,7 +6,9 @@ import torch
 import triton
 
 from remamba.ops.recording import is_recorded
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.ssd_scan.torch import ssd_torch
+from remamba.ops.ssd_scan.triton_backward import recorded
 from remamba.ops.ssd_scan.triton_forward import TRITON_DTYPES, forward, product_dtype
 
 # a head's state as an operand, and its sides: what fits into a multiprocessor's shared memory
@@ -14,27 +16,20 @@ MAX_HEAD_DIM, MAX_STATE, MAX_STATE_BYTES = 128, 256, 64 * 128 * 4
 
 
 def ssd_triton(
-    x, dt, A, B, C, D=None, *, dt_bias=None, dt_limit=(0.0, float("inf")), dt_scale=None,
-    initial_state=None, chunk_size=64,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """ssd with lengths already folded into dt_scale, and l > 0. Shapes as there.
+    inputs: ScanInputs, *, dt_limit: tuple[float, float], chunk_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ssd, for l > 0; the kernels choose chunks of their own.
 
     States too large for the kernels, and float64, go to the torch form. dt_scale must not be
     negative. Products take the dtype of x, B and C and add in float32: for bfloat16 the decayed
     scores, the scaled inputs and the state that a chunk starts from are rounded to it, as
     operands, never as sums.
     """
-    if not fits(x, B, C):
-        return ssd_torch(
-            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale,
-            initial_state=initial_state, chunk_size=chunk_size,
-        )  # fmt: skip
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
+    if not fits(inputs.x, inputs.B, inputs.C):
+        return ssd_torch(inputs, dt_limit=dt_limit, chunk_size=chunk_size)
     if is_recorded(*inputs):
-        from remamba.ops.ssd_scan.triton_backward import recorded
-
         return recorded(*inputs, *dt_limit)[:2]
-    return forward(*inputs, *dt_limit)[:2]
+    return forward(inputs, *dt_limit)[:2]
 
 
 def fits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
