@@ -15,8 +15,8 @@ from remamba.model.layers import RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
-from remamba.ops.backend import requested, resolve
-from remamba.ops.decode_layer.weights import MOST_STATE, Mamba2Weights, MambaWeights
+from remamba.ops.backend import form_for, requested, run
+from remamba.ops.decode_layer.weights import Mamba2Weights, MambaWeights
 from remamba.ops.device import on_device
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -190,37 +190,28 @@ class DecodeStep:
     @property
     def is_fused(self) -> bool:
         """Whether the fused kernels run, for as many rows as they take."""
-        return (
-            self._blocks is not None
-            and not self._is_observed
-            and self.ssm.dtype == torch.float32
-            and self.ssm.shape[-1] <= MOST_STATE
-            and requested() != "ref"  # the block's single ops have such forms, the block has none
-            and resolve("decode_layer", self.device) == "triton"
-        )
+        return self._is_fused_for(1)
+
+    def _is_fused_for(self, rows: int) -> bool:
+        if self._blocks is None or self._is_observed:
+            return False
+        arguments = (self._blocks, None, None, self.ssm[:, :rows])
+        return form_for("decode_layer", self.device, *arguments)[0] == "triton"
 
     def _logits(self, rows: int) -> Tensor:
         """(rows, vocab) behind one more token; the states move on in place."""
         model = self._owner()
         backbone, lm_head, tokens = model.backbone, model.lm_head, self.tokens[:rows]
         conv, ssm = self.conv[:, :rows], self.ssm[:, :rows]
-        if self.is_fused and rows <= BUCKETS[-1]:
-            assert self._blocks is not None
-            from remamba.ops.decode_layer.triton import decode_logits
-
+        if self._is_fused_for(rows):
             residual = backbone.embeddings(tokens)
             if backbone.layers[0].residual_in_fp32:
                 residual = residual.float()
             norm = backbone.norm_f
-            return decode_logits(
-                self._blocks,
-                residual,
-                conv.unbind(),
-                ssm.unbind(),
-                norm.weight,
-                norm.eps,
-                lm_head.weight,
-            )
+            return run(
+                "decode_layer", self.device, self._blocks, residual, conv.unbind(), ssm.unbind(),
+                norm.weight, norm.eps, lm_head.weight,
+            )  # fmt: skip
         cache = StateCache(len(conv))
         cache.conv_states, cache.ssm_states = [*conv.unbind()], [*ssm.unbind()]
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+GRADIENT = "a gradient is asked for, or a compiler looks"
+"""Why a kernel without a gradient does not run where `is_recorded`."""
+
 
 def is_recorded(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd or a compiler must see an op on these tensors.

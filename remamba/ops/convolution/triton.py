@@ -12,7 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
+from remamba.ops.precision import beyond_float32
 from remamba.ops.recording import is_recorded, with_gradient
 
 UNROLL = 4
@@ -204,8 +206,15 @@ def _backward_kernel(
     tl.store(partial + WIDTH * channels, dstart, mask=is_channel)
 
 
+def _fits(x, weight, *others, **options) -> str:
+    if weight.shape[1] == 1:
+        return "a filter of one step, without a window"
+    return beyond_float32(x)
+
+
+@limited(_fits)
 def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=True):
-    """causal_conv in one launch; x may be a view whose rows are apart. Not for w = 1 or l = 0."""
+    """causal_conv in one launch; x may be a view whose rows are apart. Not for l = 0."""
     if is_recorded(x, weight, bias, window):
         return _recorded(x, weight, bias, lengths, window, silu)
     return _forward(x, weight, bias, lengths, window, silu)

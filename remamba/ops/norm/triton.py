@@ -12,7 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
+from remamba.ops.precision import beyond_float32
 from remamba.ops.recording import is_recorded, with_gradient
 
 PROGRAMS = 528
@@ -126,6 +128,15 @@ def _gated_backward_kernel(
     tl.store(to, tl.sum(dweight, axis=0), mask=is_channel)
 
 
+def _fits(x, weight=None, **options) -> str:
+    return beyond_float32(x, weight)
+
+
+def _gated_fits(y, *others, **options) -> str:
+    return beyond_float32(y)
+
+
+@limited(_fits)
 def rms_norm_triton(x, weight=None, *, residual=None, eps):
     """rms_norm in one launch; x and residual may be views whose rows are apart."""
     if is_recorded(x, weight, residual):
@@ -135,6 +146,7 @@ def rms_norm_triton(x, weight=None, *, residual=None, eps):
     return normed, x if residual is None else total
 
 
+@limited(_gated_fits)
 def gated_rms_norm_triton(y, z, weight, *, groups, eps):
     """gated_rms_norm in one launch; y and z may be views whose rows are apart."""
     if is_recorded(y, z, weight):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from remamba.ops import nvrtc
+from remamba.ops.backend import limited
 from remamba.ops.device import processors
 from remamba.ops.recording import with_gradient
 from remamba.ops.scan_inputs import ScanInputs
@@ -30,6 +31,8 @@ ROWS = ("x", "dt", "z", "B", "C", "dy")
 MOST_ROWS = 65_535
 """Of a batch: a row is a grid's second axis."""
 
+UNALIGNED = "rows that do not begin every 16 bytes"
+
 OPTIONAL = ("z", "D", "bias", "scale")
 POINTERS = (
     *ROWS, "A", "D", "bias", "scale", "first", "y", "last", "starts", "dlast",
@@ -39,16 +42,49 @@ ARGUMENTS = struct.Struct(f"{len(POINTERS)}Q{2 * len(ROWS)}q2i")
 """`struct Arguments` of the source: POINTERS, the strides of ROWS, length and channels."""
 
 
-def selective_scan_cuda(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """selective_scan, for l > 0.
+def needs_gradient(inputs: ScanInputs) -> bool:
+    """Whether what the backward kernel reads must be kept."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
-    Inputs that the kernels are not written for (`fits`) go to the Triton form.
+
+def fits(inputs: ScanInputs) -> str:
+    """Why the kernels cannot take these inputs.
+
+    They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
     """
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    if not fits(inputs, needs_grad):
-        from remamba.ops.scan.triton import selective_scan_triton
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
+    dtype = x.dtype
+    if dtype not in TYPES:
+        return "a dtype that is not float32, bfloat16 or float16"
+    if A.shape[1] not in STATES:
+        return f"a state size that is none of {STATES}"
+    if x.shape[0] > MOST_ROWS:
+        return f"more than {MOST_ROWS} rows"
+    parameters = {t.dtype for t in (D, dt_bias) if t is not None}
+    if len(parameters) > 1 or not parameters <= {torch.float32, dtype}:
+        return "D and dt_bias of other dtypes"
+    if dt_scale is not None and dt_scale.requires_grad and torch.is_grad_enabled():
+        return "a gradient of dt_scale"
+    values = 16 // dtype.itemsize
+    is_compiling = torch.compiler.is_compiling()
+    for t in (x, dt, B, C, z):
+        if t is None:
+            continue
+        row, step, value = t.stride()
+        if t.dtype != dtype:
+            return "rows of several dtypes"
+        if value != 1 or step % values or (row % values and t.shape[0] > 1):
+            return UNALIGNED
+        # a compiler's tensors have no address: the ops look again
+        if not is_compiling and t.data_ptr() % 16:
+            return UNALIGNED
+    return UNALIGNED if x.shape[2] % values else ""
 
-        return selective_scan_triton(inputs)
+
+@limited(fits)
+def selective_scan_cuda(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0."""
+    needs_grad = needs_gradient(inputs)
     x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
     dense = ScanInputs(
         x, dt, A.float().contiguous(), B, C, None if D is None else D.contiguous(), z,
@@ -61,37 +97,6 @@ def selective_scan_cuda(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     else:
         y, last, _ = _forward(dense, needs_grad)
     return y, last
-
-
-def fits(inputs: ScanInputs, needs_grad: bool) -> bool:
-    """True when the kernels can take these inputs.
-
-    They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
-    """
-    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
-    dtype = x.dtype
-    if (
-        dtype not in TYPES
-        or A.shape[1] not in STATES
-        or x.shape[0] > MOST_ROWS
-        or not {t.dtype for t in (D, dt_bias) if t is not None} <= {torch.float32, dtype}
-        or (D is not None and dt_bias is not None and D.dtype != dt_bias.dtype)
-        or (needs_grad and dt_scale is not None and dt_scale.requires_grad)
-    ):
-        return False
-    values = 16 // dtype.itemsize
-    is_compiling = torch.compiler.is_compiling()
-    for t in (x, dt, B, C, z):
-        if t is None:
-            continue
-        row, step, value = t.stride()
-        is_apart = step % values or (row % values and t.shape[0] > 1)
-        if t.dtype != dtype or value != 1 or is_apart:
-            return False
-        # a compiler's tensors have no address: the ops look again
-        if not is_compiling and t.data_ptr() % 16:
-            return False
-    return x.shape[2] % values == 0
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from remamba.ops.backend import implementation, in_form
+from remamba.ops.backend import in_form, run
 from remamba.ops.precision import accumulation_dtype, without_autocast
 from remamba.ops.scan.reference import reference
 from remamba.ops.scan_inputs import ScanInputs
@@ -31,8 +31,7 @@ def selective_scan(
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))
         inputs = ScanInputs(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-        run = implementation("selective_scan", x.device) if x.numel() else reference
-        return run(inputs)
+        return run("selective_scan", x.device, inputs) if x.numel() else reference(inputs)
 
 
 selective_scan_ref = in_form(selective_scan, "ref")

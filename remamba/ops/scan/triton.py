@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device, processors
 from remamba.ops.recording import is_recorded, with_gradient
-from remamba.ops.scan.torch import selective_scan_torch
 from remamba.ops.scan.triton_backward import given, scan_backward
 from remamba.ops.scan.triton_elements import SPAN
 from remamba.ops.scan.triton_forward import scan_forward
@@ -24,14 +24,19 @@ SHORTEST, LONGEST = 64, 640
 """Positions of a chunk: shorter ones cost too much apart, longer ones leave processors idle."""
 
 
-def selective_scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """selective_scan, for l > 0.
+def fits(inputs: ScanInputs) -> str:
+    """Why the kernels cannot take these inputs: they compute in float32, and hold a channel's
+    states in registers."""
+    if inputs.A.shape[1] > MOST_STATES:
+        return f"more than {MOST_STATES} states a channel"
+    if not all(t is None or t.dtype in DTYPES for t in inputs):
+        return "a dtype that is not float32, bfloat16 or float16"
+    return ""
 
-    float64 inputs, and more than 64 states a channel, go to selective_scan_torch: the kernels
-    compute in float32 and hold a channel's states in registers.
-    """
-    if not fits(*inputs):
-        return selective_scan_torch(inputs)
+
+@limited(fits)
+def selective_scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0."""
     x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
     dense = ScanInputs(
         rows(x), rows(dt), A, rows(B), rows(C), None if D is None else D.contiguous(),
@@ -42,13 +47,6 @@ def selective_scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     if is_recorded(*inputs):
         return _recorded(*dense, chunk)[:2]
     return _forward(dense, chunk)[:2]
-
-
-def fits(x, dt, A, *others) -> bool:
-    """True when the kernels can take these inputs."""
-    return A.shape[1] <= MOST_STATES and all(
-        t is None or t.dtype in DTYPES for t in (x, dt, A, *others)
-    )
 
 
 def rows(t: Tensor) -> Tensor:

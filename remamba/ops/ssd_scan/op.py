@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from remamba.ops.backend import implementation, in_form
+from remamba.ops.backend import in_form, run
 from remamba.ops.precision import accumulation_dtype, without_autocast
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.ssd_scan.reference import reference
@@ -33,8 +33,9 @@ def ssd(
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))
         inputs = ScanInputs(x, dt, A, B, C, D, None, dt_bias, dt_scale, initial_state)
-        run = implementation("ssd", x.device, x.dtype) if x.numel() else reference
-        return run(inputs, dt_limit=dt_limit, chunk_size=chunk_size)
+        if not x.numel():
+            return reference(inputs, dt_limit=dt_limit, chunk_size=chunk_size)
+        return run("ssd", x.device, inputs, dt_limit=dt_limit, chunk_size=chunk_size)
 
 
 ssd_ref = in_form(ssd, "ref")

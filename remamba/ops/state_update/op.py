@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import run
 from remamba.ops.precision import without_autocast
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E, time_step
@@ -21,8 +21,8 @@ def selective_state_update(
     as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("selective_state_update", x.device, state.dtype)
-        return run(ScanInputs(x, dt, A, B, C, D, z, dt_bias, dt_scale, state))
+        inputs = ScanInputs(x, dt, A, B, C, D, z, dt_bias, dt_scale, state)
+        return run("selective_state_update", x.device, inputs)
 
 
 def ssd_state_update(
@@ -36,9 +36,8 @@ def ssd_state_update(
     left as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("ssd_state_update", x.device, state.dtype)
         inputs = ScanInputs(x, dt, A, B, C, D, None, dt_bias, dt_scale, state)
-        return run(inputs, dt_limit=dt_limit)
+        return run("ssd_state_update", x.device, inputs, dt_limit=dt_limit)
 
 
 def selective_state_update_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:

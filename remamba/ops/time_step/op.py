@@ -2,7 +2,7 @@
 
 import torch
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import run
 
 
 def adapt_dt(
@@ -18,8 +18,9 @@ def adapt_dt(
     dt (b, l, c); selected (b, l) bool; theta, bias (c,); alpha (b, l), 1 when None. The result has
     dt's shape and dtype. Where nothing is differentiated it may be dt itself, changed in place.
     """
-    run = implementation("adapt_dt", dt.device, dt.dtype) if dt.numel() else adapt_dt_torch
-    return run(dt, selected, theta, alpha=alpha, bias=bias)
+    if not dt.numel():
+        return adapt_dt_torch(dt, selected, theta, alpha=alpha, bias=bias)
+    return run("adapt_dt", dt.device, dt, selected, theta, alpha=alpha, bias=bias)
 
 
 def decay_rate(A_log: torch.Tensor) -> torch.Tensor:
@@ -28,7 +29,7 @@ def decay_rate(A_log: torch.Tensor) -> torch.Tensor:
     Computed at every call: a copy kept beside the parameter would have to notice every way in
     which a parameter can change, and a captured graph could not.
     """
-    return implementation("decay_rate", A_log.device, A_log.dtype)(A_log)
+    return run("decay_rate", A_log.device, A_log)
 
 
 def adapt_dt_torch(dt, selected, theta, *, alpha=None, bias=None) -> torch.Tensor:

@@ -7,9 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded, with_gradient
-from remamba.ops.time_step.op import decay_rate_torch
+from remamba.ops.precision import beyond_float32
+from remamba.ops.recording import GRADIENT, is_recorded, with_gradient
 
 BLOCK = 1024
 """Channels of adapt_dt, and entries of decay_rate, at once."""
@@ -86,6 +87,11 @@ def _backward_kernel(
     tl.store(ddt + place, d, mask=mask)
 
 
+def _adapt_dt_fits(dt, *others, **options) -> str:
+    return beyond_float32(dt)
+
+
+@limited(_adapt_dt_fits)
 def adapt_dt_triton(dt, selected, theta, *, alpha=None, bias=None):
     """adapt_dt in one launch; in place where nothing is differentiated."""
     if is_recorded(dt, theta, alpha, bias):
@@ -195,10 +201,13 @@ def _decay_rate_kernel(A_log, A, entries, BLOCK: tl.constexpr):
     tl.store(A + i, -tl.exp(v), mask=i < entries)
 
 
+def _decay_rate_fits(A_log: torch.Tensor) -> str:
+    return GRADIENT if is_recorded(A_log) else beyond_float32(A_log)
+
+
+@limited(_decay_rate_fits)
 def decay_rate_triton(A_log: torch.Tensor) -> torch.Tensor:
-    """decay_rate in one launch instead of three; autograd and compilers get torch's operations."""
-    if is_recorded(A_log):
-        return decay_rate_torch(A_log)
+    """decay_rate in one launch instead of three."""
     A_log = A_log.contiguous()
     A = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device)
     entries = A_log.numel()
