@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remamba.execution.decode import PLAIN
 from remamba.execution.graphs import Graph
 from remamba.execution.watch import Watch
 from remamba.model.backbone import Backbone
@@ -31,8 +30,6 @@ MOST_BYTES = 2**30
 """What the inputs and outputs of a model's graphs may hold."""
 STEPS = ((512, 64), (2048, 32), (4096, 128), (MOST_TOKENS, 256))
 """Up to so many tokens buckets are multiples of so many."""
-KNOWN = PLAIN | {Tensor}
-"""Modules and weights of which a replay does what they would do; others may do something else."""
 
 
 def bucket(length: int) -> int:
@@ -134,7 +131,7 @@ class PrefillGraphs:
         if self._watch is None or not self._watch.is_current():
             self._watch, self._asked, self.captured = Watch(backbone), Counter(), OrderedDict()
         watch = self._watch
-        if watch.is_observed() or watch.devices != {embeds.device} or not watch.types <= KNOWN:
+        if watch.is_observed() or watch.devices != {embeds.device} or not watch.is_known:
             return None
         rows, width = embeds.shape[:2]
         length = bucket(width)
