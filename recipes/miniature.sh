@@ -14,7 +14,7 @@ set -euo pipefail
 
 : "${BOOKS:?set BOOKS to the folder with dev.jsonl.xz}"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-python} OUT=${OUT:-$root/remamba/assets/planted} DOCUMENTS=${DOCUMENTS:-12}
+PYTHON=${PYTHON:-python} OUT=${OUT:-$root/lab/assets/planted} DOCUMENTS=${DOCUMENTS:-12}
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 tokenizer=$root/remamba/assets/remamba-tiny
 

@@ -14,40 +14,66 @@ from remamba.auto_classes import install
 
 __version__ = "0.1.0"
 __all__ = [
+    "Answer",
+    "Ask",
     "CompressionConfig",
+    "Document",
     "DocumentMemory",
+    "Engine",
     "InputError",
     "Kept",
     "ReMambaConfig",
     "ReMambaForCausalLM",
     "ReMambaModel",
     "ReMambaOutput",
+    "Reader",
+    "Request",
+    "SamplingOptions",
     "Span",
     "StateCache",
+    "convert",
+    "load_tokenizer",
 ]
 
 _HOMES = {
+    "Answer": "engine.answer",
+    "Ask": "engine.answer",
     "CompressionConfig": "compression_config",
+    "Document": "engine.document",
     "DocumentMemory": "methods.memory",
+    "Engine": "engine.engine",
     "InputError": "errors",
     "Kept": "methods.selection",
     "ReMambaConfig": "configuration_remamba",
     "ReMambaForCausalLM": "modeling_remamba",
     "ReMambaModel": "modeling_remamba",
     "ReMambaOutput": "modeling_remamba",
+    "Reader": "engine.reader",
+    "Request": "engine.request",
+    "SamplingOptions": "engine.sampling",
     "Span": "methods.selection",
     "StateCache": "model.states",
+    "convert": "checkpoints.convert",
+    "load_tokenizer": "text",
 }
 """Public name -> the module that defines it, which is imported when the name is first used."""
 
 if TYPE_CHECKING:
+    from remamba.checkpoints.convert import convert
     from remamba.compression_config import CompressionConfig
     from remamba.configuration_remamba import ReMambaConfig
+    from remamba.engine.answer import Answer, Ask
+    from remamba.engine.document import Document
+    from remamba.engine.engine import Engine
+    from remamba.engine.reader import Reader
+    from remamba.engine.request import Request
+    from remamba.engine.sampling import SamplingOptions
     from remamba.errors import InputError
     from remamba.methods.memory import DocumentMemory
     from remamba.methods.selection import Kept, Span
     from remamba.model.states import StateCache
     from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
+    from remamba.text import load_tokenizer
 else:
     # hidden from type checkers, which would take every name for a good one
 

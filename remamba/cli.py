@@ -105,23 +105,34 @@ def _dispatch(argv: list[str]) -> int:
     module_name, _, args_name = commands()[name][0].partition(":")
     module = importlib.import_module(module_name)
     argv = argv[len(name.split()) :]
-    args_type = getattr(module, args_name or "Args")
-    if hasattr(module, "args_type"):
-        args_type = module.args_type(argv)
+    if hasattr(module, "Choice"):
+        args_type = module.args_type(_parse(module.Choice, name, argv, is_part=True))
+    else:
+        args_type = getattr(module, args_name or "Args")
     args = _parse(args_type, name, argv)
     code = module.run(args)
     return 0 if code is None else code
 
 
-def _parse(args_type: Any, name: str, argv: list[str]) -> Any:
-    """Reads `argv` into `args_type`; tyro's framed message becomes one InputError line."""
+def _parse(args_type: Any, name: str, argv: list[str], is_part: bool = False) -> Any:
+    """Reads `argv` into `args_type`; tyro's framed message becomes one InputError line.
+
+    Args:
+        is_part: `args_type` has some of the command's options; the others are passed over.
+    """
     import tyro
 
     prog = f"remamba {name}"
     said = io.StringIO()
+    flags = (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(args_type, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+            if is_part:
+                return tyro.cli(
+                    args_type, args=argv, prog=prog, config=flags, return_unknown_args=True,
+                    add_help=False,
+                )[0]  # fmt: skip
+            return tyro.cli(args_type, args=argv, prog=prog, config=flags)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             if _below(name) and {"-h", "--help"} & set(argv):

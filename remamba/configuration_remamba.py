@@ -133,6 +133,17 @@ class ReMambaConfig(PretrainedConfig):
         )
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """`method` and `compression`, as an adapter keeps them beside its weights."""
+        return {"method": self.method, "compression": dict(self.compression)}
+
+    @reading.setter
+    def reading(self, values: dict[str, Any]) -> None:
+        """Take over what `reading` gave, or the settings alone that version 0.1 kept."""
+        is_former = "compression" not in values
+        self.method, self.compression = _reading(None, values) if is_former else _reading(**values)
+
+    @property
     def compression_config(self) -> CompressionConfig:
         """The stored compression settings, validated."""
         return CompressionConfig.from_dict(self.compression)

@@ -1,4 +1,4 @@
-"""A model's tokenizer, and text to tokens and back: where they lie, text that grows by them."""
+"""Text files, a model's tokenizer, and text to tokens and back: where they lie, growing text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,46 @@ UNFINISHED = "\ufffd"
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The first of these that a directory holds has its tokenizer's vocabulary."""
 VOCABULARIES = "tokenizer.json, tokenizer.model or vocab.json"
+
+
+def read_text(path: str | Path, what: str = "document") -> str:
+    """The text of a file, without a byte order mark, its lines ended as on Unix.
+
+    Args:
+        what: what messages call the text.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, is empty, or is not UTF-8 text.
+    """
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # also: ~ leads nowhere, a NUL
+        raise InputError(
+            f"the {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}; "
+            "check the path"
+        ) from error
+    return text_of_bytes(data, str(path), what)
+
+
+def text_of_bytes(data: bytes, name: str, what: str = "document") -> str:
+    """The text that a file named `name` holds; see `read_text`.
+
+    Raises:
+        InputError: the bytes are empty, or are not UTF-8 text.
+    """
+    if 0 in data:
+        raise InputError(
+            f"{name} is a binary file (byte {data.index(0)} is 0), not text; extract its text first"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise InputError(f"{name} is empty; the {what} needs at least one word")
+    return text.replace("\r\n", "\n")
 
 
 def load_tokenizer(name: str | Path, vocab_size: int) -> Any:

@@ -157,7 +157,9 @@ def test_commands_exist(name: str) -> None:
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    assert {args or "Args", "run"} <= names
+    # what a command is read into may hang on some of its options
+    options = {"Choice", "args_type"} if "Choice" in names else {args or "Args"}
+    assert options | {"run"} <= names
 
 
 @pytest.mark.parametrize("code", [None, 0, 1, 3], ids=str)
@@ -234,7 +236,7 @@ def test_wrong_arguments_are_one_line(
     [
         ("convert", "SRC, DST"),
         ("read", "DOCUMENT, --output"),
-        ("train", "--base, --data, --output"),
+        ("train", "--base, --output, --data"),
     ],
 )
 def test_missing_arguments_are_named(

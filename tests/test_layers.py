@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     ("errors",),
-    ("files", "provenance", "plugins", "json_lines"),
+    ("files", "provenance", "plugins", "json_lines", "options"),
     ("compression_config", "ops"),
     ("configuration_remamba",),
     ("model",),

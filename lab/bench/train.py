@@ -32,8 +32,8 @@ from remamba.errors import InputError
 from remamba.files import make_directory, write_whole
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.provenance import commit, versions
+from remamba.train.config import TrainArgs
 from remamba.train.lora import adapter_config, add_adapters, hold_frozen_in_bfloat16
-from remamba.train.recipes import recipe_type
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def turns(
 def ours(args: Args, device: str, results: list[dict[str, Any]]) -> None:
     """ReMamba and plain Mamba, each with and without checkpointing."""
     shape = SHAPES[args.shape]
-    options = recipe_type("paper", "remamba")(base="-", data=("-",), output="-")
+    options = TrainArgs(recipe="paper", base="-", data=("-",), output="-")
     compression = {
         "length": sum(options.length or ()) / 2, "keep_ratio": sum(options.keep_ratio or ()) / 2,
     }  # fmt: skip

@@ -15,7 +15,7 @@ COMMANDS = {
     ),
     "eval evidence": (
         "lab.commands.eval_evidence",
-        "the runs of recipes/evidence.sh over their seeds, as one report",
+        "the runs of recipes/evidence.py over their seeds, as one report",
     ),
     "bench ops": ("lab.commands.bench:OpsArgs", "time each op beside its floors and peers"),
     "bench generate": ("lab.commands.bench:GenerateArgs", "time prefill and decoding"),

@@ -1,4 +1,4 @@
-"""`remamba eval evidence`: the runs of recipes/evidence.sh, put together over their seeds."""
+"""`remamba eval evidence`: the runs of recipes/evidence.py, put together over their seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remamba.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Put the runs of recipes/evidence.sh together: means over seeds, differences, links, cost.
+    """Put the runs of recipes/evidence.py together: means over seeds, differences, links, cost.
 
     Every answer is scored again. Intervals are of a bootstrap over documents; a branch that lacks
     seeds is reported with those it has, a run that is not finished is left out.
@@ -26,7 +26,7 @@ class Args:
     families: Annotated[
         Positional[tuple[Path, ...]], arg(metavar="DIR ...", help_behavior_hint="(required)")
     ]
-    """Folders of models by recipes/evidence.sh, such as OUT/mamba2-10m."""
+    """Folders of models by recipes/evidence.py, such as OUT/mamba2-10m."""
     main: Annotated[str, arg(metavar="BRANCH")]
     """The form that all else is compared with, such as window-relative."""
     output: Annotated[Path, arg(metavar="DIR")]
@@ -50,7 +50,7 @@ def run(args: Args) -> int:
     from remamba.provenance import commit, versions
 
     if not args.families:
-        raise InputError("give at least one folder of models by recipes/evidence.sh")
+        raise InputError("give at least one folder of models by recipes/evidence.py")
     names = [path.resolve().name for path in args.families]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two folders are named {twice[0]}; give each family once")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from remamba.commands.model_options import CPU_PIECE, LoadedModel, ModelOptions
+from remamba.commands.model_options import ModelOptions
+from remamba.engine.loading import CPU_PIECE
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
     from lab.asked.asking import PlantedReader
     from lab.asked.conditions import Condition
+    from remamba import Reader
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.scoring import ScoredRun
 
@@ -150,7 +152,7 @@ def most_positions(device: str) -> int:
     return POSITIONS.get(device, POSITIONS["cpu"])
 
 
-def make_reader(loaded: LoadedModel, piece_length: int | None = None) -> PlantedReader:
+def make_reader(loaded: Reader, piece_length: int | None = None) -> PlantedReader:
     """A loaded model as a planted run asks it; `piece_length` as given, not as it was loaded."""
     from lab.asked.asking import PlantedReader
 
@@ -160,7 +162,7 @@ def make_reader(loaded: LoadedModel, piece_length: int | None = None) -> Planted
     return PlantedReader(loaded.model, loaded.tokenizer, most_positions(device), piece_length)
 
 
-def describe(loaded: LoadedModel) -> dict[str, Any]:
+def describe(loaded: Reader) -> dict[str, Any]:
     """A model for run.json: `name`, `kind`, `dtype`, `fingerprint`."""
     from remamba.evals.readers import describe_model
     from remamba.methods.plain import Plain

@@ -13,12 +13,13 @@ from lab.commands.eval_planted import (
     most_positions,
     prepare_folders,
 )
-from remamba.commands.model_options import LoadedModel, ModelOptions
+from remamba.commands.model_options import ModelOptions
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
     from lab.commands.reproduce import Args
     from lab.paper.miniatures import Miniature
+    from remamba import Reader
 
 BATCH_SIZE, SEED = 32, 0
 
@@ -97,7 +98,7 @@ def run(args: Args) -> int:
     return 0
 
 
-def _load(args: Args, miniature: Miniature, models: dict[str, str]) -> dict[str, LoadedModel]:
+def _load(args: Args, miniature: Miniature, models: dict[str, str]) -> dict[str, Reader]:
     """Role -> its model.
 
     Raises:
@@ -121,7 +122,7 @@ def _load(args: Args, miniature: Miniature, models: dict[str, str]) -> dict[str,
     return loaded
 
 
-def _describe(loaded: LoadedModel) -> dict[str, Any]:
+def _describe(loaded: Reader) -> dict[str, Any]:
     config, model = loaded.model.config, loaded.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {**describe(loaded), "kind": config.backbone_type, "parameters": parameters}

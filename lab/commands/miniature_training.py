@@ -1,9 +1,8 @@
-"""`remamba reproduce --scale tiny --train`: the models of a miniature by recipes/evidence.sh."""
+"""`remamba reproduce --scale tiny --train`: the models of a miniature by recipes/evidence.py."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from lab.commands.reproduce import Args
     from lab.paper.miniatures import Miniature
 
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "evidence.sh"
+RECIPE = Path(__file__).parent.parent.parent / "recipes" / "evidence.py"
 
 
 def train_models(args: Args, miniature: Miniature) -> dict[str, str]:
@@ -25,18 +24,16 @@ def train_models(args: Args, miniature: Miniature) -> dict[str, str]:
     which the recipe has its other settings too; one seed.
 
     Raises:
-        InputError: the recipe, bash, a GPU or the books are missing, or the recipe refuses them.
+        InputError: the recipe, a GPU or the books are missing, or the recipe refuses them.
         SystemExit: the recipe failed.
     """
     import torch
 
     if not RECIPE.is_file():
         raise InputError(
-            f"--train runs recipes/evidence.sh, and {RECIPE} is missing: this remamba was not "
+            f"--train runs recipes/evidence.py, and {RECIPE} is missing: this remamba was not "
             "installed from a checkout; install it with pip install -e CHECKOUT"
         )
-    if (bash := shutil.which("bash")) is None:
-        raise InputError("--train runs recipes/evidence.sh by bash, which is missing; install it")
     is_toy = os.environ.get("SCALE") == "toy"
     if not torch.cuda.is_available() and not (is_toy and args.device == "cpu"):
         raise InputError(
@@ -60,12 +57,12 @@ def train_models(args: Args, miniature: Miniature) -> dict[str, str]:
         "BRANCHES": " ".join(dict.fromkeys(miniature.branches.values())) or "none",
         "PYTHON": sys.executable,
     }
-    done = subprocess.run([bash, str(RECIPE)], env=environment, stdout=sys.__stderr__)
+    done = subprocess.run([sys.executable, str(RECIPE)], env=environment, stdout=sys.__stderr__)
     if done.returncode == 2:
-        raise InputError(f"recipes/evidence.sh refused its settings; see above ({out})")
+        raise InputError(f"recipes/evidence.py refused its settings; see above ({out})")
     if done.returncode:
         sys.exit(
-            f"remamba: recipes/evidence.sh ended with {done.returncode}, see above; --resume goes "
+            f"remamba: recipes/evidence.py ended with {done.returncode}, see above; --resume goes "
             "on where it was"
         )
     models = out / f"{family}-{size}"

@@ -33,7 +33,7 @@ class Args:
     minutes on a CPU, by asking the models that come with the package about planted documents that
     come with it too: two readings beside one on a closed set of planted facts, and no more. Rows
     that have no model of their own are other settings of the same weights, not retrained, and are
-    called so; --train trains them first, on a GPU, by recipes/evidence.sh. A kill loses nothing:
+    called so; --train trains them first, on a GPU, by recipes/evidence.py. A kill loses nothing:
     --resume goes on.
 
     Example: remamba reproduce table1 --scale tiny --output t1

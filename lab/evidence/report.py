@@ -1,4 +1,4 @@
-"""Runs of recipes/evidence.sh as a page: report.md, evidence.json and the figures."""
+"""Runs of recipes/evidence.py as a page: report.md, evidence.json and the figures."""
 
 from __future__ import annotations
 

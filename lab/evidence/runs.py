@@ -1,4 +1,4 @@
-"""The runs of recipes/evidence.sh: which are finished, and every question's score in them."""
+"""The runs of recipes/evidence.py: which are finished, and every question's score in them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Family:
 
 
 def own_condition(branch: str) -> str:
-    """The condition under which recipes/evidence.sh asks a branch as it is."""
+    """The condition under which recipes/evidence.py asks a branch as it is."""
     if branch == PLAIN:
         return PLAIN
     return BASELINE if branch.startswith(f"{PLAIN}-") else REFERENCE
@@ -94,7 +94,7 @@ def load_family(folder: Path, main: str, split: str) -> Family:
     place = folder / f"asked-{split}"
     if not place.is_dir():
         raise InputError(
-            f"{folder} has no asked-{split}; give a folder of models by recipes/evidence.sh, such "
+            f"{folder} has no asked-{split}; give a folder of models by recipes/evidence.py, such "
             "as OUT/mamba2-10m, or another --split"
         )
     family = Family(folder)

@@ -1,4 +1,4 @@
-"""Runs of recipes/evidence.sh in numbers: means over seeds, differences, links, and the cost."""
+"""Runs of recipes/evidence.py in numbers: means over seeds, differences, links, and the cost."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Miniature(NamedTuple):
     """table | lengths | map."""
     rows: tuple[Row, ...]
     branches: Mapping[str, str] = {}
-    """Role -> its branch of recipes/evidence.sh, for --train."""
+    """Role -> its branch of recipes/evidence.py, for --train."""
     tasks: tuple[str, ...] = TASKS
     lengths: tuple[int, ...] = LENGTHS
     documents: int = 12

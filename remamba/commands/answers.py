@@ -7,34 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remamba.commands.text_input import printable
-from remamba.engine.kept_words import KeptWord, Place, cut, kept_words, places, snippets
+from remamba.engine.kept_words import Place, cut, places, snippets
 from remamba.engine.page import PageAnswer, selection_page
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from remamba import DocumentMemory
-    from remamba.engine.engine import Completion
+    from remamba import Answer, Document
 
 INDENT = 11
 """Columns before an answer."""
-
-
-@dataclass
-class Document:
-    """The text that is asked about, and where its tokens lie."""
-
-    text: str
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    seconds: float | None = None
-    """Spent on reading it once for all questions; None when that was done elsewhere, or not."""
-    is_read_once: bool = False
-    """A memory stood for it, read here or by `remamba read`; else each question read it anew."""
-
-    def tokens(self, memory: DocumentMemory | None = None) -> int:
-        """How many tokens it has; a memory may know only that."""
-        return len(self.ids) if self.ids or memory is None else int(memory.lengths[0])
 
 
 @dataclass
@@ -42,16 +24,11 @@ class Answered:
     """One question with its answer, and plain Mamba's if that was asked for."""
 
     question: str
-    completion: Completion
-    plain: Completion | None
+    answer: Answer
+    plain: Answer | None
     document: Document
     is_same_model: bool = True
     """Plain Mamba answered with the same weights, of the same reading if there was one."""
-
-    @property
-    def words(self) -> list[KeptWord]:
-        """The kept words, in the document's order; none when its text is not known."""
-        return kept_words(self.document.text, self.document.offsets, self.completion.kept or ())
 
 
 def as_json(answered: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -59,9 +36,9 @@ def as_json(answered: Sequence[Answered]) -> list[dict[str, Any]]:
     return [
         {
             "question": one.question,
-            **_completion(one.completion),
+            **_facts(one.answer),
             "kept": _kept(one),
-            "plain": None if one.plain is None else _completion(one.plain),
+            "plain": None if one.plain is None else _facts(one.plain),
         }
         for one in answered
     ]
@@ -69,23 +46,23 @@ def as_json(answered: Sequence[Answered]) -> list[dict[str, Any]]:
 
 def _kept(one: Answered) -> list[dict[str, Any]] | None:
     """The kept words; the bare tokens where the document's text is not known."""
-    if one.completion.kept is None:
+    if one.answer.kept is None or one.answer.kept_tokens is None:
         return None
     if not one.document.offsets:
         return [
             {"text": None, "start": None, "stop": None, "positions": [position], "score": score}
-            for position, score in one.completion.kept
+            for position, score in one.answer.kept_tokens
         ]
-    return [{**vars(word), "positions": list(word.positions)} for word in one.words]
+    return [{**vars(word), "positions": list(word.positions)} for word in one.answer.kept]
 
 
-def _completion(completion: Completion) -> dict[str, Any]:
+def _facts(answer: Answer) -> dict[str, Any]:
     return {
-        "answer": completion.text.strip(),
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "new_tokens": len(completion.token_ids),
-        "seconds": completion.seconds,
+        "answer": answer.text.strip(),
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "seconds": answer.seconds,
     }
 
 
@@ -94,8 +71,8 @@ def as_page(title: str, text: str, answered: Sequence[Answered]) -> str:
     answers = [
         PageAnswer(
             one.question,
-            one.completion.text.strip(),
-            one.words,
+            one.answer.text.strip(),
+            one.answer.kept or (),
             "" if one.plain is None else f"plain Mamba: {one.plain.text.strip()}",
         )
         for one in answered
@@ -118,20 +95,20 @@ def print_answers(document: Document, answered: Sequence[Answered], show: int) -
 def _lines(document: Document, one: Answered, show: int) -> list[Text]:
     from rich.text import Text
 
-    kept = one.completion.kept
+    kept = one.answer.kept_tokens
     name = "Mamba" if kept is None else "ReMamba"
     lines = [
         Text(printable(one.question), "bold"),
-        Text.assemble(f"  {name:<8} ", (_shown(one.completion), "bold green")),
+        Text.assemble(f"  {name:<8} ", (_shown(one.answer), "bold green")),
     ]
     if one.plain is not None:
         lines.append(Text.assemble(f"  {'Mamba':<8} ", (_shown(one.plain), "bold")))
     if kept is not None:
         lines += _kept_lines(document, one, len(kept), show)
-    once, reading = document.is_read_once, ""
+    once, reading = document.memory is not None, ""
     if document.seconds is not None:
         reading = f"document {document.seconds:.2f} s, "
-    lines.append(Text(f"  time     {reading}{_times(one.completion, once)}", "dim"))
+    lines.append(Text(f"  time     {reading}{_times(one.answer, once)}", "dim"))
     if one.plain is not None:
         once = once and one.is_same_model
         reading = "document same reading, " if once else ""
@@ -139,19 +116,19 @@ def _lines(document: Document, one: Answered, show: int) -> list[Text]:
     return lines
 
 
-def _shown(completion: Completion) -> str:
-    lines = [printable(line) for line in completion.text.strip().splitlines()] or ["(no text)"]
+def _shown(answer: Answer) -> str:
+    lines = [printable(line) for line in answer.text.strip().splitlines()] or ["(no text)"]
     text = ("\n" + " " * INDENT).join(lines)
-    return text + (" ..." if completion.finish_reason == "length" else "")
+    return text + (" ..." if answer.finish_reason == "length" else "")
 
 
 def _kept_lines(document: Document, one: Answered, count: int, show: int) -> list[Text]:
     """Which places were kept: a line for each stretch of the document, the best first."""
     from rich.text import Text
 
-    every = places(one.words)
+    every = places(one.answer.kept or ())
     best = sorted(every, key=lambda place: -place.score)[:show]
-    total = document.tokens()
+    total = len(document.ids)  # 0 for a memory that holds none
     share = f" of {total:,} tokens ({100 * count / total:.1f} %)" if total else " tokens"
     few = f", the best {len(best)} of {len(every)} places" if len(best) < len(every) else ""
     more = f"; position and score{few}:" if best else ""
@@ -181,14 +158,14 @@ def _positions(place: Place) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _times(completion: Completion, behind_memory: bool) -> str:
+def _times(answer: Answer, behind_memory: bool) -> str:
     """The time of each stage, in words; behind a memory only the question is read first."""
-    seconds = completion.seconds
+    seconds = answer.seconds
     if "stage1" in seconds:
         first = "question" if behind_memory else "stage 1"
         parts = [f"{first} {seconds['stage1']:.2f} s", f"stage 2 {seconds['stage2']:.2f} s"]
     else:
         first = "question" if behind_memory else "prompt"
         parts = [f"{first} {seconds['prefill']:.2f} s"]
-    parts.append(f"answer {seconds['decode']:.2f} s ({len(completion.token_ids)} tokens)")
+    parts.append(f"answer {seconds['decode']:.2f} s ({answer.new_tokens} tokens)")
     return ", ".join(parts)

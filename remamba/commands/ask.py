@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from remamba.commands.model_options import LoadedModel, ModelOptions
+from remamba.commands.model_options import ModelOptions
 from remamba.commands.sampling_options import SamplingArgs
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
-    from remamba import CompressionConfig, DocumentMemory
-    from remamba.commands.answers import Answered
-    from remamba.engine.engine import Completion
+    from remamba import Answer, Document, Reader
+    from remamba.methods.base import Method
 
 OWN_TEMPLATE = "(default: the model's own)"
 
@@ -61,23 +60,35 @@ class Args:
 
 def run(args: Args) -> int:
     """Prints the answers, with the kept words and the time of each stage."""
-    from remamba.commands.answers import as_json, as_page, print_answers
-    from remamba.commands.text_input import make_stdout_tolerant
+    from remamba.commands.answers import Answered, as_json, as_page, print_answers
+    from remamba.commands.text_input import make_stdout_tolerant, read_text
     from remamba.files import write_whole
 
     _check(args)
-    asking = Asking(args)
-    answered = asking.answer()
+    text = read_text(args.document) if args.document is not None else ""
+    reader = args.reading.load()
+    other = args.reading.load(args.plain_model) if args.plain_model is not None else None
+    document = _document(args, reader, text)
+    answers = _answers(args, reader, document)
+    plain: Sequence[Answer | None] = [None] * len(answers)
+    if other is not None:
+        plain = _answers(args, other, text, "plain")
+    elif args.compare:
+        plain = _answers(args, reader, document, "plain")
+    answered = [
+        Answered(question, answer, beside, document, is_same_model=other is None)
+        for question, answer, beside in zip(args.question, answers, plain, strict=True)
+    ]
     if args.selection is not None:
         title = args.document if args.document not in (None, "-") else args.memory
-        page = as_page(title or "standard input", asking.document.text, answered)
+        page = as_page(title or "standard input", document.text, answered)
         write_whole(args.selection, page, f"--selection {args.selection}")
         print(f"the selection is in {args.selection}", file=sys.stderr)
     if args.json:
-        print(json_module.dumps({**asking.facts(), "answers": as_json(answered)}))
+        print(json_module.dumps({**_facts(args, reader, document), "answers": as_json(answered)}))
     else:
         make_stdout_tolerant()
-        print_answers(asking.document, answered, args.show)
+        print_answers(document, answered, args.show)
     return 0
 
 
@@ -106,118 +117,83 @@ def _check(args: Args) -> None:
         check_output("--selection", args.selection, args.overwrite, args.document, args.memory)
 
 
-class Asking:
-    """One document, the models that answer from it, and what they need to do so."""
+def _document(args: Args, reader: Reader, text: str) -> Document:
+    """The document, read from its text or from the memory file, and how it is to be read."""
+    from remamba.commands.reading import reading_bar
 
-    def __init__(self, args: Args):
-        from remamba.commands.answers import Document
-        from remamba.commands.reading import read_document
-        from remamba.commands.text_input import read_text
-        from remamba.text import decode_with_offsets, encode
+    if args.memory is not None:
+        document = reader.load(args.memory)
+        if not document.ids and args.selection is not None:
+            raise InputError(f"--selection needs a text, and {args.memory} holds no tokens")
+        document.method = method = _method_on(args, document)
+    else:
+        method = args.reading.chosen(reader.model.config)
+    if method.name == "plain" and (args.compare or args.plain_model):
+        raise InputError("there is nothing to compare: plain Mamba answers already")
+    if args.memory is None:
+        with reading_bar() as bar:
+            document = reader.read(text, method=method, progress=bar)
+    return document
 
-        self.args = args
-        text = read_text(args.document) if args.document is not None else ""
-        self.loaded = args.reading.load()
-        self.plain = args.reading.load(args.plain_model) if args.plain_model is not None else None
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        self.memory: DocumentMemory | None = None
-        if args.memory is not None:
-            self.memory = model.load_memory(args.memory)
-            self.settings = self._settings_on(self.memory)
-            ids: list[int] = []
-            offsets: list[tuple[int, int]] = []
-            if self.memory.input_ids is not None:
-                ids = self.memory.input_ids[0, : int(self.memory.lengths[0])].tolist()
-                text, offsets = decode_with_offsets(tokenizer, ids)
-            elif args.selection is not None:
-                raise InputError(f"--selection needs a text, and {args.memory} holds no tokens")
-            self.document = Document(text, ids, offsets, is_read_once=True)
-        else:
-            self.document = Document(text, *encode(tokenizer, text))
-            self.settings = args.reading.compression(model.config)
-            if self.settings is None or self.settings.covers_document:
-                self.memory, self.document.seconds = read_document(
-                    model, self.document.ids, self.settings, self.loaded.piece_length
-                )
-                self.document.is_read_once = True
-        if self.settings is None and (args.compare or args.plain_model):
-            raise InputError(
-                "there is nothing to compare: with these settings (selector none) plain Mamba "
-                "answers already"
+
+def _method_on(args: Args, document: Document) -> Method:
+    """A memory's own method, with what the command line changes of it."""
+    from remamba.methods.remamba import ReMamba
+
+    reading = args.reading
+    if reading.method is not None:
+        return reading.chosen(document.reader.model.config)
+    changes = reading.changes()
+    if not changes:
+        return document.method
+    if not isinstance(document.method, ReMamba):
+        raise InputError(
+            f"{args.memory} was read by the method {document.method.name}, which keeps no words: "
+            f"leave --{next(iter(changes)).replace('_', '-')} out, or read the document again"
+        )
+    method = ReMamba(document.method.compression.replace(**changes))
+    if not method.serves_memory:
+        settings = method.compression
+        raise InputError(
+            f"{args.memory} cannot serve start={settings.start}, length={settings.length}, "
+            f"placement={settings.placement!r}, with which stage 2 would read it again: give "
+            "--document in its place"
+        )
+    return method
+
+
+def _answers(
+    args: Args, reader: Reader, document: Document | str, method: str | None = None
+) -> list[Answer]:
+    """All questions to one model: of a memory, or of the document's text."""
+    from remamba.commands.text_input import unescape
+    from remamba.engine.answer import Ask
+
+    template, options = args.question_template, args.sampling.options()
+    return reader.answer(
+        [
+            Ask(
+                document,
+                question.strip(),
+                method=method,
+                options=options,
+                template=None if template is None else unescape(template),
             )
-
-    def _settings_on(self, memory: DocumentMemory) -> CompressionConfig | None:
-        """A memory's own settings, with what the command line changes of them."""
-        changes = self.args.reading.changes()
-        if changes.get("selector") == "none":
-            return None
-        if memory.compression is None:
-            if changes:
-                raise InputError(
-                    f"{self.args.memory} was read by plain Mamba, which keeps no words: leave "
-                    f"--{next(iter(changes)).replace('_', '-')} out, or read the document again"
-                )
-            return None
-        return memory.compression.replace(**changes)
-
-    def answer(self) -> list[Answered]:
-        """The answers to all questions, with plain Mamba's beside them if asked for."""
-        from remamba.commands.answers import Answered
-
-        done = self._complete(self.loaded, self.settings, self.memory)
-        plain: Sequence[Completion | None] = [None] * len(done)
-        if self.plain is not None:
-            plain = self._complete(self.plain, None, None)
-        elif self.args.compare:
-            plain = self._complete(self.loaded, None, self.memory)
-        return [
-            Answered(question, completion, beside, self.document, self.plain is None)
-            for question, completion, beside in zip(self.args.question, done, plain, strict=True)
+            for question in args.question
         ]
+    )
 
-    def _complete(
-        self,
-        loaded: LoadedModel,
-        settings: CompressionConfig | None,
-        memory: DocumentMemory | None,
-    ) -> list[Completion]:
-        """All questions to one model: of a memory, or of the document's text."""
-        from remamba.commands.text_input import unescape
-        from remamba.engine.engine import Engine, Request, fill_template
-        from remamba.text import encode
 
-        template = loaded.model.config.question_template
-        if self.args.question_template is not None:
-            template = unescape(self.args.question_template)
-        context: dict[str, Any] = {"memory": memory}
-        if memory is None:
-            is_own = loaded is self.loaded
-            ids = self.document.ids if is_own else encode(loaded.tokenizer, self.document.text).ids
-            context = {"document": ids}
-        requests = [
-            Request(
-                question=fill_template(template, question.strip()),
-                options=self.args.sampling.options(),
-                compression=False if settings is None else settings,
-                **context,
-            )
-            for question in self.args.question
-        ]
-        engine = Engine(loaded.model, loaded.tokenizer, piece_length=loaded.piece_length)
-        return engine.run(requests)
-
-    def facts(self) -> dict[str, Any]:
-        """What holds for all answers, for --json."""
-        model = self.loaded.model
-        return {
-            "model": self.loaded.name,
-            "plain_model": self.args.plain_model
-            or (self.loaded.name if self.args.compare else None),
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "document": self.args.document,
-            "memory": self.args.memory,
-            "document_tokens": self.document.tokens(self.memory),
-            "compression": None if self.settings is None else self.settings.to_dict(),
-            "seconds": {"load": self.loaded.seconds, "read": self.document.seconds},
-        }
+def _facts(args: Args, reader: Reader, document: Document) -> dict[str, Any]:
+    """What holds for all answers, for --json."""
+    return {
+        "model": reader.name,
+        "plain_model": args.plain_model or (reader.name if args.compare else None),
+        "device": str(reader.model.device),
+        "dtype": str(reader.model.dtype).removeprefix("torch."),
+        "document": args.document,
+        "memory": args.memory,
+        "document_tokens": len(document),
+        "method": document.method.to_dict(),
+        "seconds": {"load": reader.seconds, "read": document.seconds},
+    }

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from remamba.commands.model_options import ModelOptions, resolve_device, resolve_dtype
+from remamba.commands.model_options import ModelOptions
+from remamba.engine.loading import resolve_device, resolve_dtype
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def load_reader(options: RunOptions) -> Reader:
             f"--{given[0].replace('_', '-')} is for ReMamba models, and {reading.model} is a "
             f"{kind}; leave it out, or convert the model (remamba convert)"
         )
-    device = resolve_device(reading.device)
-    dtype = resolve_dtype(reading.dtype, device)
+    device = resolve_device(reading.device, "--device")
+    dtype = resolve_dtype(reading.dtype, device, "--dtype")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json as json_module
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from remamba.commands.model_options import LoadedModel, ModelOptions
+from remamba.commands.model_options import ModelOptions
 from remamba.commands.sampling_options import SamplingArgs
 from remamba.errors import InputError
+
+if TYPE_CHECKING:
+    from remamba import Reader
+    from remamba.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Args:
 def run(args: Args) -> int:
     """Writes the text to stdout, or one JSON object; what it took goes to stderr."""
     from remamba.commands.text_input import make_stdout_tolerant, read_text
-    from remamba.engine.engine import Engine, Request
+    from remamba.engine.answer import Ask
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise InputError("give either --prompt TEXT or --prompt-file FILE")
@@ -48,29 +52,26 @@ def run(args: Args) -> int:
     else:
         prompt = args.prompt or ""
     options = args.sampling.options()
-    Request(prompt=prompt, options=options)
-    loaded = args.reading.load()
-    settings = _settings(args.reading, loaded)
-    engine = Engine(loaded.model, loaded.tokenizer, 1, piece_length=loaded.piece_length)
-    stream = engine.stream(
-        Request(prompt=prompt, options=options, compression=False if settings is None else settings)
-    )
+    Ask(prompt=prompt).check()
+    reader = args.reading.load(slots=1)
+    method = _method(args.reading, reader)
+    stream = reader.stream(Ask(prompt=prompt, options=options, method=method))
     make_stdout_tolerant()
     for text in stream:
         if not args.json:
             print(text, end="", flush=True)
-    done = stream.completion
+    done = stream.answer
     assert done is not None
     if args.json:
         found = {
-            "model": loaded.name,
+            "model": reader.name,
             "text": done.text,
             "token_ids": done.token_ids,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.prompt_tokens,
-            "compression": None if settings is None else settings.to_dict(),
-            "kept": done.kept,
-            "seconds": {"load": loaded.seconds, **done.seconds},
+            "method": method.to_dict(),
+            "kept": done.kept_tokens,
+            "seconds": {"load": reader.seconds, **done.seconds},
         }
         print(json_module.dumps(found))
     elif not done.text.endswith("\n"):
@@ -85,21 +86,22 @@ def run(args: Args) -> int:
     return 0
 
 
-def _settings(reading: ModelOptions, loaded: LoadedModel):
-    """The compression in force; a prompt in one part has no document for a whole-document span."""
-    settings = reading.compression(loaded.model.config)
-    if settings is None or not settings.covers_document:
-        return settings
-    if settings.placement == "before_question" and reading.changes():
+def _method(reading: ModelOptions, reader: Reader) -> Method:
+    """The method in force; a prompt in one part has no document for a whole-document span."""
+    from remamba.methods.plain import Plain
+
+    method, is_asked = reading.chosen(reader.model.config), bool(reading.changes())
+    placement = getattr(getattr(method, "compression", None), "placement", "")
+    if placement == "before_question" and is_asked:
         raise InputError(
             "--placement before_question needs a question, and a prompt is one part; use "
             "`remamba ask`, or another --placement"
         )
-    if reading.changes():
-        return settings
+    if not method.wants_question or is_asked or reading.method is not None:
+        return method
     print(
-        f"{loaded.name} compresses whole documents before a question; this prompt has no question, "
+        f"{reader.name} compresses whole documents before a question; this prompt has no question, "
         "so plain Mamba reads it (remamba ask --document answers questions)",
         file=sys.stderr,
     )
-    return None
+    return Plain()

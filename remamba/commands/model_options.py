@@ -1,15 +1,13 @@
-"""The options that name a model and how it reads, shared by the commands, and its loading."""
+"""The options that name a model and how it reads, shared by the commands."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from remamba.commands.derived import changes_of, given
 from remamba.compression_config import (
     ADAPTIONS,
     IMPORTANCES,
@@ -18,45 +16,30 @@ from remamba.compression_config import (
     VALUES,
     CompressionConfig,
 )
+from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
 from remamba.errors import InputError
 from remamba.methods.base import METHODS, Method, method_of, own_method
+from remamba.options import add_options, given
 
 if TYPE_CHECKING:
-    import torch
+    from remamba import Reader
 
-    from remamba import ReMambaForCausalLM
-
-CPU_PIECE, GPU_PIECE = 2048, 16384
-"""Tokens read at once: pieces that stay near a CPU's caches, and such that fill a GPU."""
 OWN = "(default: the model's own)"
-METAVARS = {
-    "start": "SHARE",
-    "length": "SHARE",
-    "keep_ratio": "SHARE",
-    "num_kept": "K",
-    "selector": "|".join(SELECTORS),
-    "window": "N",
-    "placement": "|".join(PLACEMENTS),
-    "adaption": "|".join(ADAPTIONS),
-    "value": "|".join(VALUES),
-    "importance": "|".join(IMPORTANCES),
+CHOICES = {
+    "selector": SELECTORS,
+    "placement": PLACEMENTS,
+    "adaption": ADAPTIONS,
+    "value": VALUES,
+    "importance": IMPORTANCES,
 }
-
-
-class LoadedModel(NamedTuple):
-    """A model that is ready to read."""
-
-    name: str
-    model: ReMambaForCausalLM
-    tokenizer: Any
-    seconds: float
-    """Spent on loading."""
-    piece_length: int
-    """How many tokens it reads at once."""
+"""Words that settings of `remamba` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+@add_options(CompressionConfig, CHOICES)
+class ModelOptions:
+    """Which model reads, and how it reads (letters in brackets are the paper's)."""
+
     model: Annotated[str, arg(metavar="NAME|DIR")] = "remamba-tiny"
     """A model directory, a hub name, or remamba-tiny, which comes with the package."""
     device: str = "auto"
@@ -73,11 +56,6 @@ class _Options:
         arg(metavar="N", help_behavior_hint=f"(default: {CPU_PIECE}, on a GPU {GPU_PIECE})"),
     ] = None
     """Tokens read at once: bounds the memory that a long text takes, changes no result."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(changes_of(CompressionConfig, _Options, METAVARS, OWN)):  # type: ignore[misc]
-    """Which model reads, and how it reads (letters in brackets are the paper's)."""
 
     def changes(self) -> dict[str, Any]:
         """The settings of `remamba` that are given here, by name."""
@@ -106,28 +84,24 @@ class ModelOptions(changes_of(CompressionConfig, _Options, METAVARS, OWN)):  # t
             return method
         return _with_settings(method, settings, next(iter(changes)))
 
-    def load(self, name: str | None = None) -> LoadedModel:
-        """The model `name` (default: the one given) and its tokenizer.
+    def load(self, name: str | None = None, slots: int = 8) -> Reader:
+        """A reader of the model `name` (default: the one given) and its tokenizer.
 
         Raises:
             InputError: there is no such model, tokenizer or device, or they do not fit together.
         """
-        from remamba.modeling_remamba import ReMambaForCausalLM
-        from remamba.pretrained import quiet_transformers
-        from remamba.text import load_tokenizer
+        from remamba.engine.reader import Reader
 
         if self.piece_length is not None and self.piece_length < 1:
             raise InputError(f"--piece-length {self.piece_length} must be at least 1")
-        begun = time.perf_counter()
-        name = name or self.model
-        device = resolve_device(self.device)
-        dtype = resolve_dtype(self.dtype, device)
-        with quiet_transformers():
-            model = ReMambaForCausalLM.from_pretrained(name, dtype=dtype)
-            tokenizer = load_tokenizer(name, model.config.vocab_size)
-        model = model.to(device).eval()  # type: ignore[arg-type]
-        piece_length = self.piece_length or (GPU_PIECE if device.type == "cuda" else CPU_PIECE)
-        return LoadedModel(name, model, tokenizer, time.perf_counter() - begun, piece_length)
+        device = resolve_device(self.device, "--device")
+        return Reader(
+            name or self.model,
+            device=device,
+            dtype=resolve_dtype(self.dtype, device, "--dtype"),
+            piece_length=self.piece_length,
+            slots=slots,
+        )
 
 
 def _replaced(method: Method, **changes: Any) -> Method:
@@ -151,51 +125,4 @@ def _with_settings(method: Method, settings: CompressionConfig, given: str) -> M
     raise InputError(
         f"--{flag} has no effect with the method {method.name}; leave it out, or give "
         "--method remamba"
-    )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device meant by --device.
-
-    Raises:
-        InputError: it is not on this machine.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--device {name} is not on this machine ({reason}); use --device cpu, or auto"
-        ) from error
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype meant by --dtype on a device.
-
-    Raises:
-        InputError: the device cannot compute in it.
-    """
-    import torch
-
-    on_gpu = device.type == "cuda"
-    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "auto":
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    dtype = getattr(torch, name)
-    reason = "the GPU has no such arithmetic" if on_gpu and not has_bfloat16 else ""
-    if dtype is not torch.bfloat16 or not reason:
-        try:
-            ones = torch.ones(2, 2, dtype=dtype, device=device)
-            torch.nn.functional.silu(torch.nn.functional.linear(ones, ones))
-            return dtype
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-    raise InputError(
-        f"--dtype {name} cannot run on {device} of this machine ({reason}); use --dtype float32"
     )

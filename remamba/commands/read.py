@@ -41,22 +41,21 @@ def run(args: Args) -> int:
     """Writes the memory; says on stderr what it took."""
     import torch
 
-    from remamba.commands.reading import check_output, read_document
+    from remamba.commands.reading import check_output, reading_bar
     from remamba.commands.text_input import read_text
-    from remamba.pretrained import fingerprint
-    from remamba.text import encode
 
     check_output("--output", args.output, args.overwrite, args.document)
     text = read_text(args.document)
-    loaded = args.reading.load()
-    settings = args.reading.compression(loaded.model.config)
-    ids = encode(loaded.tokenizer, text).ids
-    memory, seconds = read_document(loaded.model, ids, settings, loaded.piece_length)
-    memory.fingerprint = fingerprint(loaded.model)
-    memory.save(args.output, torch.bfloat16 if args.compact else None)
+    reader = args.reading.load()
+    method = args.reading.chosen(reader.model.config)
+    with reading_bar() as bar:
+        document = reader.read(text, method=method, progress=bar)
+    document.save(args.output, torch.bfloat16 if args.compact else None)
+    memory, seconds = document.memory, document.seconds
+    assert memory is not None and seconds is not None, "a document was saved without a memory"
     size = Path(args.output).stat().st_size
     print(
-        f"{len(ids):,} tokens in {seconds:.2f} s ({len(ids) / seconds:,.0f} tokens/s); "
+        f"{len(document):,} tokens in {seconds:.2f} s ({len(document) / seconds:,.0f} tokens/s); "
         f"{args.output} has {size / 1e6:,.1f} MB",
         file=sys.stderr,
     )
@@ -64,11 +63,11 @@ def run(args: Args) -> int:
         found = {
             "output": args.output,
             "bytes": size,
-            "model": loaded.name,
+            "model": reader.name,
             "fingerprint": memory.fingerprint,
-            "tokens": len(ids),
-            "compression": None if settings is None else settings.to_dict(),
-            "seconds": {"load": loaded.seconds, "read": seconds},
+            "tokens": len(document),
+            "method": method.to_dict(),
+            "seconds": {"load": reader.seconds, "read": seconds},
         }
         print(json_module.dumps(found))
     return 0

@@ -1,73 +1,32 @@
-"""Documents read into memories, with progress on stderr."""
+"""What the commands that read documents share: a bar on stderr, and where output may go."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
-    from remamba import CompressionConfig, DocumentMemory, ReMambaForCausalLM
-
-
-def read_document(
-    model: ReMambaForCausalLM,
-    ids: Sequence[int],
-    settings: CompressionConfig | None,
-    piece_length: int,
-) -> tuple[DocumentMemory, float]:
-    """The memory of a document, and the seconds that reading it took.
-
-    Raises:
-        InputError: with these settings the second stage reads the document again, so that no
-            memory can stand for it; or the states are not finite.
-    """
-    import torch
-
-    from remamba.execution.passes import not_finite
-
-    tensor = torch.tensor([ids], device=model.device)
-    begun = time.perf_counter()
-    with torch.inference_mode(), _progress(model, len(ids)):
-        memory = model.read(
-            tensor, compression=False if settings is None else settings, piece_length=piece_length
-        )
-        finite = bool(torch.isfinite(memory.hidden).all())
-        finite &= all(
-            bool(torch.isfinite(state).all()) for state in memory.cache.tensors().values()
-        )
-    seconds = time.perf_counter() - begun
-    if not finite:
-        raise not_finite("the document's states", model.dtype)
-    return memory, seconds
+    from remamba.engine.reader import Progress
 
 
 @contextmanager
-def _progress(model: ReMambaForCausalLM, total: int) -> Iterator[None]:
-    """A bar on stderr while the model reads, where stderr is a terminal."""
+def reading_bar() -> Iterator[Progress | None]:
+    """Draws a bar on stderr while a document is read; None where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield
+        yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("reading", BarColumn(), MofNCompleteColumn(), "tokens", TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading", total=total)
-
-        def advance(_: Any, __: Any, hidden: Any) -> None:
-            progress.advance(bar, hidden.shape[1])
-
-        hook = model.backbone.register_forward_hook(advance)
-        try:
-            yield
-        finally:
-            hook.remove()
+        bar = progress.add_task("reading", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def check_output(flag: str, path: str, overwrite: bool, *read: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from remamba.errors import InputError
 
@@ -14,26 +13,17 @@ def read_text(path: str, what: str = "document") -> str:
     Raises:
         InputError: there is no such file, it cannot be read, is empty, or is not UTF-8 text.
     """
-    name = "standard input" if path == "-" else path
+    from remamba import text
+
+    if path != "-":
+        return text.read_text(path, what)
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+        data = sys.stdin.buffer.read()
     except OSError as error:
         raise InputError(
-            f"the {what} {path} cannot be read: {error.strerror or error}; check the path"
+            f"standard input cannot be read: {error.strerror or error}; give a file"
         ) from error
-    if 0 in data:
-        raise InputError(
-            f"{name} is a binary file (byte {data.index(0)} is 0), not text; extract its text first"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8"
-        ) from error
-    if not text.strip():
-        raise InputError(f"{name} is empty; the {what} needs at least one word")
-    return text.replace("\r\n", "\n")
+    return text.text_of_bytes(data, "standard input", what)
 
 
 def unescape(text: str) -> str:

@@ -4,82 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from remamba.execution.graphs import Graph
-from remamba.model.backbone import Backbone, Block
-from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection, RMSNorm
+from remamba.execution.watch import Watch
+from remamba.model.layers import RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
-from remamba.model.time_step import DtAdaption
-from remamba.ops.backend import requested, resolve
-from remamba.ops.decode_layer.weights import MOST_STATE, Mamba2Weights, MambaWeights
+from remamba.ops.backend import form_for, requested, run
+from remamba.ops.decode_layer.weights import Mamba2Weights, MambaWeights
 from remamba.ops.device import on_device
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Row counts that are captured; above the last, its multiples."""
-PLAIN = frozenset(
-    (
-        Backbone, Block, MambaMixer, Mamba2Mixer, CausalConv1d, RMSNorm, GatedRMSNorm, DtAdaption,
-        Projection, nn.Linear, nn.Embedding, nn.ModuleList,
-    )
-)  # fmt: skip
-"""Modules whose forward is known; of others (adapters, quantised ones) the forward is called."""
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Survey(NamedTuple):
-    """What a model is made of, as far as its decode step depends on it."""
-
-    signature: tuple[Any, ...]
-    """Changes when a weight moves: what a graph has captured is then of no use."""
-    sentinel: tuple[Any, ...]
-    """The part of it that is looked at before every step."""
-    is_plain: bool
-    """False: the modules may do something else next time, and no signature tells."""
-    is_observed: bool
-    """Hooks wait on modules, or the model lies on several devices: nothing may be captured."""
-    blocks: list[MambaWeights] | list[Mamba2Weights] | None
-    """Weights of the fused form; None where the modules are called."""
-
-
-def survey(backbone: Any, lm_head: nn.Module, last: Survey | None = None) -> Survey:
-    """The Survey of a model; `last` is one of the same model, which may still hold."""
-    signature: list[Any] = []
-    devices = set()
-    is_plain, has_hooks = True, False
-    modules = [lm_head, backbone]
-    while modules:  # a walk of its own: nn.Module's takes ten times as long, for every request
-        module = modules.pop()
-        modules += [child for child in module._modules.values() if child is not None]
-        is_plain = is_plain and type(module) in PLAIN
-        has_hooks = has_hooks or bool(
-            module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__
-        )
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                is_plain = is_plain and type(parameter) is nn.Parameter
-                signature += (parameter.data_ptr(), parameter.dtype)
-                devices.add(parameter.device)
-    found = Survey(
-        tuple(signature),
-        _sentinel(backbone, lm_head),
-        is_plain,
-        has_hooks or len(devices) > 1,
-        None,
-    )
-    if last is not None and found == last._replace(blocks=None):
-        return last
-    return found._replace(blocks=_weights(backbone) if is_plain and not has_hooks else None)
-
-
-def _sentinel(backbone: Any, lm_head: Any) -> tuple[Any, ...]:
-    first, last = backbone.embeddings.weight, lm_head.weight
-    return (first.data_ptr(), first.dtype, last.data_ptr(), last.dtype)
 
 
 def _weights(backbone: Any) -> list[Any] | None:
@@ -132,7 +74,11 @@ class DecodeStep:
         self.capacity = capacity
         self.conv = self.ssm = torch.empty(0)
         self.tokens = torch.empty(0, dtype=torch.long)
-        self._survey: Survey | None = None
+        self._watch: Watch | None = None
+        self._blocks: list[Any] | None = None
+        """The weights of the fused form; None where the modules are called."""
+        self._is_observed = False
+        """Hooks wait on modules, or the model lies on several devices: nothing may be captured."""
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._guest: weakref.ref[StateCache] | None = None
 
@@ -142,12 +88,21 @@ class DecodeStep:
 
     def refresh(self) -> None:
         """Look at the model anew. To be called whenever its weights may have been changed."""
+        model = self._owner()
+        modules = model.backbone, model.lm_head
+        watch = self._watch
+        if watch is None or not watch.is_of(*modules) or not watch.is_in_place():
+            self._watch = watch = Watch(*modules)
+            self._blocks = _weights(model.backbone) if watch.is_known else None
+            self._graphs.clear()
+        elif not watch.is_known:
+            self._graphs.clear()
+        self._is_observed = watch.is_observed() or len(watch.devices) > 1
+
+    def _owner(self) -> Any:
         model = self._model()
         assert model is not None, "the model is gone"
-        found = survey(model.backbone, model.lm_head, self._survey)
-        if self._survey is None or found.signature != self._survey.signature or not found.is_plain:
-            self._graphs.clear()
-        self._survey = found
+        return model
 
     def reserve(self, cache: StateCache) -> None:
         """Make the rows for states such as the cache holds, if that has not been done."""
@@ -201,7 +156,6 @@ class DecodeStep:
 
         if not self._is_current():
             self.refresh()
-        assert self._survey is not None
         with on_device(self.tokens):
             if not self.is_captured:
                 return step()
@@ -213,14 +167,15 @@ class DecodeStep:
     @property
     def is_captured(self) -> bool:
         """Whether steps are CUDA graphs."""
-        assert self._survey is not None
-        return self.device.type == "cuda" and not self._survey.is_observed
+        return self.device.type == "cuda" and not self._is_observed
 
     def _is_current(self) -> bool:
-        model = self._model()
-        assert model is not None, "the model is gone"
-        now = _sentinel(model.backbone, model.lm_head)
-        return self._survey is not None and self._survey.sentinel == now
+        model, watch = self._owner(), self._watch
+        return (
+            watch is not None
+            and watch.is_of(model.backbone, model.lm_head)
+            and watch.is_in_place_at_a_glance()
+        )
 
     def _capture(self, step: Callable[[], Any], rows: int) -> Graph:
         """The step as a graph; what its warm-up did to states and tokens is undone."""
@@ -235,38 +190,28 @@ class DecodeStep:
     @property
     def is_fused(self) -> bool:
         """Whether the fused kernels run, for as many rows as they take."""
-        assert self._survey is not None
-        return (
-            self._survey.blocks is not None
-            and self.ssm.dtype == torch.float32
-            and self.ssm.shape[-1] <= MOST_STATE
-            and requested() != "ref"  # the block's single ops have such forms, the block has none
-            and resolve("decode_layer", self.device) == "triton"
-        )
+        return self._is_fused_for(1)
+
+    def _is_fused_for(self, rows: int) -> bool:
+        if self._blocks is None or self._is_observed:
+            return False
+        arguments = (self._blocks, None, None, self.ssm[:, :rows])
+        return form_for("decode_layer", self.device, *arguments)[0] == "triton"
 
     def _logits(self, rows: int) -> Tensor:
         """(rows, vocab) behind one more token; the states move on in place."""
-        model = self._model()
-        assert model is not None and self._survey is not None
+        model = self._owner()
         backbone, lm_head, tokens = model.backbone, model.lm_head, self.tokens[:rows]
         conv, ssm = self.conv[:, :rows], self.ssm[:, :rows]
-        if self.is_fused and rows <= BUCKETS[-1]:
-            assert self._survey.blocks is not None
-            from remamba.ops.decode_layer.triton import decode_logits
-
+        if self._is_fused_for(rows):
             residual = backbone.embeddings(tokens)
             if backbone.layers[0].residual_in_fp32:
                 residual = residual.float()
             norm = backbone.norm_f
-            return decode_logits(
-                self._survey.blocks,
-                residual,
-                conv.unbind(),
-                ssm.unbind(),
-                norm.weight,
-                norm.eps,
-                lm_head.weight,
-            )
+            return run(
+                "decode_layer", self.device, self._blocks, residual, conv.unbind(), ssm.unbind(),
+                norm.weight, norm.eps, lm_head.weight,
+            )  # fmt: skip
         cache = StateCache(len(conv))
         cache.conv_states, cache.ssm_states = [*conv.unbind()], [*ssm.unbind()]
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)

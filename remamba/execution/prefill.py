@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remamba.execution.decode import PLAIN
 from remamba.execution.graphs import Graph
 from remamba.execution.watch import Watch
 from remamba.model.backbone import Backbone
@@ -31,8 +30,6 @@ MOST_BYTES = 2**30
 """Most bytes that the inputs and outputs of a model's graphs may take."""
 STEPS = ((512, 64), (2048, 32), (4096, 128), (MOST_TOKENS, 256))
 """(most tokens, step): up to that length, buckets are multiples of the step."""
-KNOWN = PLAIN | {Tensor}
-"""Types of modules and weights that a replay can stand for; others may change from call to call."""
 
 
 def bucket(length: int) -> int:
@@ -134,7 +131,7 @@ class PrefillGraphs:
         if self._watch is None or not self._watch.is_current():
             self._watch, self._asked, self.captured = Watch(backbone), Counter(), OrderedDict()
         watch = self._watch
-        if watch.is_observed() or watch.devices != {embeds.device} or not watch.types <= KNOWN:
+        if watch.is_observed() or watch.devices != {embeds.device} or not watch.is_known:
             return None
         rows, width = embeds.shape[:2]
         length = bucket(width)

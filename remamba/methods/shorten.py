@@ -55,8 +55,18 @@ class Shorten(Method):
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
     ) -> Passage:
         limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
-        rows = batch.without(*self.left_out(batch.document_lengths, limit))
-        return self.reader.prefill(model, rows, cache, options)
+        span = self.left_out(batch.document_lengths, limit)
+        passage = self.reader.prefill(model, batch.without(*span), cache, options)
+        if passage.kept is not None:  # positions are told in the rows as they were given
+            start, length = (
+                x.to(passage.kept.index.device)[:, None] for x in (span[0], span.length)
+            )
+            index = passage.kept.index
+            index = torch.where(index < start, index, index + length)
+            passage.kept = passage.kept._replace(index=index)
+            if cache is not None:
+                cache.kept = passage.kept
+        return passage
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions

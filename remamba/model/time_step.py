@@ -29,23 +29,6 @@ class Adaption(NamedTuple):
         return self.alpha if self.exact else None
 
 
-def adapt_dt(dt: Tensor, adaption: Adaption, theta: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Time step before softplus with scores and Theta in it (Eq. 8): alpha * W x + Theta + bias.
-
-    Alpha does not scale the bias, as in the authors' code. Positions that were not kept are
-    returned as they came, bit for bit; where nothing is differentiated, `dt` may be changed in
-    place.
-
-    Args:
-        dt: (b, l, e) or (b, l, h), W x + bias (or W x alone when `bias` is None).
-        adaption: alpha and the kept positions, (b, l).
-        theta: (e,) or (h,), the layer's trainable offset.
-        bias: (e,) the part of `dt` that alpha must not scale.
-    """
-    alpha = None if adaption.exact else adaption.alpha
-    return ops.adapt_dt(dt, adaption.selected, theta, alpha=alpha, bias=bias)
-
-
 class DtAdaption(nn.Module):
     """Theta of one layer, in a module of its own so that adapters can name it."""
 
@@ -54,4 +37,16 @@ class DtAdaption(nn.Module):
         self.theta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, dt: Tensor, adaption: Adaption, bias: Tensor | None = None) -> Tensor:
-        return adapt_dt(dt, adaption, self.theta, bias)
+        """The time step before softplus: alpha * W x + Theta + bias where kept (Eq. 8).
+
+        Alpha does not scale the bias, as in the authors' code. Positions that were not kept are
+        returned as they came, bit for bit; where nothing is differentiated, `dt` may be changed in
+        place.
+
+        Args:
+            dt: (b, l, e) or (b, l, h), W x + bias (or W x alone when `bias` is None).
+            adaption: alpha and the kept positions, (b, l).
+            bias: (e,) the part of `dt` that alpha must not scale.
+        """
+        alpha = None if adaption.exact else adaption.alpha
+        return ops.adapt_dt(dt, adaption.selected, self.theta, alpha=alpha, bias=bias)

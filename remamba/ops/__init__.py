@@ -6,8 +6,7 @@ from remamba.ops.norm.op import gated_rms_norm, rms_norm
 from remamba.ops.scan.op import selective_scan, selective_scan_ref
 from remamba.ops.ssd_scan.op import ssd, ssd_ref
 from remamba.ops.state_update.op import selective_state_update, ssd_state_update
-from remamba.ops.time_step.adapt_dt import adapt_dt
-from remamba.ops.time_step.decay_rate import decay_rate
+from remamba.ops.time_step.op import adapt_dt, decay_rate
 
 __all__ = [
     "adapt_dt",

@@ -2,6 +2,8 @@
 
 By default each op takes the fastest form that its device allows. `use_backend("ref")`, or the
 environment variable REMAMBA_BACKEND, asks for one by name; a request that cannot be met raises.
+A kernel may say why it cannot take some inputs (`limited`): the next slower form then does, torch
+at last, and the log says so once.
 """
 
 import functools
@@ -12,10 +14,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from remamba.errors import InputError
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+Form = TypeVar("Form", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +35,13 @@ KERNELS = ("cuda", "triton")
 # "triton": "remamba.ops.scan.triton:selective_scan_triton".
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
-        "ref": "remamba.ops.scan.op:selective_scan_ref",
+        "ref": "remamba.ops.scan.reference:reference",
         "torch": "remamba.ops.scan.torch:selective_scan_torch",
         "triton": "remamba.ops.scan.triton:selective_scan_triton",
         "cuda": "remamba.ops.scan.cuda:selective_scan_cuda",
     },
     "ssd": {
-        "ref": "remamba.ops.ssd_scan.op:ssd_ref",
+        "ref": "remamba.ops.ssd_scan.reference:reference",
         "torch": "remamba.ops.ssd_scan.torch:ssd_torch",
         "triton": "remamba.ops.ssd_scan.triton:ssd_triton",
     },
@@ -43,12 +50,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
-        "torch": "remamba.ops.time_step.adapt_dt:adapt_dt_torch",
-        "triton": "remamba.ops.time_step.triton_adapt_dt:adapt_dt_triton",
+        "torch": "remamba.ops.time_step.op:adapt_dt_torch",
+        "triton": "remamba.ops.time_step.triton:adapt_dt_triton",
     },
     "decay_rate": {
-        "torch": "remamba.ops.time_step.decay_rate:decay_rate_torch",
-        "triton": "remamba.ops.time_step.triton_decay_rate:decay_rate_triton",
+        "torch": "remamba.ops.time_step.op:decay_rate_torch",
+        "triton": "remamba.ops.time_step.triton:decay_rate_triton",
     },
     "rms_norm": {
         "torch": "remamba.ops.norm.op:rms_norm_torch",
@@ -66,10 +73,11 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
-    # a whole block of a decode step; where no kernel runs, the model calls its own modules
+    # a whole decode step; where no kernel runs, the model calls its own modules
     "decode_layer": {
+        "ref": "",
         "torch": "",
-        "triton": "remamba.ops.decode_layer.triton:mamba_layer",
+        "triton": "remamba.ops.decode_layer.triton:decode_logits",
     },
 }
 
@@ -97,15 +105,61 @@ def resolve(op: str, device: torch.device | str) -> str:
     Raises:
         InputError: the backend asked for, perhaps by REMAMBA_BACKEND, cannot run there.
     """
-    return _choose(op, torch.device(device).type, *_request())[0]
+    return _choose(op, torch.device(device).type, *_request())[0][0]
 
 
-def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable:
-    """The function that op runs on device; for float64, which no kernel takes, torch's.
+def limited(fits: Callable[..., str]) -> Callable[[Form], Form]:
+    """Decorator of a form that cannot take everything.
 
-    What torch.compile makes of a call keeps the choice of the time when it was traced.
+    Args:
+        fits: called with the form's arguments before it; returns why it cannot take them, a fixed
+            text, or "" if it can.
     """
-    return _functions[op][_chosen(op, device.type, dtype == torch.float64)]
+
+    def mark(form: Form) -> Form:
+        form.fits = fits  # type: ignore[attr-defined]
+        return form
+
+    return mark
+
+
+def form_for(op: str, device: torch.device, *args: Any, **kwargs: Any) -> tuple[str, str]:
+    """The form that op runs on device for these arguments, and why not those before it.
+
+    What torch.compile makes of a call keeps the forms of the time when it was traced.
+    """
+    told = ""
+    for name in _order(op, device.type).split():
+        fits = getattr(_functions[op][name], "fits", None)
+        reason = fits(*args, **kwargs) if fits is not None else ""
+        if not reason:
+            break
+        told = f"{told}; not {name}: {reason}" if told else f"not {name}: {reason}"
+    if told and not torch.compiler.is_compiling():
+        _tell(op, name, told)
+    return name, told
+
+
+def run(op: str, device: torch.device, *args: Any, **kwargs: Any) -> Any:
+    """What the op's form for these arguments makes of them."""
+    return _functions[op][form_for(op, device, *args, **kwargs)[0]](*args, **kwargs)
+
+
+@functools.cache
+def _tell(op: str, name: str, why: str) -> None:
+    """Cached, so that the log says it once."""
+    logger.info("%s: %s for some inputs (%s)", op, name, why)
+
+
+def in_form(op: Callable[Given, Returned], name: str) -> Callable[Given, Returned]:
+    """A public op as its form of this name computes it, whatever backend is asked for."""
+
+    @functools.wraps(op)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        with use_backend(name):
+            return op(*args, **kwargs)
+
+    return call
 
 
 def explain(device: torch.device | str | None = None) -> list[tuple[str, str | None, str]]:
@@ -119,7 +173,10 @@ def explain(device: torch.device | str | None = None) -> list[tuple[str, str | N
     found: list[tuple[str, str | None, str]] = []
     for op in IMPLEMENTATIONS:
         try:
-            found.append((op, *_choose(op, device_type, *_request())))
+            forms, why = _choose(op, device_type, *_request())
+            if len(forms) > 1:
+                why += f"; what it cannot take goes to {', then '.join(forms[1:])}"
+            found.append((op, forms[0], why))
         except InputError as error:
             found.append((op, None, str(error)))
     return found
@@ -146,8 +203,13 @@ def _check_name(name: str, asked_by: str) -> None:
 
 
 @functools.cache
-def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tuple[str, str]:
-    """(choice, why). Cached, so that a decode step does not pay for it and the log says it once."""
+def _choose(
+    op: str, device_type: str, request: str | None, asked_by: str
+) -> tuple[tuple[str, ...], str]:
+    """The choice and the forms that take what it cannot, and why the choice.
+
+    Cached, so that a decode step does not pay for it and the log says it once.
+    """
     forms = IMPLEMENTATIONS[op]
     obstacles = {name: _obstacle(name, device_type) for name in KERNELS if name in forms}
     if request is not None:
@@ -165,7 +227,9 @@ def _choose(op: str, device_type: str, request: str | None, asked_by: str) -> tu
     if request not in (None, choice):
         why += f"; has no {request!r} form"
     logger.info("%s on %s: %s (%s)", op, device_type, choice, why)
-    return choice, why
+    slower = KERNELS[KERNELS.index(choice) + 1 :] if choice in KERNELS else ()
+    able = [name for name in slower if obstacles.get(name) == ""]
+    return (choice, *able, *(["torch"] if choice in KERNELS else [])), why
 
 
 def _obstacle(kernels: str, device_type: str) -> str:
@@ -182,20 +246,23 @@ def _obstacle(kernels: str, device_type: str) -> str:
 
 
 # op -> backend -> function, as far as imported
-_functions: dict[str, dict[str, Callable]] = {op: {} for op in IMPLEMENTATIONS}
+_functions: dict[str, dict[str, Any]] = {op: {} for op in IMPLEMENTATIONS}
 
 
 # a compiler cannot trace how a form is chosen: it runs this, and takes the name for a constant
 @torch.compiler.assume_constant_result
-def _chosen(op: str, device_type: str, is_float64: bool) -> str:
-    """The form to run; its function is in _functions from then on."""
-    choice = _choose(op, device_type, *_request())[0]
-    if choice not in _functions[op]:
-        # both at once: within a trace a compiler looks into the table of an op only once
-        _functions[op].update({name: _load(op, name) for name in (choice, "torch")})
-    return "torch" if is_float64 and choice in KERNELS else choice
+def _order(op: str, device_type: str) -> str:
+    """The forms to try in their order; their functions are in _functions from then on."""
+    forms = _choose(op, device_type, *_request())[0]
+    if not _functions[op].keys() >= set(forms):
+        # all at once: within a trace a compiler looks into the table of an op only once
+        _functions[op].update({name: _load(op, name) for name in forms})
+    return " ".join(forms)
 
 
-def _load(op: str, backend: str) -> Callable:
+def _load(op: str, backend: str) -> Callable | None:
+    """None where the form is the caller's own modules."""
+    if not IMPLEMENTATIONS[op][backend]:
+        return None
     module, function = IMPLEMENTATIONS[op][backend].split(":")
     return getattr(importlib.import_module(module), function)

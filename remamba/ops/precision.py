@@ -10,6 +10,13 @@ def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def beyond_float32(*tensors: torch.Tensor | None) -> str:
+    """Why kernels, which compute in float32, cannot take these; empty when they can."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return "float64"
+    return ""
+
+
 def without_autocast(x: torch.Tensor) -> AbstractContextManager:
     """A context in which autocast leaves the dtypes alone on x's device."""
     if torch.is_autocast_enabled(x.device.type):

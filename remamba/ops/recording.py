@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+GRADIENT = "a gradient is asked for, or a compiler looks"
+"""Why a kernel without a gradient does not run where `is_recorded`."""
 
 
 def is_recorded(*tensors: torch.Tensor | None) -> bool:
@@ -20,59 +26,53 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-class Op:
-    """A function on tensors that torch.library knows by a name.
-
-    Calling it goes through torch.library, for compilers; `function` is the bare one.
-    """
-
-    def __init__(self, name: str, function: Callable[..., Any]):
-        self.function = function
-        self._registered = torch.library.custom_op(name, function, mutates_args=())
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._registered(*arguments)
-
-    def register_fake(self, fake: Callable[..., Any]) -> None:
-        """`fake` gives what the function gives, without values."""
-        self._registered.register_fake(fake)
-
-    def register_autograd(self, backward: Callable[..., Any], save: Callable[..., None]) -> None:
-        """The op's gradient, as torch.library takes it."""
-        self._registered.register_autograd(backward, setup_context=save)
-
-
-def op(name: str) -> Callable[[Callable[..., Any]], Op]:
-    """Decorator: a function with annotated arguments becomes the op of this name."""
-    return lambda function: Op(name, function)
-
-
 def with_gradient(
-    forward_op: Op, backward_op: Op, save: Callable[..., None], gradients: Callable[..., Any]
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    save: Callable[..., None],
+    gradients: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """The function to call where `is_recorded`: `forward_op` with its gradient.
+    """The function to call where `is_recorded`: `forward` with its gradient.
 
-    A compiler sees the two ops. In eager mode an autograd.Function calls the bare functions, which
-    saves the host 0.1 ms a call and gradient.
+    torch.library knows both as ops, `name` and `name` + "_backward", which a compiler sees. In
+    eager mode an autograd.Function calls the bare functions, which saves the host 0.1 ms a call
+    and gradient. The gradient has no gradient of its own: asking for one is refused.
 
     Args:
+        name: "namespace::op".
+        forward, backward: functions with annotated arguments, as torch.library takes them; they
+            change none of them and return none of them. The first may be a NamedTuple of
+            tensors: the ops take its fields one by one, as does what is returned here.
+        fake, fake_backward: what the two return, without values.
         save: `setup_context` of an autograd.Function.
-        gradients: gradients(ctx, backward, *grads) of the inputs; `backward` is what to call, the
-            op or its bare function.
+        gradients: gradients(ctx, backward, *grads) of forward's inputs; `backward` is what to
+            call, the op or the bare function.
     """
-    forward_op.register_autograd(lambda ctx, *grads: gradients(ctx, backward_op, *grads), save)
+    fake, fake_backward = _taking_fields(fake, forward), _taking_fields(fake_backward, backward)
+    forward, backward = _taking_fields(forward, forward), _taking_fields(backward, backward)
+    forward_op = torch.library.custom_op(name, forward, mutates_args=())
+    backward_op = torch.library.custom_op(f"{name}_backward", backward, mutates_args=())
+    forward_op.register_fake(fake)
+    backward_op.register_fake(fake_backward)
+    forward_op.register_autograd(
+        lambda ctx, *grads: gradients(ctx, backward_op, *grads), setup_context=save
+    )
 
     class Recorded(torch.autograd.Function):
         setup_context = staticmethod(save)
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
-            return forward_op.function(*arguments)
+            return forward(*arguments)
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *grads: Any) -> Any:
-            return gradients(ctx, backward_op.function, *grads)
+            return gradients(ctx, backward, *grads)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -80,3 +80,26 @@ def with_gradient(
         return Recorded.apply(*arguments)
 
     return call
+
+
+def _taking_fields(function: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the fields of its first argument, if `like`'s is a NamedTuple, for it."""
+    hints = typing.get_type_hints(like)
+    first, *others = inspect.signature(like).parameters
+    fields = typing.get_type_hints(hints[first]) if hasattr(hints[first], "_fields") else {}
+    if not fields:
+        return function
+    flat = {**fields, **{name: hints[name] for name in others}}
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        return function(hints[first](*arguments[: len(fields)]), *arguments[len(fields) :])
+
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint)
+            for name, hint in flat.items()
+        ],
+        return_annotation=hints["return"],
+    )
+    return run

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from remamba.errors import InputError
-from remamba.model.rows import IGNORE
 from remamba.train.batches import StepBatches
 from remamba.train.meter import any_span
-from remamba.train.progress import say
 
 PROBE = 0.02
 """Standard deviation of what stands in for an adapter's zeros while gradients are looked at."""
@@ -105,37 +101,3 @@ def shared_saving(batches: StepBatches) -> float | None:
             together += documents + questions
             apart += documents * len(batch["input_ids"]) // len(batch["document_ids"]) + questions
     return 1 - together / apart if apart else None
-
-
-def show_examples(batches: StepBatches, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Prints the first examples as the model reads them, and what the score should find."""
-    shown = 0
-    for i in range(len(batches)):
-        batch = batches[i]
-        rows = len(batch["input_ids"])
-        for row in range(rows):
-            if shown == count:
-                return
-            shown += 1
-            ids, labels = batch["input_ids"][row], batch["labels"][row]
-            prompt = ids[: batch["prompt_lengths"][row]].tolist()
-            answer = labels[labels != IGNORE].tolist()
-            searched = ids
-            say(f"--- example {shown}: step {i // batches.accumulate + 1}, row {row + 1}")
-            if "document_ids" in batch:
-                document = row // (rows // len(batch["document_ids"]))
-                searched = batch["document_ids"][document]
-                say(f"document: {_ends(tokenizer.decode(searched))}")
-            say(f"prompt: {_ends(tokenizer.decode(prompt))}")
-            say(f"labels: {_ends(tokenizer.decode(answer))}")
-            if "score_targets" in batch:
-                places = any_span(batch["score_targets"])[row].nonzero()[:, 0].tolist()
-                near = [
-                    f"{at}: {tokenizer.decode(searched[max(at - 5, 0) : at + 1])!r}"
-                    for at in places[:4]
-                ]
-                say(f"score targets: {', '.join(near) or 'none'}")
-
-
-def _ends(text: Any, most: int = 400) -> str:
-    return repr(text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}")

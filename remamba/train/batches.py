@@ -25,8 +25,9 @@ class BatchFacts(NamedTuple):
     lengths: NDArray
     """(b,) tokens of these rows' documents or prompts."""
     answer_weight: float
-    """By what a mean over this pass's answer tokens counts in the mean over the step's: the share
-    of them that is here, times the parts of the step. 1 if all parts have as many."""
+    """The weight of this pass's mean over its answer tokens, so that the plain mean of all passes
+    is the mean over all answer tokens of the step: the share of the step's answer tokens that is
+    in this pass, times the number of passes. It is 1 where all passes have equally many."""
     document_weight: float
     """The same for the tokens of documents."""
 

@@ -21,7 +21,6 @@ from remamba.train.targets import AnswerFinder, answer_forms
 DOCUMENT, PROMPT, TEXT = 0, 1, 2
 KIND_NAMES = ("document", "prompt", "text")
 NOWHERE = np.zeros((0, 2), dtype=np.int64)
-SHOWN_BAD = 5
 CHUNK_TEXTS, CHUNK_CHARACTERS = 4000, 8_000_000
 
 
@@ -49,8 +48,7 @@ class TokenData:
     finder: AnswerFinder | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    """File, and line with reason, of the first bad rows that were left out."""
+    """Rows that were cut and skipped for their length."""
 
     @property
     def num_items(self) -> int:
@@ -69,12 +67,6 @@ class TokenData:
         file, line = self.sources[item].tolist()
         return f"{self.files[file]}:{line}"
 
-    def bad_lines(self) -> list[str]:
-        """What was wrong with the first bad rows, and how many more there are."""
-        lines = [f"{self.files[file]}:{reason}" for file, reason in self.bad]
-        more = self.counts.get("bad", 0) - len(lines)
-        return [*lines, f"{more:,} more bad rows"] if more > 0 else lines
-
     def summary(self) -> str:
         """One line that says what was read."""
         lengths = np.sort(self.lengths())
@@ -86,13 +78,9 @@ class TokenData:
             f"{amount(tokens)} tokens; lengths {lengths[0]:,} to {lengths[-1]:,}, "
             f"median {lengths[len(lengths) // 2]:,}"
         )
-        for name, said in (
-            ("cut", "longer rows cut"),
-            ("skipped", "longer rows skipped"),
-            ("bad", "bad rows skipped"),
-        ):
+        for name in ("cut", "skipped"):
             if self.counts.get(name):
-                text += f"; {self.counts[name]:,} {said}"
+                text += f"; {self.counts[name]:,} longer rows {name}"
         return text
 
 
@@ -104,7 +92,6 @@ def read_data(
     max_length: int,
     long_rows: str = "refuse",
     score_target: str | None = None,
-    skip_bad_rows: bool = False,
 ) -> TokenData:
     """Reads and tokenizes training files.
 
@@ -113,16 +100,12 @@ def read_data(
         max_length: tokens of a document, or of a prompt with its response; texts are cut to pieces.
         long_rows: what to do with longer ones: refuse | cut | skip.
         score_target: "answer" or "evidence" prepares the search for it; None does not.
-        skip_bad_rows: leave out what cannot be used, and count it.
 
     Raises:
         InputError: a row cannot be used; the message begins with its file and line.
     """
     reader = _Reader(
-        [
-            RowFile(path, number, Chat(tokenizer), skip_bad_rows)
-            for number, path in enumerate(data_files(files))
-        ],
+        [RowFile(path, number, Chat(tokenizer)) for number, path in enumerate(data_files(files))],
         Encoder(tokenizer, vocab_size),
         max_length,
         long_rows,
@@ -144,11 +127,6 @@ def read_data(
                     say(f"reading data: {len(reader.kinds):,} items, {said - started:.0f} s")
     reader.add(chunk)
     data = reader.build()
-    bad = data.bad_lines()
-    for line in bad:
-        say(f"skipped: {line}")
-    if not data.num_items and bad:
-        raise InputError(f"no row of {', '.join(files)} is left: the first is bad: {bad[0]}")
     if not data.num_items:
         raise InputError(
             f"no row of {', '.join(files)} is left: all are longer than --max-length {max_length}"
@@ -180,7 +158,6 @@ class _Reader:
         self.responses = RaggedBuilder(encoder.dtype)
         self.answer_numbers: dict[tuple[str, ...], int] = {}
         self.counts = {"cut": 0, "skipped": 0}
-        self.too_long: list[tuple[int, str]] = []
 
     def add(self, rows: list[Row]) -> None:
         """Tokenizes rows and appends them."""
@@ -288,20 +265,10 @@ class _Reader:
             self.counts["cut"] += 1
             return False
         mend = "--long-rows cut or skip" if can_cut else "--long-rows skip"
-        message = (
-            f"{row.line}: the {what} has {length:,} tokens, more than --max-length "
-            f"{self.max_length}; raise that, or choose {mend}"
+        raise InputError(
+            f"{self.files[row.file].path}:{row.line}: the {what} has {length:,} tokens, more than "
+            f"--max-length {self.max_length}; raise that, or choose {mend}"
         )
-        file = self.files[row.file]
-        if not file.skip_bad:
-            raise InputError(f"{file.path}:{message}")
-        self.too_long.append((row.file, message))
-        return True
-
-    @property
-    def bad(self) -> list[tuple[int, str]]:
-        """File, and line with reason, of the rows that were left out."""
-        return [(file.number, line) for file in self.files for line in file.bad] + self.too_long
 
     def _evidence(self, row: Row, number: int, ends: NDArray | None, length: int) -> NDArray:
         """(spans, 2) tokens of the evidence that the document (still) holds."""
@@ -329,8 +296,7 @@ class _Reader:
             evidence=self.evidence.build(),
             finder=self._finder() if self.score_target is not None else None,
             hashes={file.path: file.sha256 for file in self.files},
-            counts={**self.counts, "bad": len(self.bad)},
-            bad=self.bad[:SHOWN_BAD],
+            counts=self.counts,
         )
 
     def _finder(self) -> AnswerFinder:

@@ -61,8 +61,6 @@ def read_cached(
     data = _load(place, paths, hashes)
     if data is not None:
         say(f"data from the cache: {place}")
-        for line in data.bad_lines():
-            say(f"skipped: {line}")
         return data
     data = read_data(files, tokenizer, vocab_size=vocab_size, **options)
     # a file that was changed meanwhile is not the one that the key names
@@ -129,7 +127,7 @@ def _load(place: Path, paths: list[str], hashes: dict[str, str]) -> TokenData | 
 
 def _pack(data: TokenData) -> dict[str, Any]:
     """All of a TokenData but its paths, as named arrays."""
-    about = {"counts": data.counts, "bad": data.bad}
+    about = {"counts": data.counts}
     arrays = {ABOUT: np.array(json.dumps(about)), **{name: getattr(data, name) for name in ARRAYS}}
     ragged = {name: getattr(data, name) for name in RAGGED}
     if data.finder is not None:
@@ -152,7 +150,4 @@ def _unpack(arrays: dict[str, Any], paths: list[str], hashes: dict[str, str]) ->
         finder = AnswerFinder(ragged("patterns"), *(arrays[name] for name in FINDER_ARRAYS))
     parts: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
     parts |= {name: ragged(name) for name in RAGGED}
-    bad = [(file, reason) for file, reason in about["bad"]]
-    return TokenData(
-        **parts, files=paths, finder=finder, hashes=hashes, counts=about["counts"], bad=bad
-    )
+    return TokenData(**parts, files=paths, finder=finder, hashes=hashes, counts=about["counts"])

@@ -150,7 +150,7 @@ def save_adapter(
     config.inference_mode = True
     with writing(folder):
         config.save_pretrained(str(folder))
-    text = json.dumps(_base_of(adapted).config.compression, indent=2) + "\n"
+    text = json.dumps(_base_of(adapted).config.reading, indent=2) + "\n"
     write_whole(folder / COMPRESSION_FILE, text)
 
 
@@ -241,8 +241,7 @@ def load_adapter(
         raise InputError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
     set_peft_model_state_dict(adapted, weights)
     if (settings := Path(folder) / COMPRESSION_FILE).is_file():
-        compression = CompressionConfig.from_dict(json.loads(settings.read_text(encoding="utf-8")))
-        model.config.compression = compression.to_dict()
+        model.config.reading = json.loads(settings.read_text(encoding="utf-8"))
     if not is_trainable:
         adapted.requires_grad_(False)
     return adapted.train(is_trainable)
@@ -331,7 +330,7 @@ def freeze_idle(model: nn.Module, args: TrainArgs, settings: CompressionConfig) 
     exact adaptions only; and where the scores enter nothing, only the score loss trains Query and
     Key.
     """
-    compresses = args.method == "remamba" and settings.selector not in ("drop", "none")
+    compresses = args.method == "remamba"
     scores_count = settings.adaption != "none" or args.score_loss > 0
     frozen = []
     for name, parameter in model.named_parameters():

@@ -34,7 +34,6 @@ class Meter:
         self._counts = dict.fromkeys(PARTS, 0)
         self._recent = torch.zeros(window, 2, device=device)
         self._recent_steps = 0
-        self.stage = 0
         self.tokens = 0
         self.seconds = 0.0
 
@@ -71,12 +70,6 @@ class Meter:
         right, rows = reduce(self._recent.sum(dim=0)).tolist()
         return right / max(rows, 1), self._recent_steps >= len(self._recent)
 
-    def next_stage(self) -> None:
-        """A stage is left; the accuracy of the next one counts from here on."""
-        self.stage += 1
-        self._recent_steps = 0
-        self._recent.zero_()
-
     def report(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Averages since the last report, which are then forgotten.
 
@@ -104,7 +97,6 @@ class Meter:
             "counts": dict(zip(self._counts, reduce(counts).tolist(), strict=True)),
             "recent": reduce(self._recent.clone()).tolist(),
             "recent_steps": self._recent_steps,
-            "stage": self.stage,
             "tokens": int(reduce(tokens)),
             "seconds": self.seconds,
         }
@@ -115,7 +107,7 @@ class Meter:
         Args:
             is_first: of the processes: it takes the sums, the others begin with nothing.
         """
-        self.stage, self.seconds = state["stage"], state["seconds"]
+        self.seconds = state["seconds"]
         recent = torch.tensor(state["recent"])
         if recent.shape == self._recent.shape:
             self._recent_steps = state["recent_steps"]

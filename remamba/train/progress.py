@@ -1,4 +1,4 @@
-"""Lines on stderr: the only place where training speaks while it runs."""
+"""Lines on stderr, the only place where training speaks while it runs; and which process speaks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ import torch
 def is_main_process() -> bool:
     """True in a run of one process, and in the first of many."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_processes() -> None:
+    """Ends the group of a run of many processes, whose threads must not outlive the interpreter.
+
+    For the end of a program: this process can train no second time with the others.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def say(text: str) -> None:

@@ -1,15 +1,16 @@
-"""`--recipe`: the options of TrainArgs as the paper, or its authors' code, would have them."""
+"""Named recipes: the options of training as the paper, its authors' code, or our own evidence has
+them. `TrainArgs(recipe=NAME, ...)` and `remamba train --recipe NAME` take them in place of their
+defaults."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from remamba.errors import InputError
-from remamba.train.config import TrainArgs
 
-BOTH: dict[str, Any] = {
+Options = dict[str, Any]
+
+BOTH: Options = {
     "parameters": "lora",
     "lora_rank": 32,
     "lora_alpha": 8,
@@ -24,9 +25,10 @@ BOTH: dict[str, Any] = {
     "decay_vectors": True,
     "group_by_length": False,
 }
-"""What both share, the baseline too. accumulate is for 8 GPUs with a row at a time on each."""
+"""What the paper and the released code share, the baseline too. accumulate is for 8 GPUs with a
+row at a time on each."""
 
-COMPRESSION: dict[str, Any] = {
+TWO_STAGES: Options = {
     "start": 0.0,
     "length": (0.1, 0.3),
     "keep_ratio": (0.05, 0.2),
@@ -36,12 +38,12 @@ COMPRESSION: dict[str, Any] = {
     "window": 1,
     "value": "hidden",
     "importance": "relu",
-    "score_gradient": "scaled",
     "eval_length": 0.18,
     "eval_keep_ratio": 0.009,
 }
+"""The second stage of both."""
 
-PAPER: dict[str, Any] = {
+PAPER: Options = {
     **BOTH,
     "lora_targets": ("in_proj", "out_proj", "embeddings", "lm_head"),
     "train_in_full": ("dt", "theta", "compressor"),
@@ -51,8 +53,9 @@ PAPER: dict[str, Any] = {
     "lr_scheduler": "linear",
     "long_rows": "cut",
 }
+"""The paper's section on training and its Table 4's settings; docs/PAPER.md, "Training"."""
 
-RELEASED: dict[str, Any] = {
+RELEASED: Options = {
     **BOTH,
     # the adapter on out_proj was there and never ran
     "lora_targets": ("in_proj", "embeddings", "lm_head"),
@@ -64,8 +67,9 @@ RELEASED: dict[str, Any] = {
     "short_prompt": (1600, 0.1),
     "keep_last": 1500,
 }
+"""Remambahf/Finetune.py of lblankl/ReMamba at cb127bc."""
 
-RELEASED_MAMBA: dict[str, Any] = {
+RELEASED_MAMBA: Options = {
     **BOTH,
     # those on x_proj and out_proj never ran
     "lora_targets": ("in_proj", "embeddings"),
@@ -75,52 +79,80 @@ RELEASED_MAMBA: dict[str, Any] = {
     "lr_scheduler": "constant",
     "long_rows": "skip",
 }
+"""hopemamba2.8b/deepspeedmamba2.8.py there: transformers' Trainer, as its event log tells."""
 
-RECIPES: dict[tuple[str, str], dict[str, Any]] = {
-    ("paper", "remamba"): {**PAPER, **COMPRESSION},
+LAST_STAGE: Options = {
+    "batch_size": 32,
+    "questions_per_document": 6,
+    "learning_rate": 8e-4,
+    "warmup_steps": 20,
+    "document_loss": 0.3,
+}
+"""The last of the evidence's stages (recipes/branches.py), plain Mamba's too."""
+
+SENTENCES: Options = {
+    **LAST_STAGE,
+    "start": 0.0,
+    "length": (1.0, 1.0),
+    "num_kept": 128,
+    "selector": "topk",
+    "window": 16,
+    "placement": "replace",
+    "adaption": "exact",
+    "value": "residual",
+    "importance": "relative",
+    "stage1_loss": 1.0,
+    "score_loss": 1.0,
+    "score_target": "evidence",
+    "score_negatives": "batch",
+}
+"""The form that wins in docs/EVIDENCE.md: the branch `sentences` at its last stage."""
+
+RECIPES: dict[tuple[str, str], Options] = {
+    ("none", "remamba"): {},
+    ("none", "mamba"): {},
+    ("sentences", "remamba"): SENTENCES,
+    ("sentences", "mamba"): LAST_STAGE,
+    ("paper", "remamba"): {**PAPER, **TWO_STAGES},
     ("paper", "mamba"): PAPER,
-    ("released", "remamba"): {**RELEASED, **COMPRESSION},
+    ("released", "remamba"): {**RELEASED, **TWO_STAGES},
     ("released", "mamba"): RELEASED_MAMBA,
 }
-"""(recipe, method) -> defaults that take the place of TrainArgs' own."""
+"""(recipe, method) -> options in place of TrainArgs' own defaults."""
+
+NAMES = tuple(dict.fromkeys(name for name, _ in RECIPES if name != "none"))
+FORM = ("start", "num_kept", "selector", "window", "placement", "adaption", "value", "importance")
+"""Options of training that are settings of the model under the same name."""
 
 
-def recipe_type(recipe: str, method: str) -> type[TrainArgs]:
-    """TrainArgs with a recipe's defaults; what is given all the same still counts.
+def recipe_options(recipe: str, method: str = "remamba") -> Options:
+    """The options of TrainArgs that a recipe sets; none by the name "none".
 
     Raises:
         InputError: there is no such recipe or method.
     """
     if (recipe, method) not in RECIPES:
-        names = sorted({name for name, _ in RECIPES})
         raise InputError(
-            f"recipe {recipe!r} for method {method!r} is unknown; recipes are {', '.join(names)}, "
+            f"recipe {recipe!r} for method {method!r} is unknown; recipes are {', '.join(NAMES)}, "
             "methods remamba and mamba"
         )
-    defaults = {**RECIPES[recipe, method], "recipe": recipe, "method": method}
-    types = {field.name: field.type for field in dataclasses.fields(TrainArgs)}
-    return dataclasses.make_dataclass(
-        TrainArgs.__name__,
-        [(name, types[name], dataclasses.field(default=value)) for name, value in defaults.items()],
-        bases=(TrainArgs,),
-        namespace={"__module__": TrainArgs.__module__, "__doc__": TrainArgs.__doc__},
-        frozen=True,
-    )
+    return RECIPES[recipe, method]
 
 
-def args_type(argv: Sequence[str]) -> type[TrainArgs]:
-    """The TrainArgs that a command line is read into: --recipe and --method choose the defaults."""
-    recipe = _value(argv, "--recipe") or "none"
-    method = _value(argv, "--method") or "remamba"
-    return recipe_type(recipe, method) if (recipe, method) in RECIPES else TrainArgs
+def recipe_compression(name: str) -> Options:
+    """The settings of CompressionConfig that a model trained by a recipe is saved with.
 
+    Either `keep_ratio` or `num_kept` is among them.
 
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    """The last value of an option on a command line."""
-    value = None
-    for i, word in enumerate(argv):
-        if word.startswith(flag + "="):
-            value = word[len(flag) + 1 :]
-        elif word == flag and i + 1 < len(argv):
-            value = argv[i + 1]
-    return value
+    Raises:
+        InputError: there is no such recipe.
+    """
+    if name not in NAMES:
+        raise InputError(f"recipe {name!r} is unknown; recipes are {', '.join(NAMES)}")
+    options = RECIPES[name, "remamba"]
+    settings = {key: options[key] for key in FORM if key in options}
+    for key in ("length", "keep_ratio"):
+        if key in options:
+            low, high = options[key]
+            settings[key] = options.get(f"eval_{key}", (low + high) / 2)
+    return settings

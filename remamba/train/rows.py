@@ -42,19 +42,17 @@ class Row(NamedTuple):
 
 
 class RowFile:
-    """One file of rows. Iterating it reads, checks, and counts; `sha256` is known afterwards.
+    """One file of rows. Iterating it reads and checks; `sha256` is known afterwards.
 
     Args:
         path: of JSON lines (.gz and .xz are unpacked), a JSON array, or Parquet.
         number: which of the given files it is.
         chat: turns messages into texts; None refuses them.
-        skip_bad: leave bad rows out, and note line and reason in `bad`.
     """
 
-    def __init__(self, path: str, number: int, chat: Chat | None = None, skip_bad: bool = False):
+    def __init__(self, path: str, number: int, chat: Chat | None = None):
         self.path, self.number = path, number
-        self.chat, self.skip_bad = chat, skip_bad
-        self.bad: list[str] = []
+        self.chat = chat
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[Row]:
@@ -62,15 +60,9 @@ class RowFile:
             raise InputError(f"--data {self.path} is no file; check the path")
         records = RecordFile(self.path, SHAPES)
         for number, record in records:
-            try:
-                if isinstance(record, InputError):
-                    raise record
-                context, questions = _parse(record, record.where, self.chat)
-            except InputError as error:
-                if not self.skip_bad:
-                    raise
-                self.bad.append(str(error).removeprefix(f"{records.path}:"))
-                continue
+            if isinstance(record, InputError):
+                raise record
+            context, questions = _parse(record, record.where, self.chat)
             yield Row(context, questions, self.number, number)
         self.sha256 = records.sha256
 

@@ -17,7 +17,7 @@ from remamba.pretrained import check_model, locate, quiet_transformers
 from remamba.provenance import commit, device_name, versions
 from remamba.text import load_tokenizer
 from remamba.train.arguments import training_arguments, uses_bfloat16
-from remamba.train.audit import share_with_target, shared_saving, show_examples
+from remamba.train.audit import share_with_target, shared_saving
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import DOCUMENT, PROMPT, TEXT, TokenData
@@ -67,14 +67,17 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     folder.check_hashes(data.hashes)
     say(data.summary())
 
-    own = folder.record.get("base_compression") or dict(model.config.compression)
-    model.config.compression = own
+    own = folder.record.get("base_reading") or model.config.reading
+    model.config.reading = own
     steps = _count_steps(args, data)
     schedule = CompressionSchedule.from_args(args, model.config.compression_config, steps)
     _check_losses(args, schedule, data)
     arguments = training_arguments(args, steps)
     trained = _choose_parameters(model, args, schedule, folder, arguments.device)
-    model.config.compression = _saved_compression(args, schedule)
+    model.config.reading = {
+        "method": "remamba" if args.method == "remamba" else "plain",
+        "compression": schedule.for_evaluation().to_dict(),
+    }
     batches = _batches(args, data, steps, schedule, arguments.process_index, arguments.world_size)
     trainer = ReMambaTrainer(
         trained,
@@ -85,12 +88,10 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         save_extra=tokenizer.save_pretrained,
     )
     _introduce(args, trainer, trained, schedule, steps)
-    if args.audit:
-        show_examples(batches, tokenizer, args.audit)
     record = {
         "status": "running",
         "args": args.to_dict(),
-        "base_compression": own,
+        "base_reading": own,
         "data": data.hashes,
         "versions": versions(),
         "commit": commit(),
@@ -138,7 +139,6 @@ def _read(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) 
         max_length=args.max_length,
         long_rows=args.long_rows,
         score_target=_score_target(args),
-        skip_bad_rows=args.skip_bad_rows,
     )
 
 
@@ -188,8 +188,7 @@ def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenDat
             "with --placement replace or before_question"
         )
     settings, prompts = schedule.settings, (data.kinds == PROMPT).nonzero()[0]
-    needs_document = args.method == "remamba" and settings.selector != "none"
-    if needs_document and settings.placement == "before_question" and len(prompts):
+    if args.method == "remamba" and settings.placement == "before_question" and len(prompts):
         raise InputError(
             f"placement before_question needs a document in every row, and {len(prompts)} rows "
             f"are prompts (the first is {data.where(int(prompts[0]))}); give them a document, or "
@@ -208,13 +207,6 @@ def _check_losses(args: TrainArgs, schedule: CompressionSchedule, data: TokenDat
         )
     if args.score_loss and (data.kinds == TEXT).all():
         raise InputError("--score-loss needs rows with an answer; --data holds texts only")
-
-
-def _saved_compression(args: TrainArgs, schedule: CompressionSchedule) -> dict[str, Any]:
-    settings = schedule.for_evaluation()
-    if args.method == "mamba":
-        settings = settings.replace(selector="none")
-    return settings.to_dict()
 
 
 def _choose_parameters(

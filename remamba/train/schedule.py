@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from remamba.compression_config import CompressionConfig, RowCompression
+from remamba.compression_config import DEFAULT_KEEP_RATIO, CompressionConfig, RowCompression
 from remamba.errors import InputError
 from remamba.train.config import TrainArgs
 
@@ -28,7 +28,7 @@ class CompressionSchedule:
     keep_ratio: tuple[float, float]
     """Range of rho."""
     kind: str
-    """How rho goes from step to step: uniform, anneal or stages."""
+    """How rho goes from step to step: uniform or anneal."""
     steps: int
     seed: int
     eval_length: float | None = None
@@ -37,37 +37,20 @@ class CompressionSchedule:
     """Rows of up to so many tokens have this p."""
     keep_last: int = 0
     """Tokens at the end of a longer row that no span reaches into."""
-    keep_ratio_length: int | None = None
-    """Rows of more tokens than this keep no more than one of this length would."""
 
     @classmethod
     def from_args(cls, args: TrainArgs, base: CompressionConfig, steps: int) -> CompressionSchedule:
         """Where `args` says nothing, the base model's own settings hold.
 
-        A base that was trained as a plain Mamba selects nothing; it starts with top-K here.
-
         Raises:
             InputError: start and length do not fit together.
         """
-        names = (
-            "start",
-            "window",
-            "placement",
-            "adaption",
-            "selector",
-            "value",
-            "importance",
-            "score_gradient",
-        )
-        changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-        if base.selector == "none" and args.selector is None:
-            changes["selector"] = "topk"
+        changes = args.settings
         length = args.length or (base.length, base.length)
-        keep_ratio = args.keep_ratio or (base.keep_ratio, base.keep_ratio)
-        if args.num_kept is not None:
-            changes["num_kept"] = args.num_kept
-        elif args.keep_ratio is not None or args.eval_keep_ratio is not None:
-            changes["num_kept"] = None
+        share = args.eval_keep_ratio or base.keep_ratio or DEFAULT_KEEP_RATIO
+        keep_ratio = args.keep_ratio or (share, share)
+        if args.keep_ratio is not None or args.eval_keep_ratio is not None:
+            changes["keep_ratio"] = keep_ratio[1]
         start = changes.get("start", base.start)
         short = args.short_prompt[1] if args.short_prompt else 0.0
         longest = max(length[1], args.eval_length or 0.0, short)
@@ -87,7 +70,6 @@ class CompressionSchedule:
             eval_keep_ratio=args.eval_keep_ratio,
             short_prompt=args.short_prompt,
             keep_last=args.keep_last,
-            keep_ratio_length=args.keep_ratio_length,
         )
 
     def at(
@@ -95,7 +77,6 @@ class CompressionSchedule:
         step: int,
         rows: NDArray | None = None,
         lengths: NDArray | None = None,
-        stage: int = 0,
     ) -> CompressionConfig:
         """The settings of some rows of a step.
 
@@ -104,7 +85,6 @@ class CompressionSchedule:
             rows: (b,) numbers of the rows in the step's whole batch, whatever process reads them;
                 None: of the first alone, as settings for all.
             lengths: (b,) their tokens: of the prompt, or of the document where it stands apart.
-            stage: how many stages of rho have been left.
         """
         numbers = np.zeros(1, dtype=np.int64) if rows is None else rows
         drawn = np.random.default_rng([self.seed, 2, step]).random((int(numbers.max()) + 1, 2))
@@ -115,53 +95,42 @@ class CompressionSchedule:
         if self.kind == "anneal":
             done = min(step / max(self.steps - 1, 1), 1.0)
             keep_ratio = np.minimum(high * (low / high) ** done * (0.8 + 0.4 * other), 1.0)
-        elif self.kind == "stages":
-            keep_ratio = np.full_like(other, self.stage_ratio(stage))
         else:
             keep_ratio = low + (high - low) * other
         if lengths is not None:
-            length, keep_ratio = self._by_length(length, keep_ratio, lengths)
-        settings = self.settings.replace(length=_mean(length), keep_ratio=_mean(keep_ratio))
+            length = self._by_length(length, lengths)
+        settings = self._with(_mean(length), _mean(keep_ratio))
         if rows is None or (np.ptp(length) == 0 and np.ptp(keep_ratio) == 0):
             return settings
         return RowCompression(
             **settings.to_dict(),
             drawn_lengths=tuple(length.tolist()),
-            drawn_keep_ratios=tuple(keep_ratio.tolist()),
+            drawn_keep_ratios=() if settings.keep_ratio is None else tuple(keep_ratio.tolist()),
         )
 
-    def _by_length(
-        self, length: NDArray, keep_ratio: NDArray, tokens: NDArray
-    ) -> tuple[NDArray, NDArray]:
-        """p and rho as the rows' own lengths change them."""
+    def _by_length(self, length: NDArray, tokens: NDArray) -> NDArray:
+        """p as the rows' own lengths change it."""
         tokens = np.maximum(tokens, 1)
         if self.keep_last:
             length = np.minimum(length, np.maximum(tokens - self.keep_last, 1) / tokens)
         if self.short_prompt is not None:
             most, share = self.short_prompt
             length = np.where(tokens <= most, share, length)
-        if self.keep_ratio_length is not None:
-            fewer = keep_ratio * self.keep_ratio_length / tokens
-            keep_ratio = np.minimum(keep_ratio, np.maximum(fewer, self.keep_ratio[0]))
-        return length, keep_ratio
-
-    def stage_ratio(self, stage: int) -> float:
-        """rho of a stage: the highest at first, then half of it, and so on down to the lowest."""
-        low, high = self.keep_ratio
-        return max(high * 0.5**stage, low)
-
-    def is_last_stage(self, stage: int) -> bool:
-        """True when rho goes no further down."""
-        return self.kind != "stages" or self.stage_ratio(stage) == self.keep_ratio[0]
+        return length
 
     def for_evaluation(self) -> CompressionConfig:
         """The settings that the trained model is saved with."""
         low, high = self.keep_ratio
         keep_ratio = (low + high) / 2 if self.kind == "uniform" else low
-        return self.settings.replace(
-            length=self.eval_length or sum(self.length) / 2,
-            keep_ratio=self.eval_keep_ratio or keep_ratio,
+        return self._with(
+            self.eval_length or sum(self.length) / 2, self.eval_keep_ratio or keep_ratio
         )
+
+    def _with(self, length: float, keep_ratio: float) -> CompressionConfig:
+        """The settings at p and rho; where a number of tokens is kept, rho stays as it is."""
+        if self.settings.num_kept is not None:
+            return self.settings.replace(length=length)
+        return self.settings.replace(length=length, keep_ratio=keep_ratio)
 
     @property
     def is_shared(self) -> bool:

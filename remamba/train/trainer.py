@@ -192,7 +192,7 @@ class ReMambaTrainer(Trainer):
     def _compression_of(self, kind: int, step: int, about: BatchFacts) -> CompressionConfig | None:
         if self.schedule is None or kind == TEXT:
             return None
-        return self.schedule.at(step, about.rows, about.lengths, self.meter.stage)
+        return self.schedule.at(step, about.rows, about.lengths)
 
     def _losses_of(
         self,
@@ -352,20 +352,7 @@ class ReMambaTrainer(Trainer):
             with writing(log), log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(report) + "\n")
         say(describe(report, self.state.max_steps, left))
-        self._maybe_leave_stage()
         self._maybe_stop()
-
-    def _maybe_leave_stage(self) -> None:
-        """Goes on to a lower rho once the present one is read out well enough."""
-        if self.schedule is None or self.schedule.is_last_stage(self.meter.stage):
-            return
-        accuracy, full = self.meter.recent_accuracy(self.sum_over_processes)
-        if full and accuracy is not None and accuracy >= self.run_args.stage_accuracy:
-            self.meter.next_stage()
-            say(
-                f"rho {self.schedule.stage_ratio(self.meter.stage):.3g} from here on: accuracy "
-                f"{accuracy:.4f} over {self.run_args.stop_window} steps"
-            )
 
     def _maybe_stop(self) -> None:
         if self.run_args.stop_accuracy is None:

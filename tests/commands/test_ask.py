@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from remamba import ReMambaForCausalLM
-from remamba.commands.answers import Answered, Document, _kept_lines
-from remamba.engine.request import Completion
+from remamba import Answer, Document, Reader, ReMambaForCausalLM
+from remamba.commands.answers import Answered, _kept_lines
+from remamba.engine.kept_words import kept_words
 from remamba.methods.selection import WINDOW_STEP
 from tests.tiny import (
     BEFORE,
@@ -26,6 +26,7 @@ from tests.tiny import (
     ask,
     paper_kept,
     save_tiny,
+    tiny_model,
     tiny_tokenizer,
 )
 
@@ -35,7 +36,7 @@ def test_ask_json(folder: Path, model: str, remamba: Run) -> None:
     found = remamba(*ask(folder, model, "--json", "--compare"))
     settings = {"whole": WHOLE, "before": BEFORE, "paper": PAPER}[model]
     ids = tiny_tokenizer()(TEXT * 4)["input_ids"]
-    assert found["compression"] == settings.to_dict()
+    assert found["method"] == {"name": "remamba", "compression": settings.to_dict()}
     assert found["document_tokens"] == len(ids)
     assert (found["device"], found["dtype"]) == ("cpu", "float32")
     assert (found["seconds"]["read"] is None) == (model == "paper")
@@ -125,9 +126,11 @@ def test_neighbours_of_one_score_are_one_place(
     offsets = [(end - len(token), end) for token, end in zip(tokens, ends, strict=True)]
     window = [(i, 0.77 - (4 - i) * WINDOW_STEP) for i in range(1, 5)]
     kept = [(0, 0.5), *window, (40, 0.64), (41, 0.3), (43, 0.6), (45, 0.2)]
-    document = Document("".join(tokens), list(range(46)), offsets)
-    completion = Completion("", [], "length", kept, 46, {})
-    answered = Answered(QUESTION, completion, None, document)
+    reader = Reader(tiny_model(), tiny_tokenizer())
+    document = Document(reader, "".join(tokens), list(range(46)), offsets)
+    words = tuple(kept_words(document.text, offsets, kept))
+    answer = Answer("", words, {}, "remamba", "length", 46, [], kept)
+    answered = Answered(QUESTION, answer, None, document)
     first, *lines = _kept_lines(document, answered, len(kept), show)
     assert first.plain == f"  kept     9 of 46 tokens (19.6 %){heading}"
     found = []
@@ -202,7 +205,7 @@ def test_ask_with_another_plain_model(folder: Path, tmp_path: Path, remamba: Run
     )
     both = remamba(*ask(folder, "paper", "--json", "--plain-model", tmp_path / "plain"))
     shutil.copy(folder / "doc.txt", tmp_path)
-    own = remamba(*ask(tmp_path, "plain", "--json", "--selector", "none"))
+    own = remamba(*ask(tmp_path, "plain", "--json", "--method", "plain"))
     assert both["answers"][0]["plain"]["answer"] == own["answers"][0]["answer"]
     assert both["plain_model"] == str(tmp_path / "plain")
 
@@ -240,7 +243,7 @@ def test_templates_and_stops(folder: Path, remamba: Run) -> None:
         (["--top-p", "2"], "top_p"),
         (["--length", "1.5"], "length (p) = 1.5"),
         (["--placement", "above"], "choose one of replace"),
-        (["--selector", "none", "--compare"], "nothing to compare"),
+        (["--method", "plain", "--compare"], "nothing to compare"),
         (["--device", "cuda:77"], "--device cuda:77 is not on this machine"),
         (["--device", "abacus"], "--device abacus is not on this machine"),
         (["--device", "meta"], "--device meta is not on this machine"),

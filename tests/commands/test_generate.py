@@ -25,7 +25,7 @@ def test_generate_streams_what_json_tells(folder: Path, remamba: Run, capsys: An
     out = remamba(*argv)
     assert out == found["text"] + ("" if found["text"].endswith("\n") else "\n")
     assert found["prompt_tokens"] == len(tiny_tokenizer()(TEXT)["input_ids"])
-    assert found["compression"] == PAPER.to_dict()
+    assert found["method"]["compression"] == PAPER.to_dict()
     assert len(found["kept"]) == paper_kept(found["prompt_tokens"])
     assert found["text"] == tiny_tokenizer().decode(found["token_ids"], skip_special_tokens=True)
     assert cli.main([*map(str, argv)]) == 0
@@ -48,10 +48,10 @@ def test_generate_with_a_model_for_documents(
     argv = ["generate", "--model", str(folder / model), "--prompt", "Tom", "--json"]
     assert cli.main(argv) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["compression"] is None
+    assert json.loads(said.out)["method"] == {"name": "plain"}
     assert "plain Mamba reads it" in said.err
     explicit = remamba(*argv, "--placement", "replace", "--length", 1)
-    assert explicit["compression"]["length"] == 1.0
+    assert explicit["method"]["compression"]["length"] == 1.0
 
 
 def test_generate_refuses(folder: Path, refused: Run) -> None:

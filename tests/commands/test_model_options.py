@@ -1,4 +1,4 @@
-"""Loading a model for a command: what is refused, and the precision it runs in."""
+"""Loading a model for a command: what is refused, and what --help names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from remamba import ReMambaForCausalLM, cli
-from remamba.commands import model_options
 from tests.tiny import (
     QUESTION,
     WHOLE,
@@ -57,19 +56,6 @@ def test_models_that_cannot_be_used(
     said = refused("ask", "--model", model, "--document", folder / "doc.txt",
                    "--question", QUESTION)  # fmt: skip
     assert message in said
-
-
-def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert model_options.resolve_dtype("auto", cpu) is torch.float32
-    assert model_options.resolve_dtype("bfloat16", cpu) is torch.bfloat16
-
-    def no_such_kernel(*_: object) -> torch.Tensor:
-        raise RuntimeError("not implemented for 'Half'")
-
-    monkeypatch.setattr(torch.nn.functional, "linear", no_such_kernel)
-    with pytest.raises(model_options.InputError, match="--dtype float16 cannot run on cpu"):
-        model_options.resolve_dtype("float16", cpu)
 
 
 @pytest.mark.parametrize("command", ["read", "ask", "generate"])

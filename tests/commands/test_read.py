@@ -59,12 +59,12 @@ def test_memory_options(folder: Path, tmp_path: Path, remamba: Run, refused: Run
     memory, plain = tmp_path / "doc.memory", tmp_path / "plain.memory"
     read = ["read", folder / "doc.txt", "--model", folder / "whole", "--output"]
     remamba(*read, memory, "--compact")
-    remamba(*read, plain, "--selector", "none")
+    remamba(*read, plain, "--method", "plain")
     fewer = remamba(*ask(folder, "whole", "--memory", memory, "--num-kept", 2, "--json"))
     assert sum(len(word["positions"]) for word in fewer["answers"][0]["kept"]) == 2
-    off = remamba(*ask(folder, "whole", "--memory", memory, "--selector", "none", "--json"))
+    off = remamba(*ask(folder, "whole", "--memory", memory, "--method", "plain", "--json"))
     own = remamba(*ask(folder, "whole", "--memory", plain, "--json"))
-    assert off["compression"] is own["compression"] is None
+    assert off["method"] == own["method"] == {"name": "plain"}
     assert off["answers"][0]["answer"] == own["answers"][0]["answer"]
     assert off["answers"][0]["kept"] is None
     assert "read it again" in refused(*ask(folder, "whole", "--memory", memory, "--length", 0.5))

@@ -68,7 +68,7 @@ def test_longbench(folder: Path, remamba: Run, tmp_path: Path) -> None:
     assert all(row["prompt_tokens"] <= 165 and row["new_tokens"] <= 12 for row in found)
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "finished" and record["failed"] == 0
-    assert record["settings"]["compression"]["length"] == 0.5
+    assert record["settings"]["method"]["compression"]["length"] == 0.5
     assert len(record["settings"]["data"]["qasper_e.jsonl"]) == 64
     report = (out / "report.md").read_text()
     assert "first and last 80, decoded" in report and "p = 0.5 of the prompt" in report

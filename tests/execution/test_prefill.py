@@ -11,7 +11,7 @@ import torch
 
 from remamba.execution import prefill
 from remamba.execution.passes import PassOptions
-from remamba.execution.prefill import KNOWN, MOST_TOKENS, bucket, graphs_of
+from remamba.execution.prefill import MOST_TOKENS, bucket, graphs_of
 from remamba.execution.watch import Watch
 from remamba.model.rows import enter
 from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
@@ -253,7 +253,7 @@ def test_only_what_a_graph_can_hold_is_captured():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_part_of_a_backbone_is_known(backbone):
     model = tiny_model(backbone)
-    assert Watch(model.backbone).types <= KNOWN
+    assert Watch(model.backbone, model.lm_head).is_known
 
 
 @pytest.mark.gpu

@@ -11,6 +11,13 @@ from remamba.pretrained import known_fingerprint
 from tests.tiny import tiny_model
 
 
+def as_another_dtype(module):
+    """Where it lay, as after two conversions."""
+    kept = module[1].bias.data
+    module[1].bias.data = kept.view(torch.bfloat16)[:3]
+    assert module[1].bias.data_ptr() == kept.data_ptr()
+
+
 def written(module):
     with torch.no_grad():
         module[0].weight.add_(1)
@@ -40,7 +47,9 @@ def buffer(module):
     module[2].running_mean = torch.ones(3)
 
 
-@pytest.mark.parametrize("change", [written, moved, parameter, part, longer, removed, buffer])
+@pytest.mark.parametrize(
+    "change", [written, as_another_dtype, moved, parameter, part, longer, removed, buffer]
+)
 def test_a_change_is_noticed(change):
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
     watch = Watch(module)
@@ -48,6 +57,34 @@ def test_a_change_is_noticed(change):
     assert watch.is_current()
     change(module)
     assert not watch.is_current()
+    assert watch.is_in_place() == (change is written)
+
+
+def test_the_ends_are_looked_at_before_every_step():
+    module, head = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(3, 2)
+    watch = Watch(module, head)
+    assert watch.is_of(module, head) and not watch.is_of(module, nn.Linear(3, 2))
+    written(module)
+    assert watch.is_in_place_at_a_glance()
+    head.bias.data = head.bias.data.clone()
+    assert not watch.is_in_place_at_a_glance()
+    watch = Watch(module, head)
+    parameter(module)
+    assert not watch.is_in_place_at_a_glance()
+
+
+def test_known_are_the_classes_themselves_and_not_what_is_derived_from_them():
+    class Adapter(nn.Linear):
+        pass
+
+    class Packed(nn.Parameter):
+        pass
+
+    linear = nn.Linear(3, 3)
+    assert Watch(linear).is_known
+    assert not Watch(linear, Adapter(3, 3)).is_known
+    linear.weight = Packed(linear.weight.data)
+    assert not Watch(linear).is_known
 
 
 def test_hooks_and_replaced_forwards_are_noticed():

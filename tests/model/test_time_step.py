@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from remamba.model.time_step import Adaption, DtAdaption, adapt_dt
+from remamba.model.time_step import Adaption, DtAdaption
+
+
+def adapt(dt, adaption, theta, bias=None):
+    module = DtAdaption(len(theta))
+    module.theta.data.copy_(theta)
+    return module(dt, adaption, bias)
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def case():
 
 def test_alpha_scales_the_projection_and_not_the_bias(case):
     projected, bias, theta, alpha, selected = case
-    found = adapt_dt(projected + bias, Adaption(alpha, selected, False), theta, bias)
+    found = adapt(projected + bias, Adaption(alpha, selected, False), theta, bias)
     expected = alpha.unsqueeze(-1) * projected + theta + bias
     torch.testing.assert_close(found[selected], expected[selected])
     assert torch.equal(found[~selected], (projected + bias)[~selected])
@@ -25,7 +31,7 @@ def test_alpha_scales_the_projection_and_not_the_bias(case):
 
 def test_alpha_zero_leaves_theta_and_bias(case):
     projected, bias, theta, _, selected = case
-    found = adapt_dt(projected, Adaption(torch.zeros(2, 4), selected, False), theta)
+    found = adapt(projected, Adaption(torch.zeros(2, 4), selected, False), theta)
     torch.testing.assert_close(found[selected], theta.expand(int(selected.sum()), 3))
     assert (F.softplus(found[selected] + bias) > 0).all()
 
@@ -33,16 +39,16 @@ def test_alpha_zero_leaves_theta_and_bias(case):
 def test_exact_form_leaves_alpha_to_the_scan(case):
     projected, _, theta, alpha, selected = case
     adaption = Adaption(alpha, selected, True)
-    found = adapt_dt(projected, adaption, theta)
+    found = adapt(projected, adaption, theta)
     torch.testing.assert_close(found[selected], (projected + theta)[selected])
     assert torch.equal(adaption.dt_scale, alpha)
 
 
 def test_a_piece_of_the_adaption_is_that_of_the_piece(case):
     projected, bias, theta, alpha, selected = case
-    module = DtAdaption(3)
-    module.theta.data.copy_(theta)
     adaption = Adaption(alpha, selected, False)
-    whole = module(projected, adaption, bias)
-    parts = [module(projected[:, a:b], adaption.piece(a, b), bias) for a, b in ((0, 1), (1, 4))]
+    whole = adapt(projected, adaption, theta, bias)
+    parts = [
+        adapt(projected[:, a:b], adaption.piece(a, b), theta, bias) for a, b in ((0, 1), (1, 4))
+    ]
     assert torch.equal(torch.cat(parts, 1), whole)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 from remamba.errors import InputError
 from remamba.ops import backend, explain, nvrtc, resolve, selective_scan, use_backend
+from remamba.ops.scan_inputs import ScanInputs
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +70,54 @@ def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
 
 def test_float64_runs_torch_where_kernels_are_asked_for(monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    norm = torch.ones(2, 3)
     with use_backend("triton"):
-        chosen = [backend._chosen("ssd", "cpu", is_float64) for is_float64 in (False, True)]
-        run = backend.implementation("ssd", torch.device("cpu"), torch.float64)
-    assert chosen == ["triton", "torch"]
-    assert run is sys.modules["remamba.ops.ssd_scan.torch"].ssd_torch
+        chosen = [
+            backend.form_for("rms_norm", norm.device, x, None, eps=1.0)
+            for x in (norm, norm.double())
+        ]
+    assert chosen == [("triton", ""), ("torch", "not triton: float64")]
+
+
+def scan_inputs(n: int) -> ScanInputs:
+    x, B = torch.randn(1, 3, 4), torch.randn(1, 3, n)
+    return ScanInputs(x, x, -torch.ones(4, n), B, B)
+
+
+def test_inputs_fall_through_to_the_first_form_that_takes_them(monkeypatch, caplog) -> None:
+    """CUDA C++ has no kernel for 5 states, triton none for 65; each fall is told once."""
+    monkeypatch.setattr(backend, "_obstacle", lambda kernels, device_type: "")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backend._tell.cache_clear()
+    with use_backend("cuda"), caplog.at_level("INFO", logger="remamba"):
+        found = [
+            backend.form_for("selective_scan", torch.device("cpu"), scan_inputs(n))
+            for n in (5, 65, 5)
+        ]
+        y, _ = backend.run("selective_scan", torch.device("cpu"), scan_inputs(65))
+    assert [name for name, _ in found] == ["triton", "torch", "triton"]
+    assert "not cuda: a state size that is none of" in found[1][1]
+    assert "not triton: more than 64 states" in found[1][1]
+    assert y.shape == (1, 3, 4)
+    said = [record.message for record in caplog.records]
+    assert sum(line.startswith("selective_scan: triton for some inputs") for line in said) == 1
+
+
+def test_a_form_that_cannot_run_is_not_fallen_through_to(monkeypatch) -> None:
+    def obstacle(kernels: str, device_type: str) -> str:
+        return "triton is not installed" if kernels == "triton" else ""
+
+    monkeypatch.setattr(backend, "_obstacle", obstacle)
+    name, why = backend.form_for("selective_scan", torch.device("cuda"), scan_inputs(5))
+    assert name == "torch" and "triton" not in why
+
+
+def test_what_a_kernel_cannot_take_is_told_where_it_goes(monkeypatch) -> None:
+    monkeypatch.setattr(backend, "_obstacle", lambda kernels, device_type: "")
+    why = {op: why for op, _, why in explain("cuda")}
+    goes = "fastest on cuda; what it cannot take goes to "
+    assert why["selective_scan"] == goes + "triton, then torch"
+    assert why["ssd"] == goes + "torch"
 
 
 def test_unknown_name_is_refused(monkeypatch) -> None:

@@ -5,26 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.recording import is_recorded, with_gradient
 
 
-@op("remamba_tests::cube")
 def cube(x: torch.Tensor, scale: float) -> torch.Tensor:
     return scale * x**3
 
 
-@op("remamba_tests::cube_backward")
 def cube_backward(x: torch.Tensor, dy: torch.Tensor, scale: float) -> torch.Tensor:
     return 3 * scale * x**2 * dy
 
 
-@cube.register_fake
-def _(x, scale):
-    return x.new_empty(x.shape)
-
-
-@cube_backward.register_fake
-def _(x, dy, scale):
+def like_x(x, *_):
     return x.new_empty(x.shape)
 
 
@@ -38,18 +30,22 @@ def gradients(ctx, backward, dy):
     return backward(x, dy, ctx.scale), None
 
 
-recorded = with_gradient(cube, cube_backward, save, gradients)
+recorded = with_gradient(
+    "remamba_tests::cube", cube, cube_backward,
+    fake=like_x, fake_backward=like_x, save=save, gradients=gradients,
+)  # fmt: skip
 
 
 def test_eager_and_registered_are_one() -> None:
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad((2.0 * x**3).sum(), x)
-    for run in (recorded, cube, torch.compile(recorded, backend="aot_eager", fullgraph=True)):
+    registered = torch.ops.remamba_tests.cube.default
+    for run in (recorded, registered, torch.compile(recorded, backend="aot_eager", fullgraph=True)):
         y = run(x, 2.0)
         assert torch.allclose(y, 2.0 * x**3)
         (found,) = torch.autograd.grad(y.sum(), x)
         assert torch.allclose(found, wanted)
-    assert torch.library.opcheck(torch.ops.remamba_tests.cube.default, (x, 2.0))
+    assert torch.library.opcheck(registered, (x, 2.0))
 
 
 def test_a_second_derivative_is_refused_and_not_left_out() -> None:

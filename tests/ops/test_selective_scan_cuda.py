@@ -17,8 +17,14 @@ from torch import Tensor
 from remamba.ops import selective_scan, selective_scan_ref, use_backend
 from remamba.ops.scan import cuda as selective_scan_cuda
 from remamba.ops.scan.cuda import SOURCE, plan, plan_backward
+from remamba.ops.scan_inputs import ScanInputs
 
 HERE = Path(__file__).parent
+
+
+def scan(**inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The form itself: off a GPU the backend would refuse it."""
+    return selective_scan_cuda.selective_scan_cuda(ScanInputs(**inputs))
 
 
 @functools.cache
@@ -110,7 +116,7 @@ def test_outputs_state_and_gradients_equal_the_reference(
     if lanes > sizes.get("n", 16):
         pytest.skip("fewer states than lanes")
     inputs = make(device, **sizes)
-    found = outputs_and_grads(selective_scan_cuda.selective_scan_cuda, inputs)
+    found = outputs_and_grads(scan, inputs)
     wanted = outputs_and_grads(selective_scan_ref, inputs)
     same(found, wanted)
 
@@ -122,7 +128,7 @@ def test_gates_that_lose_y_still_have_gradients(dtype, device, same, outputs_and
     z = inputs["z"]
     z[:, 3:9], z[:, 20, ::2], z[:, 40], z[:, 50:58] = 0, 0, 1e-38, -40
     z[:, 60, 1::3] = 80
-    found = outputs_and_grads(selective_scan_cuda.selective_scan_cuda, inputs)
+    found = outputs_and_grads(scan, inputs)
     same(found, outputs_and_grads(selective_scan_ref, inputs))
     assert found["dz"][:, 20, ::2].any()
 
@@ -132,7 +138,7 @@ def test_lengths_and_scale_leave_the_state_alone(device, same) -> None:
     scale = torch.rand(2, 37, device=device)
     lengths = torch.tensor([5, 37], device=device)
     real = torch.arange(37, device=device) < lengths[:, None]
-    found = selective_scan_cuda.selective_scan_cuda(**inputs, dt_scale=scale * real)
+    found = scan(**inputs, dt_scale=scale * real)
     y, state = selective_scan_ref(**inputs, dt_scale=scale, lengths=lengths)
     same(found[1], state)
     same(found[0] * real[..., None], y * real[..., None])
@@ -140,11 +146,11 @@ def test_lengths_and_scale_leave_the_state_alone(device, same) -> None:
 
 def test_pieces_equal_the_whole(device, same) -> None:
     inputs = make(device, l=50)
-    whole, last = selective_scan_cuda.selective_scan_cuda(**inputs)
+    whole, last = scan(**inputs)
     state, pieces = inputs.pop("initial_state"), []
     for cut in (slice(0, 17), slice(17, 49), slice(49, 50)):
         part = {k: t[:, cut] if t.dim() == 3 else t for k, t in inputs.items()}
-        y, state = selective_scan_cuda.selective_scan_cuda(**part, initial_state=state)
+        y, state = scan(**part, initial_state=state)
         pieces.append(y)
     same(torch.cat(pieces, 1), whole)
     same(state, last)
@@ -155,13 +161,13 @@ def test_time_steps_of_every_size(raw, device, same) -> None:
     inputs = make(device, l=3, absent="dt_bias z")
     inputs["dt"] = torch.full_like(inputs["dt"], raw)
     inputs["A"] = inputs["A"] * 0.05
-    same(selective_scan_cuda.selective_scan_cuda(**inputs)[0], selective_scan_ref(**inputs)[0])
+    same(scan(**inputs)[0], selective_scan_ref(**inputs)[0])
 
 
 def test_parameters_may_be_strided(device, same) -> None:
     inputs = make(device)
     spread = {k: inputs[k].repeat_interleave(2)[::2] for k in ("D", "dt_bias")}
-    found = selective_scan_cuda.selective_scan_cuda(**inputs | spread)
+    found = scan(**inputs | spread)
     same(found[0], selective_scan_ref(**inputs)[0])
 
 
@@ -172,7 +178,7 @@ def test_inputs_of_one_shape_find_their_own_kernels(device, same) -> None:
             inputs = make(device, absent=absent)
             if narrow:
                 inputs |= {k: inputs[k].bfloat16() for k in rows & inputs.keys()}
-            y, state = selective_scan_cuda.selective_scan_cuda(**inputs)
+            y, state = scan(**inputs)
             wanted, last = selective_scan_ref(**{k: t.float() for k, t in inputs.items()})
             same(y.float(), wanted, y.dtype)
             same(state, last)
@@ -180,9 +186,7 @@ def test_inputs_of_one_shape_find_their_own_kernels(device, same) -> None:
 
 def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> None:
     def fits(**changes) -> bool:
-        inputs = {**make(device), "dt_scale": None, "needs_grad": True, **changes}
-        del inputs["initial_state"]
-        return selective_scan_cuda.fits(**inputs)
+        return not selective_scan_cuda.fits(ScanInputs(**{**make(device), **changes}))
 
     sound = make(device)
     assert fits()
@@ -194,16 +198,17 @@ def test_inputs_that_the_kernels_are_not_written_for_go_elsewhere(device) -> Non
     many = {k: sound[k].expand(65_536, 19, -1) for k in ("x", "dt", "B", "C", "z")}
     assert not fits(**many)
     assert not fits(dt_scale=torch.ones(1, 19, requires_grad=True))
-    assert fits(dt_scale=torch.ones(1, 19, requires_grad=True), needs_grad=False)
+    with torch.no_grad():
+        assert fits(dt_scale=torch.ones(1, 19, requires_grad=True))
 
 
 def test_compilers_see_one_op(device, same) -> None:
     inputs = make(device, wide=True, dtype=torch.bfloat16)
     torch.compiler.reset()
-    run = torch.compile(selective_scan_cuda.selective_scan_cuda, backend="eager", fullgraph=True)
+    run = torch.compile(scan, backend="eager", fullgraph=True)
     with torch.no_grad():
         y, state = run(**inputs)
-        wanted, last = selective_scan_cuda.selective_scan_cuda(**inputs)
+        wanted, last = scan(**inputs)
         assert torch.equal(y, wanted) and torch.equal(state, last)
         # a compiler does not know where a tensor begins
         inputs["x"] = torch.cat([inputs["x"].new_zeros(1), inputs["x"].flatten()])[1:].view_as(y)

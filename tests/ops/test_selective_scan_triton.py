@@ -9,11 +9,13 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from remamba.ops import selective_scan, selective_scan_ref, use_backend
+from remamba.ops.backend import in_form
 from remamba.ops.scan import triton as form
 from remamba.ops.scan import triton_backward as backward
-from remamba.ops.scan.triton import selective_scan_triton
+from remamba.ops.scan_inputs import ScanInputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+selective_scan_triton = in_form(selective_scan, "triton")
 OPTIONAL = ("D", "z", "dt_bias", "dt_scale", "initial_state")
 
 
@@ -163,9 +165,9 @@ def test_steps_of_every_size(dt, same, outputs_and_grads) -> None:
 
 def test_inputs_that_the_kernels_cannot_take_go_to_torch(same) -> None:
     inputs = make(1, 3, 2, 2)
-    assert form.fits(*inputs.values())
+    assert form.fits(ScanInputs(**inputs)) == ""
     for refused in ({n: t.double() for n, t in inputs.items()}, make(1, 3, 2, 65)):
-        assert not form.fits(*refused.values())
+        assert form.fits(ScanInputs(**refused))
         same(selective_scan_triton(**refused)[0], selective_scan_ref(**refused)[0])
 
 
@@ -187,7 +189,7 @@ def test_chunks_fill_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compilers_and_autograd_see_an_op() -> None:
-    inputs = [t.requires_grad_() for t in make(1, 3, 5, 2).values()]
+    inputs = ScanInputs(**{k: t.requires_grad_() for k, t in make(1, 3, 5, 2).items()})
     seen = torch.ops.remamba.selective_scan_triton.default
     torch.library.opcheck(seen, (*inputs, 8))
     bare = [*inputs[:5], *[None] * 5]

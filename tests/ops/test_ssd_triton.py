@@ -9,12 +9,15 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from remamba.ops import ssd, ssd_ref, use_backend
+from remamba.ops.backend import in_form
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.ssd_scan import triton as form
 from remamba.ops.ssd_scan import triton_backward as backward_form
-from remamba.ops.ssd_scan.triton import ssd_triton
+from remamba.ops.ssd_scan import triton_forward as forward_form
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONAL = ("D", "dt_bias", "dt_scale", "initial_state")
+ssd_triton = in_form(ssd, "triton")
 GRADIENTS_AT = [(1, 2), (2, 1), (63, 1), (100, 2), (130, 1)]
 
 
@@ -55,14 +58,14 @@ def check(inputs: dict[str, Tensor], same, outputs_and_grads, dtype=None, **opti
 
 @pytest.fixture
 def one_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(form, "MAX_SEGMENTS", 1)
+    monkeypatch.setattr(forward_form, "MAX_SEGMENTS", 1)
 
 
 @pytest.mark.parametrize(("l", "g"), GRADIENTS_AT, ids=lambda v: str(v))
 def test_equals_reference(l: int, g: int, same, outputs_and_grads) -> None:
     """Lengths within a chunk, past one, and of several segments."""
     inputs = make(1, l, 2, 3, g, 5)
-    segments = form.plan(inputs["x"], inputs["B"], inputs["C"]).segments
+    segments = forward_form.plan(inputs["x"], inputs["B"], inputs["C"]).segments
     assert (segments > 2) == (l >= 100)
     check(inputs, same, outputs_and_grads)
 
@@ -197,7 +200,7 @@ def test_training_keeps_inputs_and_few_states(saved_elements) -> None:
     b, l, h, p, n = 1, 128, 2, 4, 4
     inputs = {name: t.detach().requires_grad_() for name, t in make(b, l, h, p, 1, n).items()}
     kept = saved_elements(lambda: ssd_triton(**inputs))
-    segments = form.plan(inputs["x"], inputs["B"], inputs["C"]).segments
+    segments = forward_form.plan(inputs["x"], inputs["B"], inputs["C"]).segments
     given = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4
              for t in inputs.values()}  # fmt: skip
     assert kept <= sum(given.values()) + (segments - 1) * b * h * (p * n + 1)
@@ -206,16 +209,16 @@ def test_training_keeps_inputs_and_few_states(saved_elements) -> None:
 def test_the_ops_are_well_formed() -> None:
     """Schema, fakes and autograd, as torch.library sees them."""
     inputs = {name: t.detach().requires_grad_() for name, t in make(1, 3, 1, 2, 1, 3).items()}
-    names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "dt_scale", "initial_state")
-    arguments = (*(inputs[name] for name in names), 0.0, float("inf"))
+    arguments = (*ScanInputs(**inputs), 0.0, float("inf"))
     torch.library.opcheck(torch.ops.remamba.ssd.default, arguments)
 
 
 def test_compilers_see_one_op(same) -> None:
     inputs = make(1, 18, 2, 3, 1, 4)
-    compiled = torch.compile(ssd_triton, backend="eager", fullgraph=True)
-    for fast, plain in zip(compiled(**inputs), ssd_triton(**inputs), strict=True):
-        same(fast, plain)
+    compiled = torch.compile(ssd, backend="eager", fullgraph=True)
+    with use_backend("triton"):
+        for fast, plain in zip(compiled(**inputs), ssd(**inputs), strict=True):
+            same(fast, plain)
 
 
 @pytest.mark.parametrize(("p", "n"), [(130, 3), (3, 260), (128, 256)], ids=str)

@@ -82,18 +82,13 @@ def assert_same_batches(ours: TokenData, theirs: TokenData, score_target: str | 
 
 
 def write_all_kinds(folder: Path) -> list[str]:
-    """Documents with evidence; prompts and texts, with bad rows among them."""
+    """Documents with evidence; prompts and texts, and a prompt that is too long."""
     rows: list[Any] = [
         {"prompt": " key1 is", "response": " val1"},
-        3,
         {"text": " w1" * 120},
-        {"prompt": " key1"},
-        {"document": " w1", "question": " key2", "response": " val2", "evidence": "nowhere"},
         {"document": " key2 val2. w1", "question": " key2", "response": " val2",
          "evidence": [" key2 val2", [0, 5]], "answer": ["val2", "Paris"]},
         {"prompt": " w1" * 120, "response": " val1"},
-        {"prompt": "", "response": " val1"},
-        {"text": ""},
         {"text": " the key4"},
     ]  # fmt: skip
     return [write_documents(folder / "d.jsonl"), write_rows(folder / "m.jsonl", rows)]
@@ -108,31 +103,28 @@ def test_data_from_the_cache_are_those_of_the_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paths = write_all_kinds(tmp_path)
-    options = {"score_target": score_target, "skip_bad_rows": True}
+    options = {"score_target": score_target, "long_rows": "skip"}
     expected = read_data(paths, TOKENIZER, **OPTIONS, **options)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 6 and "1 more bad rows" in told[-1]
     assert_same(read(folder, *paths, **options), expected)
-    assert capsys.readouterr().err.splitlines() == told
     (place,) = folder.iterdir()
 
     monkeypatch.setattr(data_cache, "read_data", broken_read)
     data = read(folder, *paths, **options)
-    assert capsys.readouterr().err.splitlines() == [f"data from the cache: {place}", *told]
+    assert capsys.readouterr().err.splitlines() == [f"data from the cache: {place}"]
     assert_same(data, expected)
-    assert data.summary() == expected.summary() and "6 bad rows" in data.summary()
+    assert data.summary() == expected.summary() and "1 longer rows skipped" in data.summary()
     assert_same_batches(data, expected, score_target)
 
 
 def test_paths_are_the_callers_own(tmp_path: Path, folder: Path) -> None:
     first = write_all_kinds(tmp_path)
-    read(folder, *first, skip_bad_rows=True)
+    read(folder, *first, long_rows="skip")
     (tmp_path / "moved").mkdir()
     second = [shutil.copy(path, tmp_path / "moved") for path in first]
-    data = read(folder, *second, skip_bad_rows=True)
+    data = read(folder, *second, long_rows="skip")
     assert len(list(folder.iterdir())) == 1
-    assert_same(data, read_data(second, TOKENIZER, **OPTIONS, skip_bad_rows=True))
-    assert data.where(40) == f"{second[1]}:1" and data.bad_lines()[0].startswith(f"{second[1]}:2: ")
+    assert_same(data, read_data(second, TOKENIZER, **OPTIONS, long_rows="skip"))
+    assert data.where(40) == f"{second[1]}:1"
     twice = read(folder, first[0], first[0])
     assert_same(twice, read_data([first[0]] * 2, TOKENIZER, **OPTIONS))
     moved = read(folder, first[0], second[0])
@@ -162,7 +154,6 @@ def test_all_that_changes_the_data_changes_the_file(tmp_path: Path, folder: Path
                 {"long_rows": "cut"},
                 {"score_target": "answer"},
                 {"score_target": "evidence"},
-                {"skip_bad_rows": True},
                 {"tokenizer": chat},
                 {"tokenizer": ended},
                 {"tokenizer": other, "vocab_size": len(other)},
@@ -206,7 +197,7 @@ def test_all_code_that_reads_is_known() -> None:
             names = {path for path in imported(package / f"{name}.py") if path[0] == "remamba"}
             waiting += ["/".join(path[1:]) for path in names]
     others = {"compression_config", "configuration_remamba", "errors", "files", "plugins"}
-    others |= {"pretrained", "provenance", "watch"}
+    others |= {"pretrained", "provenance", "execution/watch"}
     assert found - others - {"train/progress"} == set(data_cache.READING)
 
 
@@ -308,7 +299,6 @@ def test_errors_are_those_of_a_read_without_a_cache(tmp_path: Path, folder: Path
         ([bad, str(tmp_path / "none.jsonl")], {}),
         ([str(tmp_path / "empty")], {}),
         ([good, bad], {}),
-        ([bad], {"skip_bad_rows": True}),
         ([good], {"max_length": 3}),
         ([good], {"max_length": 9, "long_rows": "skip"}),
         ([good], {"vocab_size": 10}),

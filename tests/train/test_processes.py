@@ -20,13 +20,16 @@ from remamba.train.run import train
 from tests.train.toy import save_base, write_documents, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
+# a group that is still there when the interpreter ends can take the process down with it
 COMMAND = """
-import sys
+import sys, torch
 from remamba.cli import main
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+sys.exit("the group of processes was left behind" if torch.distributed.is_initialized() else code)
 """
 # accelerate offers FSDP on GPUs only; here its state is told that gloo will do
-SHARDED = """
+SHARDED = (
+    """
 import os, sys
 os.environ.update(
     ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
@@ -42,9 +45,9 @@ def begin(self, *args, fsdp_plugin=None, **options):
     if plugins:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugins[0]
 AcceleratorState.__init__ = begin
-from remamba.cli import main
-sys.exit(main(sys.argv[1:]))
 """
+    + COMMAND
+)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""p and rho of every row: drawn from seed, step and row, by length, going down in stages."""
+"""p and rho of every row: drawn from seed, step and row, and by length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from remamba.errors import InputError
 from remamba.train.batches import StepBatches
 from remamba.train.config import TrainArgs
 from remamba.train.data import read_data
-from remamba.train.run import train
 from remamba.train.schedule import CompressionSchedule
 from tests.train.toy import make_tokenizer, save_base, write_documents, write_rows
 
@@ -60,15 +59,8 @@ def test_the_released_rule_for_short_and_for_long_prompts() -> None:
         schedule(length=(0.3, 0.3), start=0.5, short_prompt=(9, 0.6))
 
 
-def test_rho_follows_the_length() -> None:
-    plan = schedule(keep_ratio=(0.1, 0.8), keep_ratio_length=100, keep_ratio_schedule="stages")
-    found = plan.at(0, np.arange(4), np.array([50, 100, 200, 5000]))
-    assert isinstance(found, RowCompression)
-    assert found.drawn_keep_ratios == (0.8, 0.8, 0.4, 0.1)
-
-
 def test_as_many_places_of_every_row() -> None:
-    plan = schedule(num_kept=7, keep_ratio=(0.1, 0.8))
+    plan = schedule(num_kept=7)
     assert plan.at(0, np.arange(3), np.array([5, 50, 500])).num_kept == 7
     assert plan.for_evaluation().num_kept == 7
     args = TrainArgs(base="b", data=("d",), output="o", keep_ratio=(0.1, 0.1))
@@ -76,28 +68,17 @@ def test_as_many_places_of_every_row() -> None:
     assert again.settings.num_kept is None and again.for_evaluation().keep_ratio == 0.1
     args = dataclasses.replace(args, keep_ratio=None)
     assert CompressionSchedule.from_args(args, plan.for_evaluation(), 9).settings.num_kept == 7
-    with pytest.raises(InputError, match="--keep-ratio-schedule anneal speaks of a share"):
-        schedule(num_kept=7, keep_ratio=(0.1, 0.8), keep_ratio_schedule="anneal")
+    with pytest.raises(InputError, match=r"--keep-ratio 0\.1 0\.8 speaks of a share"):
+        schedule(num_kept=7, keep_ratio=(0.1, 0.8))
     with pytest.raises(InputError, match=r"--eval-keep-ratio 0\.1 speaks"):
         schedule(num_kept=7, eval_keep_ratio=0.1)
-
-
-def test_rho_goes_down_in_stages() -> None:
-    plan = schedule(keep_ratio=(0.2, 1.0), keep_ratio_schedule="stages")
-    ratios = [plan.at(0, stage=stage).keep_ratio for stage in range(5)]
-    assert ratios == [1.0, 0.5, 0.25, 0.2, 0.2]
-    assert [plan.is_last_stage(stage) for stage in range(5)] == [False] * 3 + [True] * 2
-    assert schedule().is_last_stage(0)
-    assert plan.for_evaluation().keep_ratio == 0.2
 
 
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"keep_ratio_schedule": "stages"}, "stages needs --keep-ratio"),
-        ({"stage_accuracy": 0.0}, "--stage-accuracy = 0.0"),
+        ({"keep_ratio_schedule": "anneal"}, "anneal needs --keep-ratio"),
         ({"keep_last": -1}, "--keep-last = -1"),
-        ({"keep_ratio_length": 0}, "--keep-ratio-length = 0"),
         ({"short_prompt": (0, 0.1)}, "--short-prompt 0 0.1"),
         ({"short_prompt": (9, 1.5)}, "--short-prompt 9 1.5"),
     ],
@@ -179,28 +160,3 @@ def test_a_row_outside_the_ranges_is_refused() -> None:
         RowCompression(drawn_lengths=(0.5, 1.5), drawn_keep_ratios=(0.5, 0.5))
     with pytest.raises(InputError, match="swallow the last token"):
         RowCompression(start=0.6, drawn_lengths=(0.5,), drawn_keep_ratios=(0.5,))
-
-
-def test_a_stage_is_left_when_it_is_read_out_and_resumes_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = TrainArgs(
-        base=save_base(tmp_path / "base"),
-        data=(write_documents(tmp_path / "d.jsonl", count=24),),
-        output=str(tmp_path / "run"), device="cpu", max_steps=5, batch_size=4,
-        questions_per_document=2, warmup_steps=1, logging_steps=1, save_steps=3,
-        keep_ratio=(0.3, 1.0), keep_ratio_schedule="stages", stop_window=2,
-        stage_accuracy=1e-9, save_total_limit=2,
-    )  # fmt: skip
-    monkeypatch.setattr(
-        "remamba.train.meter.Meter.recent_accuracy",
-        lambda self, reduce: (1.0, self._recent_steps >= len(self._recent)),
-    )
-    train(args)
-    said = [line for line in capsys.readouterr().err.splitlines() if "from here on" in line]
-    # two steps fill the window: rho halves after steps 2 and 4
-    assert [line.split(" ")[1] for line in said] == ["0.5", "0.3"]
-    (tmp_path / "run" / "checkpoint-5" / "meter.json").unlink()
-    train(dataclasses.replace(args, resume=True))
-    said = [line for line in capsys.readouterr().err.splitlines() if "from here on" in line]
-    assert [line.split(" ")[1] for line in said] == ["0.3"]

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import run
 from remamba.ops.precision import accumulation_dtype, without_autocast
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -28,12 +28,10 @@ def causal_conv(
     float64 x), under autocast too.
     """
     with without_autocast(x):
-        # the kernel's window and rows have at least one entry
-        takes_kernel = x.numel() and weight.shape[1] > 1
-        run = (
-            implementation("causal_conv", x.device, x.dtype) if takes_kernel else causal_conv_torch
-        )
-        return run(x, weight, bias, lengths=lengths, window=window, silu=silu)
+        options = {"lengths": lengths, "window": window, "silu": silu}
+        if not x.numel():
+            return causal_conv_torch(x, weight, bias, **options)
+        return run("causal_conv", x.device, x, weight, bias, **options)
 
 
 def causal_conv_torch(

@@ -12,8 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.precision import beyond_float32
+from remamba.ops.recording import is_recorded, with_gradient
 
 UNROLL = 4
 """Rows loaded at once."""
@@ -204,8 +206,15 @@ def _backward_kernel(
     tl.store(partial + WIDTH * channels, dstart, mask=is_channel)
 
 
+def _fits(x, weight, *others, **options) -> str:
+    if weight.shape[1] == 1:
+        return "a filter of one step, without a window"
+    return beyond_float32(x)
+
+
+@limited(_fits)
 def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=True):
-    """causal_conv in one launch; x may be a view whose rows are apart. Not for w = 1 or l = 0."""
+    """causal_conv in one launch; x may be a view whose rows are apart. Not for l = 0."""
     if is_recorded(x, weight, bias, window):
         return _recorded(x, weight, bias, lengths, window, silu)
     return _forward(x, weight, bias, lengths, window, silu)
@@ -236,7 +245,14 @@ def _prepared(x, bias, lengths, window):
     return x, bias, lengths, window
 
 
-def _forward(x, weight, bias, lengths, window, silu):
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    window: torch.Tensor | None,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     x, bias, lengths, window = _prepared(x, bias, lengths, window)
     b, l, e = x.shape
     width = weight.shape[1]
@@ -257,26 +273,12 @@ def _forward(x, weight, bias, lengths, window, silu):
     return y, new_window
 
 
-@op("remamba::causal_conv")
-def _causal_conv(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    lengths: torch.Tensor | None,
-    window: torch.Tensor | None,
-    silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _forward(x, weight, bias, lengths, window, silu)
-
-
-@_causal_conv.register_fake
-def _(x, weight, bias, lengths, window, silu):
+def _fake(x, weight, bias, lengths, window, silu):
     b, l, e = x.shape
     return x.new_empty(b, l, e), x.new_empty(b, weight.shape[1] - 1, e)
 
 
-@op("remamba::causal_conv_backward")
-def _causal_conv_backward(
+def _backward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -313,8 +315,7 @@ def _causal_conv_backward(
     return dx, partial.sum(0), dwindow
 
 
-@_causal_conv_backward.register_fake
-def _(x, weight, bias, lengths, window, dy, dnew, silu):
+def _fake_backward(x, weight, bias, lengths, window, dy, dnew, silu):
     b, l, e = x.shape
     dwindow = x.new_empty(b, 0, e) if window is None else window.new_empty(window.shape)
     sums = x.new_empty(weight.shape[1] + 1, e, dtype=torch.float32)
@@ -336,4 +337,7 @@ def _gradients(ctx, backward, dy, dnew):
     return dx, dweight, dbias, None, None if window is None else dwindow, None
 
 
-_recorded = with_gradient(_causal_conv, _causal_conv_backward, _save, _gradients)
+_recorded = with_gradient(
+    "remamba::causal_conv", _forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip

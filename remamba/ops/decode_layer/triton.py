@@ -11,12 +11,26 @@ from typing import Any
 
 import torch
 
-from remamba.ops.decode_layer.triton_few_rows import few_rows_product, tiles_for
-from remamba.ops.decode_layer.weights import Mamba2Weights, MambaWeights
+from remamba.ops.backend import limited
+from remamba.ops.decode_layer.triton_few_rows import MOST_ROWS, few_rows_product, tiles_for
+from remamba.ops.decode_layer.weights import MOST_STATE, Mamba2Weights, MambaWeights
 from remamba.ops.norm.op import gated_rms_norm, rms_norm
 from remamba.ops.state_update.triton import selective_step, selective_step_of_rows, ssd_step
 
 
+def _fits(
+    blocks: object, residual: object, conv_states: object, ssm_states: Sequence[torch.Tensor],
+    *others: object,
+) -> str:  # fmt: skip
+    state = ssm_states[0]
+    if state.dtype != torch.float32:
+        return "states not of float32"
+    if state.shape[-1] > MOST_STATE:
+        return f"more than {MOST_STATE} states a channel"
+    return f"more than {MOST_ROWS} rows" if len(state) > MOST_ROWS else ""
+
+
+@limited(_fits)
 def decode_logits(
     blocks: Sequence[MambaWeights] | Sequence[Mamba2Weights],
     residual: torch.Tensor,

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import run
 from remamba.ops.precision import accumulation_dtype
 
 
@@ -20,11 +20,9 @@ def rms_norm(
     it is rounded to the weight's dtype, which the norm has, before its mean square is taken in
     float32 (float64 for float64).
     """
-    run = rms_norm_torch
-    if x.numel():
-        dtype = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
-        run = implementation("rms_norm", x.device, dtype)
-    return run(x, weight, residual=residual, eps=eps)
+    if not x.numel():
+        return rms_norm_torch(x, weight, residual=residual, eps=eps)
+    return run("rms_norm", x.device, x, weight, residual=residual, eps=eps)
 
 
 def gated_rms_norm(
@@ -35,8 +33,9 @@ def gated_rms_norm(
     y, z (..., e); weight (e,). v is float32 (float64 for float64); the quotient is
     rounded to y's dtype, and the product has the wider dtype of y and weight.
     """
-    run = implementation("gated_rms_norm", y.device, y.dtype) if y.numel() else gated_rms_norm_torch
-    return run(y, z, weight, groups=groups, eps=eps)
+    if not y.numel():
+        return gated_rms_norm_torch(y, z, weight, groups=groups, eps=eps)
+    return run("gated_rms_norm", y.device, y, z, weight, groups=groups, eps=eps)
 
 
 def rms_norm_torch(x, weight=None, *, residual=None, eps) -> tuple[torch.Tensor, torch.Tensor]:

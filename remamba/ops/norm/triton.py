@@ -12,8 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.precision import beyond_float32
+from remamba.ops.recording import is_recorded, with_gradient
 
 PROGRAMS = 528
 """Of a backward pass at most, four for each multiprocessor of 132."""
@@ -126,6 +128,15 @@ def _gated_backward_kernel(
     tl.store(to, tl.sum(dweight, axis=0), mask=is_channel)
 
 
+def _fits(x, weight=None, **options) -> str:
+    return beyond_float32(x, weight)
+
+
+def _gated_fits(y, *others, **options) -> str:
+    return beyond_float32(y)
+
+
+@limited(_fits)
 def rms_norm_triton(x, weight=None, *, residual=None, eps):
     """rms_norm in one launch; x and residual may be views whose rows are apart."""
     if is_recorded(x, weight, residual):
@@ -135,6 +146,7 @@ def rms_norm_triton(x, weight=None, *, residual=None, eps):
     return normed, x if residual is None else total
 
 
+@limited(_gated_fits)
 def gated_rms_norm_triton(y, z, weight, *, groups, eps):
     """gated_rms_norm in one launch; y and z may be views whose rows are apart."""
     if is_recorded(y, z, weight):
@@ -185,7 +197,6 @@ def _forward(x, weight, residual, eps):
     return normed, total
 
 
-@op("remamba::rms_norm")
 def _rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, residual: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,14 +205,12 @@ def _rms_norm(
     return normed, x.new_empty(0) if total is None else total
 
 
-@_rms_norm.register_fake
-def _(x, weight, residual, eps):
+def _fake(x, weight, residual, eps):
     dtype = x.dtype if residual is None else _total_dtype(x, residual)
     normed = x.new_empty(x.shape, dtype=dtype if weight is None else weight.dtype)
     return normed, x.new_empty(0 if residual is None else x.shape, dtype=dtype)
 
 
-@op("remamba::rms_norm_backward")
 def _rms_norm_backward(
     total: torch.Tensor,
     weight: torch.Tensor | None,
@@ -234,8 +243,7 @@ def _rms_norm_backward(
     return dx, dx.new_empty(0) if dresidual is None else dresidual, dweight
 
 
-@_rms_norm_backward.register_fake
-def _(total, weight, dnormed, dtotal, eps, x_dtype, residual_dtype):
+def _fake_backward(total, weight, dnormed, dtotal, eps, x_dtype, residual_dtype):
     separate = residual_dtype not in (None, x_dtype)
     return (
         total.new_empty(total.shape, dtype=x_dtype),
@@ -269,10 +277,15 @@ def _gradients(ctx, backward, dnormed, dtotal):
     return dx, None if weight is None else dweight.to(weight.dtype), dresidual, None
 
 
-_recorded = with_gradient(_rms_norm, _rms_norm_backward, _save, _gradients)
+_recorded = with_gradient(
+    "remamba::rms_norm", _rms_norm, _rms_norm_backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip
 
 
-def _gated_forward(y, z, weight, groups, eps):
+def _gated_forward(
+    y: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, groups: int, eps: float
+) -> torch.Tensor:
     channels = y.shape[-1]
     width = channels // groups
     dtype = torch.promote_types(y.dtype, weight.dtype)
@@ -288,20 +301,11 @@ def _gated_forward(y, z, weight, groups, eps):
     return out
 
 
-@op("remamba::gated_rms_norm")
-def _gated_rms_norm(
-    y: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, groups: int, eps: float
-) -> torch.Tensor:
-    return _gated_forward(y, z, weight, groups, eps)
-
-
-@_gated_rms_norm.register_fake
-def _(y, z, weight, groups, eps):
+def _fake_gated(y, z, weight, groups, eps):
     return y.new_empty(y.shape, dtype=torch.promote_types(y.dtype, weight.dtype))
 
 
-@op("remamba::gated_rms_norm_backward")
-def _gated_rms_norm_backward(
+def _gated_backward(
     y: torch.Tensor,
     z: torch.Tensor,
     weight: torch.Tensor,
@@ -328,8 +332,7 @@ def _gated_rms_norm_backward(
     return dy, dz, partial.sum(0)
 
 
-@_gated_rms_norm_backward.register_fake
-def _(y, z, weight, dout, groups, eps):
+def _fake_gated_backward(y, z, weight, dout, groups, eps):
     dweight = weight.new_empty(weight.shape, dtype=torch.float32)
     return y.new_empty(y.shape), z.new_empty(z.shape), dweight
 
@@ -346,5 +349,7 @@ def _gated_gradients(ctx, backward, dout):
 
 
 _gated_recorded = with_gradient(
-    _gated_rms_norm, _gated_rms_norm_backward, _save_gated, _gated_gradients
-)
+    "remamba::gated_rms_norm", _gated_forward, _gated_backward,
+    fake=_fake_gated, fake_backward=_fake_gated_backward,
+    save=_save_gated, gradients=_gated_gradients,
+)  # fmt: skip

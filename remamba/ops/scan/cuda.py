@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from remamba.ops import nvrtc
+from remamba.ops.backend import limited
 from remamba.ops.device import processors
-from remamba.ops.recording import op, with_gradient
+from remamba.ops.recording import with_gradient
+from remamba.ops.scan_inputs import ScanInputs
 
 SOURCE = Path(__file__).with_name("selective_scan.cu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -29,6 +31,8 @@ ROWS = ("x", "dt", "z", "B", "C", "dy")
 MOST_ROWS = 65_535
 """Of a batch: a row is a grid's second axis."""
 
+UNALIGNED = "rows that do not begin every 16 bytes"
+
 OPTIONAL = ("z", "D", "bias", "scale")
 POINTERS = (
     *ROWS, "A", "D", "bias", "scale", "first", "y", "last", "starts", "dlast",
@@ -38,66 +42,61 @@ ARGUMENTS = struct.Struct(f"{len(POINTERS)}Q{2 * len(ROWS)}q2i")
 """`struct Arguments` of the source: POINTERS, the strides of ROWS, length and channels."""
 
 
-def selective_scan_cuda(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
-) -> tuple[Tensor, Tensor]:
-    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there.
-
-    Inputs that the kernels are not written for (`fits`) go to the Triton form.
-    """
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad
-        for t in (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-    )
-    if not fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad):
-        from remamba.ops.scan.triton import selective_scan_triton
-
-        return selective_scan_triton(
-            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
-        )
-    A = A.float().contiguous()
-    if initial_state is not None:
-        initial_state = initial_state.float().contiguous()
-    if dt_scale is not None:
-        dt_scale = dt_scale.float().contiguous()
-    D = None if D is None else D.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
-    arguments = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, needs_grad)
-    if needs_grad or torch.compiler.is_compiling():
-        y, last, _ = _recorded(*arguments)
-    else:
-        y, last, _ = _forward(*arguments)
-    return y, last
+def needs_gradient(inputs: ScanInputs) -> bool:
+    """Whether what the backward kernel reads must be kept."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
-def fits(x, dt, A, B, C, D, z, dt_bias, dt_scale, needs_grad: bool) -> bool:
-    """True when the kernels can take these inputs.
+def fits(inputs: ScanInputs) -> str:
+    """Why the kernels cannot take these inputs.
 
     They read rows in 16 bytes at a time, of one dtype, and give no gradient of dt_scale.
     """
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
     dtype = x.dtype
-    if (
-        dtype not in TYPES
-        or A.shape[1] not in STATES
-        or x.shape[0] > MOST_ROWS
-        or not {t.dtype for t in (D, dt_bias) if t is not None} <= {torch.float32, dtype}
-        or (D is not None and dt_bias is not None and D.dtype != dt_bias.dtype)
-        or (needs_grad and dt_scale is not None and dt_scale.requires_grad)
-    ):
-        return False
+    if dtype not in TYPES:
+        return "a dtype that is not float32, bfloat16 or float16"
+    if A.shape[1] not in STATES:
+        return f"a state size that is none of {STATES}"
+    if x.shape[0] > MOST_ROWS:
+        return f"more than {MOST_ROWS} rows"
+    parameters = {t.dtype for t in (D, dt_bias) if t is not None}
+    if len(parameters) > 1 or not parameters <= {torch.float32, dtype}:
+        return "D and dt_bias of other dtypes"
+    if dt_scale is not None and dt_scale.requires_grad and torch.is_grad_enabled():
+        return "a gradient of dt_scale"
     values = 16 // dtype.itemsize
     is_compiling = torch.compiler.is_compiling()
     for t in (x, dt, B, C, z):
         if t is None:
             continue
         row, step, value = t.stride()
-        is_apart = step % values or (row % values and t.shape[0] > 1)
-        if t.dtype != dtype or value != 1 or is_apart:
-            return False
+        if t.dtype != dtype:
+            return "rows of several dtypes"
+        if value != 1 or step % values or (row % values and t.shape[0] > 1):
+            return UNALIGNED
         # a compiler's tensors have no address: the ops look again
         if not is_compiling and t.data_ptr() % 16:
-            return False
-    return x.shape[2] % values == 0
+            return UNALIGNED
+    return UNALIGNED if x.shape[2] % values else ""
+
+
+@limited(fits)
+def selective_scan_cuda(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0."""
+    needs_grad = needs_gradient(inputs)
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
+    dense = ScanInputs(
+        x, dt, A.float().contiguous(), B, C, None if D is None else D.contiguous(), z,
+        None if dt_bias is None else dt_bias.contiguous(),
+        None if dt_scale is None else dt_scale.float().contiguous(),
+        None if initial_state is None else initial_state.float().contiguous(),
+    )  # fmt: skip
+    if needs_grad or torch.compiler.is_compiling():
+        y, last, _ = _recorded(*dense, needs_grad)
+    else:
+        y, last, _ = _forward(dense, needs_grad)
+    return y, last
 
 
 @functools.cache
@@ -210,17 +209,23 @@ def _launch(name: str, tensors: dict[str, Tensor | None]) -> None:
     kernel(grid, arguments_of(tensors), kind[-1].index)
 
 
-def _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
+def _named(inputs: ScanInputs, **others: Tensor | None) -> dict[str, Tensor | None]:
+    """The tensors under the names that POINTERS gives them."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, first = inputs
+    return {
+        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
+        "scale": dt_scale, "first": first, **others,
+    }  # fmt: skip
+
+
+def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x, A = inputs.x, inputs.A
     b, l, e = x.shape
     n = A.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     tiles = -(-l // kept_every(x.dtype)) if save else 0
     last, starts = A.new_empty((b, e, n)), A.new_empty((b, tiles, e, n))
-    tensors = {
-        "x": x, "dt": dt, "z": z, "B": B, "C": C, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "first": initial_state, "y": y, "last": last,
-        "starts": starts if save else None,
-    }  # fmt: skip
+    tensors = _named(inputs, y=y, last=last, starts=starts if save else None)
     _launch("scan_forward", tensors)
     return y, last, starts
 
@@ -232,19 +237,19 @@ def _aligned(t):
     )
 
 
-@op("remamba::selective_scan_cuda")
-def _forward_op(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, initial_state: Tensor | None, save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+def _aligned_inputs(inputs: ScanInputs) -> ScanInputs:
+    x, dt, A, B, C, D, z, *others = inputs
     x, dt, B, C, z = map(_aligned, (x, dt, B, C, z))
-    return _forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save)
+    return ScanInputs(x, dt, A, B, C, D, z, *others)
 
 
-@_forward_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
-    (b, l, e), n = x.shape, A.shape[1]
+def _aligned_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y (b, l, e), the final state (b, e, n) and, for the gradient, the state before each tile."""
+    return _forward(_aligned_inputs(inputs), save)
+
+
+def _fake(inputs, save):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     tiles = -(-l // kept_every(x.dtype)) if save else 0
     return (
         x.new_empty((b, l, e)),
@@ -253,19 +258,17 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, save):
     )
 
 
-@op("remamba::selective_scan_cuda_backward")
-def _backward_op(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, dt_scale: Tensor | None, y: Tensor, starts: Tensor, dy: Tensor,
-    dlast: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _backward(
+    inputs: ScanInputs, y: Tensor, starts: Tensor, dy: Tensor, dlast: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B and C (b, l, 2 n), D, z, dt_bias and the initial state.
 
-    All but those of x, dt and z are float32; that of an absent z is empty.
+    All but those of x, dt and z are float32; that of an absent z is empty. The initial state is
+    not needed: it is the first of `starts`.
     """
-    x, dt, B, C, z, dy = map(_aligned, (x, dt, B, C, z, dy))
+    inputs = _aligned_inputs(inputs)
+    x, z, n = inputs.x, inputs.z, inputs.A.shape[1]
     b, l, e = x.shape
-    n = A.shape[1]
     dx, ddt = (torch.empty((b, l, e), dtype=x.dtype, device=x.device) for _ in range(2))
     dz = torch.empty((b, l, e) if z is not None else (0,), dtype=x.dtype, device=x.device)
     dA, dfirst = (torch.empty((b, e, n), dtype=torch.float32, device=x.device) for _ in range(2))
@@ -275,29 +278,27 @@ def _backward_op(
         dtype=torch.float32,
         device=x.device,
     )
-    tensors = {
-        "x": x, "dt": dt, "z": z, "B": B, "C": C, "dy": dy, "A": A, "D": D, "bias": dt_bias,
-        "scale": dt_scale, "y": y, "starts": starts, "dlast": dlast, "dx": dx, "ddt": ddt,
-        "dz": dz, "dA": dA, "dD": dD, "dbias": dbias, "dfirst": dfirst, "dBC": dBC,
-    }  # fmt: skip
+    tensors = _named(
+        inputs, dy=_aligned(dy), y=y, starts=starts, dlast=dlast, dx=dx, ddt=ddt, dz=dz,
+        dA=dA, dD=dD, dbias=dbias, dfirst=dfirst, dBC=dBC,
+    )  # fmt: skip
     _launch("scan_backward", tensors)
     dA, dD, dbias = (t.sum(0) if b > 1 else t[0] for t in (dA, dD, dbias))
     return dx, ddt, dA, dBC.sum(1), dD, dz, dbias, dfirst
 
 
-@_backward_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast):
-    (b, l, e), n = x.shape, A.shape[1]
+def _fake_backward(inputs, y, starts, dy, dlast):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     rows, channels = x.new_empty((b, l, e)), x.new_empty((e,), dtype=torch.float32)
     return (
         rows, rows.clone(), x.new_empty((e, n), dtype=torch.float32),
         x.new_empty((b, l, 2 * n), dtype=torch.float32), channels,
-        rows.clone() if z is not None else x.new_empty((0,)), channels.clone(),
+        rows.clone() if inputs.z is not None else x.new_empty((0,)), channels.clone(),
         x.new_empty((b, e, n), dtype=torch.float32),
     )  # fmt: skip
 
 
-def _keep(ctx, inputs, output):
+def _save(ctx, inputs, output):
     y, _, starts = output  # starts[:, 0] is the initial state
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(starts)
@@ -305,8 +306,10 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:9], y, starts)
 
 
-def _differentiate(ctx, backward, dy, dlast, _):
-    x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts = ctx.saved_tensors
+def _gradients(ctx, backward, dy, dlast, _):
+    *given, y, starts = ctx.saved_tensors
+    inputs = ScanInputs(*given)
+    x, B, D, dt_bias = inputs.x, inputs.B, inputs.D, inputs.dt_bias
     dy = (
         torch.zeros_like(x, memory_format=torch.contiguous_format)
         if dy is None
@@ -314,9 +317,7 @@ def _differentiate(ctx, backward, dy, dlast, _):
     )
     if dlast is not None:
         dlast = dlast.float().contiguous()
-    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = backward(
-        x, dt, A, B, C, D, z, dt_bias, dt_scale, y, starts, dy, dlast
-    )
+    dx, ddt, dA, dBC, dD, dz, dbias, dfirst = backward(*inputs, y, starts, dy, dlast)
     b, l, n = B.shape
     # the kernel's order has the groups of states last
     both = x.new_empty((b, l, 2, 8, n // 8))
@@ -333,4 +334,7 @@ def _differentiate(ctx, backward, dy, dlast, _):
     )  # fmt: skip
 
 
-_recorded = with_gradient(_forward_op, _backward_op, _keep, _differentiate)
+_recorded = with_gradient(
+    "remamba::selective_scan_cuda", _aligned_forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip

@@ -1,27 +1,19 @@
-"""The selective scan of Mamba: the public op and its reference."""
+"""The selective scan of Mamba: the public op."""
 
-import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import in_form, run
 from remamba.ops.precision import accumulation_dtype, without_autocast
-from remamba.ops.time_step.lengths import fold_lengths, time_step
+from remamba.ops.scan.reference import reference
+from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.lengths import fold_lengths
 
 
 def selective_scan(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    *,
-    z: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    dt_scale: torch.Tensor | None = None,
-    lengths: torch.Tensor | None = None,
-    initial_state: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, *,
+    z: Tensor | None = None, dt_bias: Tensor | None = None, dt_scale: Tensor | None = None,
+    lengths: Tensor | None = None, initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (b, l, e) in x's dtype and the final state (b, e, n) of Mamba's selective scan.
 
         step = softplus(dt + dt_bias) * dt_scale
@@ -38,45 +30,9 @@ def selective_scan(
     """
     with without_autocast(x):
         dt_scale = fold_lengths(dt_scale, lengths, x, accumulation_dtype(x))
-        run = implementation("selective_scan", x.device) if x.numel() else selective_scan_ref
-        return run(
-            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
-        )
+        inputs = ScanInputs(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+        return run("selective_scan", x.device, inputs) if x.numel() else reference(inputs)
 
 
-def selective_scan_ref(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    *,
-    z: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    dt_scale: torch.Tensor | None = None,
-    lengths: torch.Tensor | None = None,
-    initial_state: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """selective_scan step by step, as the paper writes it; gradients are torch's own."""
-    dtype = accumulation_dtype(x)
-    dt_scale = fold_lengths(dt_scale, lengths, x, dtype)
-    step = time_step(dt, dt_bias, dt_scale, dtype)  # (b, l, e)
-    u, A, B, C = x.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
-    if initial_state is None:
-        initial_state = u.new_zeros(x.shape[0], *A.shape)
-    state = initial_state.to(dtype)
-
-    y = torch.zeros_like(u)
-    outputs = []
-    for t in range(x.shape[1]):
-        decay = torch.exp(torch.einsum("be,en->ben", step[:, t], A))
-        state = decay * state + torch.einsum("be,bn,be->ben", step[:, t], B[:, t], u[:, t])
-        outputs.append(torch.einsum("ben,bn->be", state, C[:, t]))
-    if outputs:
-        y = torch.stack(outputs, dim=1)
-    if D is not None:
-        y = y + D.to(dtype) * u
-    if z is not None:
-        y = y * F.silu(z.to(dtype))
-    return y.to(x.dtype), state
+selective_scan_ref = in_form(selective_scan, "ref")
+"""selective_scan step by step, as the paper writes it."""

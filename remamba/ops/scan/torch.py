@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from remamba.ops.precision import accumulation_dtype, without_autocast
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E, time_step
 
 # steps whose decays and states are in memory at once; training keeps the states between chunks
@@ -15,14 +16,11 @@ CHUNK = 32
 CACHED_ELEMENTS = 2**20
 
 
-def selective_scan_torch(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there."""
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+def selective_scan_torch(inputs: ScanInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """selective_scan, for l > 0."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _SelectiveScan.apply(*inputs)
-    return _forward(False, *inputs)[:2]
+    return _forward(False, inputs)[:2]
 
 
 class _Chunks:
@@ -62,8 +60,9 @@ class _Chunks:
         return decay, states
 
 
-def _forward(keep_boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state):
+def _forward(keep_boundaries: bool, inputs: ScanInputs):
     """y, the final state, and (when asked) the states before each chunk, each (b, n, e)."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
     chunks = _Chunks(x, A)
     dtype, length = chunks.dtype, x.shape[1]
     y = _new_like(x)
@@ -93,7 +92,7 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        y, state, boundaries = _forward(True, *inputs)
+        y, state, boundaries = _forward(True, ScanInputs(*inputs))
         ctx.save_for_backward(*inputs, *boundaries)
         return y, state
 
@@ -101,9 +100,9 @@ class _SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dstate):
         saved = ctx.saved_tensors  # once only: checkpointing allows no second unpacking
-        inputs, boundaries = saved[:10], saved[10:]
+        inputs, boundaries = ScanInputs(*saved[:10]), saved[10:]
         with without_autocast(dy):
-            grads = _backward(dy, dstate, boundaries, *inputs)
+            grads = _backward(dy, dstate, boundaries, inputs)
         return tuple(
             grad.to(t.dtype) if t is not None and needed else None
             for grad, t, needed in zip(grads, inputs, ctx.needs_input_grad, strict=True)
@@ -115,8 +114,9 @@ def _new_like(t):
     return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _backward(dy, dstate, boundaries, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state):
-    """The gradients of x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state."""
+def _backward(dy, dstate, boundaries, inputs: ScanInputs):
+    """The gradients of the inputs, in their order."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
     chunks = _Chunks(x, A)
     dtype, size = chunks.dtype, chunks.size
     adjoint = torch.empty_like(chunks.decay)  # d loss / d h_t

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device, processors
-from remamba.ops.recording import Op, is_recorded, op, with_gradient
-from remamba.ops.scan.torch import selective_scan_torch
+from remamba.ops.recording import is_recorded, with_gradient
 from remamba.ops.scan.triton_backward import given, scan_backward
 from remamba.ops.scan.triton_elements import SPAN
 from remamba.ops.scan.triton_forward import scan_forward
+from remamba.ops.scan_inputs import ScanInputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 64
@@ -23,33 +24,29 @@ SHORTEST, LONGEST = 64, 640
 """Positions of a chunk: shorter ones cost too much apart, longer ones leave processors idle."""
 
 
-def selective_scan_triton(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, initial_state=None
-) -> tuple[Tensor, Tensor]:
-    """selective_scan with lengths already folded into dt_scale, and l > 0. Shapes as there.
+def fits(inputs: ScanInputs) -> str:
+    """Why the kernels cannot take these inputs: they compute in float32, and hold a channel's
+    states in registers."""
+    if inputs.A.shape[1] > MOST_STATES:
+        return f"more than {MOST_STATES} states a channel"
+    if not all(t is None or t.dtype in DTYPES for t in inputs):
+        return "a dtype that is not float32, bfloat16 or float16"
+    return ""
 
-    float64 inputs, and more than 64 states a channel, go to selective_scan_torch: the kernels
-    compute in float32 and hold a channel's states in registers.
-    """
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
-    if not fits(*inputs):
-        return selective_scan_torch(
-            x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, initial_state=initial_state
-        )
-    x, dt, B, C = rows(x), rows(dt), rows(B), rows(C)
-    z = None if z is None else rows(z)
-    D = None if D is None else D.contiguous()
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+
+@limited(fits)
+def selective_scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """selective_scan, for l > 0."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
+    dense = ScanInputs(
+        rows(x), rows(dt), A, rows(B), rows(C), None if D is None else D.contiguous(),
+        None if z is None else rows(z), None if dt_bias is None else dt_bias.contiguous(),
+        dt_scale, initial_state,
+    )  # fmt: skip
     chunk = chunk_length(*x.shape, x.device)
-    run = _recorded if is_recorded(*inputs) else _forward
-    return run(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)[:2]
-
-
-def fits(x, dt, A, *others) -> bool:
-    """True when the kernels can take these inputs."""
-    return A.shape[1] <= MOST_STATES and all(
-        t is None or t.dtype in DTYPES for t in (x, dt, A, *others)
-    )
+    if is_recorded(*inputs):
+        return _recorded(*dense, chunk)[:2]
+    return _forward(dense, chunk)[:2]
 
 
 def rows(t: Tensor) -> Tensor:
@@ -67,31 +64,14 @@ def chunk_length(b: int, l: int, e: int, device: torch.device) -> int:
     return max(SHORTEST, -(-length // SPAN) * SPAN)
 
 
-def _forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_scale: Tensor | None,
-    initial_state: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and the states before each chunk, for backward."""
-    with on_device(x):
-        return scan_forward(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk)
+    with on_device(inputs.x):
+        return scan_forward(inputs, chunk)
 
 
-selective_scan = Op("remamba::selective_scan_triton", _forward)
-
-
-@selective_scan.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
-    b, l, e = x.shape
-    n = A.shape[1]
+def _fake(inputs, chunk):
+    x, (b, l, e), n = inputs.x, inputs.x.shape, inputs.A.shape[1]
     return (
         x.new_empty(b, l, e),
         x.new_empty(b, e, n, dtype=torch.float32),
@@ -99,44 +79,22 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk):
     )
 
 
-@op("remamba::selective_scan_triton_backward")
-def selective_scan_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_scale: Tensor | None,
-    initial_state: Tensor | None,
-    states: Tensor,
-    chunk: int,
-    needed: list[bool],
+def _backward(
+    inputs: ScanInputs, states: Tensor, dy: Tensor, dstate: Tensor, chunk: int, needed: list[bool]
 ) -> list[Tensor]:
-    """The gradients of the ten inputs; empty ones where none is `given`."""
-    with on_device(x):
-        return scan_backward(
-            rows(dy), dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state,
-            states, chunk, needed,
-        )  # fmt: skip
+    """The gradients of the inputs; empty ones where none is `given`."""
+    with on_device(inputs.x):
+        return scan_backward(inputs, rows(dy), dstate, states, chunk, needed)
 
 
-@selective_scan_backward.register_fake
-def _(
-    dy, dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, states, chunk, needed
-):  # fmt: skip
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
+def _fake_backward(inputs, states, dy, dstate, chunk, needed):
     return [
-        t.new_empty(t.shape) if there else x.new_empty(0)
+        t.new_empty(t.shape) if there else inputs.x.new_empty(0)
         for t, there in zip(inputs, given(inputs, needed), strict=True)
     ]
 
 
-def _setup_context(ctx, inputs, output):
+def _save(ctx, inputs, output):
     *tensors, ctx.chunk = inputs
     states = output[2]
     ctx.mark_non_differentiable(states)
@@ -146,8 +104,11 @@ def _setup_context(ctx, inputs, output):
 def _gradients(ctx, backward, dy, dstate, _):
     *tensors, states = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:10])
-    grads = backward(dy, dstate, *tensors, states, ctx.chunk, needed)
+    grads = backward(*tensors, states, dy, dstate, ctx.chunk, needed)
     return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
 
-_recorded = with_gradient(selective_scan, selective_scan_backward, _setup_context, _gradients)
+_recorded = with_gradient(
+    "remamba::selective_scan_triton", _forward, _backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip

@@ -24,6 +24,7 @@ from remamba.ops.scan.triton_elements import (
     sigmoid,
     softplus,
 )
+from remamba.ops.scan_inputs import ScanInputs
 
 # one warp a program; each of its threads has so many channels
 LANES = 32
@@ -283,7 +284,7 @@ def gradient_kernel(
             tl.store(dbias + sum_at, sum_bias[i], mask=d < e - i * LANES)
 
 
-def given(inputs, needed) -> list[bool]:
+def given(inputs: ScanInputs, needed: list[bool]) -> list[bool]:
     """Of which of the ten inputs there is a gradient: those needed, and x, dt and z in any case."""
     return [
         t is not None and (need or i in (0, 1, 6))
@@ -292,16 +293,17 @@ def given(inputs, needed) -> list[bool]:
 
 
 def scan_backward(
-    dy, dstate, x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, states, chunk, needed
-) -> list[torch.Tensor]:
-    """Gradients of x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, each in its dtype.
+    inputs: ScanInputs, dy: torch.Tensor, dstate: torch.Tensor, states: torch.Tensor,
+    chunk: int, needed: list[bool],
+) -> list[torch.Tensor]:  # fmt: skip
+    """The gradients of the inputs, each in its dtype.
 
     needed: which of them are asked for; the others come out empty. states (b, chunks, n, e) are
     those before each chunk, as the forward pass left them.
     """
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, _ = inputs
     b, l, e = x.shape
     n = A.shape[1]
-    inputs = (x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state)
     wanted = given(inputs, needed)
     grads = [
         torch.empty(t.shape, dtype=t.dtype, device=x.device) if want else x.new_empty(0)

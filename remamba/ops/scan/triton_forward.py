@@ -17,6 +17,7 @@ from remamba.ops.scan.triton_elements import (
     sigmoid,
     softplus,
 )
+from remamba.ops.scan_inputs import ScanInputs
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -155,10 +156,9 @@ def link_kernel(
             tl.store(state_at + (at + j + 1) * N * e, h, mask=there)
 
 
-def scan_forward(
-    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def scan_forward(inputs: ScanInputs, chunk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y (b, l, e), the final state (b, e, n), the states before each chunk (b, c, n, e) float32."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, initial_state = inputs
     b, l, e = x.shape
     n = A.shape[1]
     num_chunks = triton.cdiv(l, chunk)

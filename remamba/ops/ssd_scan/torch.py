@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from remamba.ops.precision import accumulation_dtype, without_autocast
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E, time_step
 
 # tokens (rows times length) whose decay matrices are in memory at once
@@ -15,16 +17,14 @@ SEGMENT_TOKENS = {"cpu": 256, "cuda": 16384}
 
 
 def ssd_torch(
-    x, dt, A, B, C, D=None, *, dt_bias=None, dt_limit=(0.0, float("inf")), dt_scale=None,
-    initial_state=None, chunk_size=64,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """ssd with lengths already folded into dt_scale, and l > 0. Shapes as there."""
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
+    inputs: ScanInputs, *, dt_limit: tuple[float, float], chunk_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ssd, for l > 0."""
     is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     # a compiler cannot trace a backward that computes gradients itself, and plans its own memory
     if is_trained and not torch.compiler.is_compiling():
         return _SSD.apply(dt_limit, chunk_size, *inputs)
-    return _forward(dt_limit, chunk_size, *inputs)[:2]
+    return _forward(dt_limit, chunk_size, inputs)[:2]
 
 
 def _segments(x: torch.Tensor, chunk_size: int) -> list[slice]:
@@ -35,10 +35,11 @@ def _segments(x: torch.Tensor, chunk_size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _forward(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state):
+def _forward(dt_limit, chunk_size, inputs: ScanInputs):
     """y, the final state, and the states before each segment as (b, g, n, r, p)."""
+    x, initial_state = inputs.x, inputs.initial_state
     b, _, h, p = x.shape
-    g, n = B.shape[2:]
+    g, n = inputs.B.shape[2:]
     dtype = accumulation_dtype(x)
     if initial_state is None:
         state = x.new_zeros(b, g, n, h // g, p, dtype=dtype)
@@ -48,10 +49,7 @@ def _forward(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, initial
     boundaries = []
     for piece in _segments(x, chunk_size):
         boundaries.append(state)
-        y[:, piece], state = _segment(
-            dt_limit, chunk_size, x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], D,
-            dt_bias, None if dt_scale is None else dt_scale[:, piece], state,
-        )  # fmt: skip
+        y[:, piece], state = _segment(dt_limit, chunk_size, inputs.piece(piece, state))
     return y, _ungrouped(state), boundaries
 
 
@@ -65,11 +63,13 @@ def _ungrouped(state: torch.Tensor) -> torch.Tensor:
     return state.permute(0, 1, 3, 4, 2).flatten(1, 2).contiguous()
 
 
-def _segment(dt_limit, chunk_size, x, dt, A, B, C, D, dt_bias, dt_scale, state):
+def _segment(dt_limit, chunk_size, inputs: ScanInputs):
     """y and the state after a piece of l (2405.21060 section 6); states are (b, g, n, r, p).
 
     Letters: c chunks of k steps, g groups of r heads.
     """
+    x, dt, A, B, C, D, _, dt_bias, dt_scale, state = inputs
+    assert state is not None, "a segment starts from a state"
     dtype = accumulation_dtype(x)
     length, k = x.shape[1], min(chunk_size, x.shape[1])
     g, _, r, p = state.shape[1:]
@@ -173,7 +173,7 @@ class _SSD(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, dt_limit, chunk_size, *inputs):
-        y, state, boundaries = _forward(dt_limit, chunk_size, *inputs)
+        y, state, boundaries = _forward(dt_limit, chunk_size, ScanInputs(*inputs))
         ctx.dt_limit, ctx.chunk_size = dt_limit, chunk_size
         ctx.save_for_backward(*inputs, *boundaries)
         return y, state
@@ -182,11 +182,11 @@ class _SSD(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dstate):
         saved = ctx.saved_tensors
-        *inputs, initial_state = saved[:9]
-        boundaries = saved[9:]
+        *inputs, initial_state = saved[:10]
+        boundaries = saved[10:]
         x, B = inputs[0], inputs[3]
-        # x, dt, B, C and dt_scale have an axis l, of which each segment has its own part
-        is_cut = [i in (0, 1, 3, 4, 7) for i in range(len(inputs))]
+        # what has an axis l, of which each segment has its own part
+        is_cut = [name in ("x", "dt", "B", "C", "dt_scale") for name in ScanInputs._fields[:-1]]
         dtype = dstate.dtype  # of sums over segments
         grads = [
             None if t is None else torch.zeros_like(t, dtype=t.dtype if cut else dtype)
@@ -196,11 +196,11 @@ class _SSD(torch.autograd.Function):
         pieces = _segments(x, ctx.chunk_size)
         with without_autocast(dy), torch.enable_grad():
             for piece, state in zip(reversed(pieces), reversed(boundaries), strict=True):
-                leaves = [
+                leaves: list[Any] = [
                     None if t is None else (t[:, piece] if cut else t).detach().requires_grad_()
                     for t, cut in zip((*inputs, state), (*is_cut, False), strict=True)
                 ]
-                y, end = _segment(ctx.dt_limit, ctx.chunk_size, *leaves)
+                y, end = _segment(ctx.dt_limit, ctx.chunk_size, ScanInputs(*leaves))
                 present = [leaf for leaf in leaves if leaf is not None]
                 weights = (dy[:, piece].to(dtype), dstate)
                 found = iter(torch.autograd.grad((y, end), present, weights))

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device, processors
-from remamba.ops.recording import op, with_gradient
+from remamba.ops.recording import with_gradient
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.ssd_scan.triton_forward import (
     TRITON_DTYPES,
     Plan,
@@ -28,26 +29,8 @@ from remamba.ops.ssd_scan.triton_forward import (
 Grads = tuple[torch.Tensor, ...]
 
 
-@op("remamba::ssd")
-def ssd_op(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    dt_scale: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    dt_min: float,
-    dt_max: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `forward` returns, with gradients; those of the segments' parts are not taken."""
-    return forward(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max)
-
-
-@ssd_op.register_fake
-def _(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
+def _fake(inputs, dt_min, dt_max):
+    x, B, C = inputs.x, inputs.B, inputs.C
     b, _, h, p = x.shape
     parts = plan(x, B, C).segments - 1
     state = x.new_empty(b, h, p, B.shape[3], dtype=torch.float32)
@@ -55,64 +38,25 @@ def _(x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max):
     return x.new_empty(x.shape), state, added, state.new_empty(b, parts, h)
 
 
-@op("remamba::ssd_backward")
-def ssd_backward_op(
-    dy: torch.Tensor | None,
-    dfinal: torch.Tensor | None,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    dt_scale: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    added: torch.Tensor,
-    passed: torch.Tensor,
-    dt_min: float,
-    dt_max: float,
-) -> list[torch.Tensor]:
-    """The gradients of x to initial_state in their order; an empty one for what is None."""
-    return backward(
-        dy, dfinal, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, added, passed,
-        dt_min, dt_max,
-    )  # fmt: skip
-
-
-@ssd_backward_op.register_fake
-def _(dy, dfinal, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, *rest):
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
-    return [x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.dt_min, ctx.dt_max = inputs
-    ctx.save_for_backward(*tensors, *output[2:])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, backward, dy, dfinal, *unused):
-    saved = ctx.saved_tensors
-    grads = backward(dy, dfinal, *saved, ctx.dt_min, ctx.dt_max)
-    given = zip(grads, saved[:9], strict=True)
-    return *(None if t is None else grad for grad, t in given), None, None
-
-
-recorded = with_gradient(ssd_op, ssd_backward_op, _save, _gradients)
+def _fake_backward(inputs, *others):
+    return [
+        inputs.x.new_empty(0 if t is None else t.shape, dtype=None if t is None else t.dtype)
+        for t in inputs
+    ]
 
 
 def backward(
-    dy, dfinal, x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, added, passed, dt_min, dt_max
-) -> list[torch.Tensor]:
-    """The gradients of x to initial_state; dy or dfinal may be None, added and passed are
+    inputs: ScanInputs, added: torch.Tensor, passed: torch.Tensor,
+    dy: torch.Tensor | None, dfinal: torch.Tensor | None, dt_min: float, dt_max: float,
+) -> list[torch.Tensor]:  # fmt: skip
+    """The gradients of the inputs, an empty one for what is None; added and passed are
     forward's."""
+    x, dt, A, B, C, D, _, dt_bias, dt_scale, initial_state = inputs
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     cut = plan(x, B, C)
     dy = torch.zeros_like(x) if dy is None else rows_contiguous(dy)
     x, B, C = (rows_contiguous(t) for t in (x, B, C))
-    inputs = (x, dt, A, B, C, D, dt_bias, dt_scale, initial_state)
     A, D, dt_bias, initial_state = (dense(t) for t in (A, D, dt_bias, initial_state))
     wide = {"dtype": torch.float32, "device": x.device}
     with on_device(x):
@@ -146,11 +90,30 @@ def backward(
             cut.chunk, min(triton.next_power_of_2(h), 16), num_warps=4,
         )  # fmt: skip
     dA, dbias, dB, dC = dA.sum((0, 1)), dbias.sum((0, 1)), dBC[0].sum(0), dBC[1].sum(0)
-    grads = (dx, ddt, dA, dB, dC, dD.sum((0, 2)), dbias, dscale, dfirst)
+    grads = (dx, ddt, dA, dB, dC, dD.sum((0, 2)), None, dbias, dscale, dfirst)
     return [
         x.new_empty(0) if t is None else grad.to(t.dtype)
         for grad, t in zip(grads, inputs, strict=True)
     ]
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.dt_min, ctx.dt_max = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, backward, dy, dfinal, *unused):
+    saved = ctx.saved_tensors
+    grads = backward(*saved, dy, dfinal, ctx.dt_min, ctx.dt_max)
+    given = zip(grads, saved[:10], strict=True)
+    return *(None if t is None else grad for grad, t in given), None, None
+
+
+recorded = with_gradient(
+    "remamba::ssd", forward, backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip
 
 
 def head_blocks(cut: Plan, x: torch.Tensor, g: int) -> tuple[int, int]:

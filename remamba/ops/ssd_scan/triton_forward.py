@@ -2,7 +2,7 @@
 
 One program walks a head through a segment with the state in registers; a chunk of it is matrix
 products (2405.21060 section 6). What each segment adds to the state is found by a walk of its own
-first, so that segments run beside each other. The gradients are in ssd_backward_triton.py.
+first, so that segments run beside each other. The gradients are in triton_backward.py.
 """
 
 import functools
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.device import on_device, processors
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E
 
 # programs that a multiprocessor of a GPU should find, and the least chunks worth a segment
@@ -76,10 +77,11 @@ _known_cut = functools.lru_cache(maxsize=1024)(_cut)
 
 
 def forward(
-    x, dt, A, B, C, D, dt_bias, dt_scale, initial_state, dt_min, dt_max
+    inputs: ScanInputs, dt_min: float, dt_max: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, the final state, and of each segment but the last what it adds to the state and how much
     of the state passes it: (b, s - 1, h, p, n) and (b, s - 1, h), float32."""
+    x, dt, A, B, C, D, _, dt_bias, dt_scale, initial_state = inputs
     b, l, h, p = x.shape
     n = B.shape[3]
     cut = plan(x, B, C)

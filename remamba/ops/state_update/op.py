@@ -2,64 +2,48 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from remamba.ops.backend import implementation
+from remamba.ops.backend import run
 from remamba.ops.precision import without_autocast
+from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E, time_step
 
 
 def selective_state_update(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    *,
-    z: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    dt_scale: torch.Tensor | None = None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, *,
+    z: Tensor | None = None, dt_bias: Tensor | None = None, dt_scale: Tensor | None = None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (b, e) in x's dtype and the new state (b, e, n): one step of `selective_scan`.
 
     x, dt, z (b, e); A (e, n); B, C (b, n); D, dt_bias (e,); dt_scale (b,); state (b, e, n), left
     as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("selective_state_update", x.device, state.dtype)
-        return run(x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_scale=dt_scale, state=state)
+        inputs = ScanInputs(x, dt, A, B, C, D, z, dt_bias, dt_scale, state)
+        return run("selective_state_update", x.device, inputs)
 
 
 def ssd_state_update(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    *,
-    dt_bias: torch.Tensor | None = None,
-    dt_limit: tuple[float, float] = (0.0, float("inf")),
-    dt_scale: torch.Tensor | None = None,
-    state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, *,
+    dt_bias: Tensor | None = None, dt_limit: tuple[float, float] = (0.0, float("inf")),
+    dt_scale: Tensor | None = None, state: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (b, h, p) in x's dtype and the new state (b, h, p, n): one step of `ssd`.
 
     x (b, h, p); dt (b, h); A, D, dt_bias (h,); B, C (b, g, n); dt_scale (b,); state (b, h, p, n),
     left as it is. Computed in the state's dtype, under autocast too.
     """
     with without_autocast(x):
-        run = implementation("ssd_state_update", x.device, state.dtype)
-        return run(
-            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state
-        )
+        inputs = ScanInputs(x, dt, A, B, C, D, None, dt_bias, dt_scale, state)
+        return run("ssd_state_update", x.device, inputs, dt_limit=dt_limit)
 
 
-def selective_state_update_torch(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, state
-) -> tuple[torch.Tensor, torch.Tensor]:
+def selective_state_update_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """selective_state_update in few torch calls: for one row on a CPU the calls are the cost."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, state = inputs
+    assert state is not None, "a step starts from a state"
     dtype = state.dtype
     u = x.to(dtype)
     step = time_step(dt, dt_bias, dt_scale, dtype)
@@ -73,10 +57,10 @@ def selective_state_update_torch(
     return y.to(x.dtype), state
 
 
-def ssd_state_update_torch(
-    x, dt, A, B, C, D=None, *, dt_bias=None, dt_limit=(0.0, float("inf")), dt_scale=None, state
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ssd_state_update_torch(inputs: ScanInputs, *, dt_limit) -> tuple[Tensor, Tensor]:
     """ssd_state_update in few torch calls; the heads of a group share B and C by broadcasting."""
+    x, dt, A, B, C, D, _, dt_bias, dt_scale, state = inputs
+    assert state is not None, "a step starts from a state"
     dtype = state.dtype
     g, n = B.shape[1:]
     u = x.to(dtype)

@@ -6,11 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.decode_layer.triton_few_rows import silu
 from remamba.ops.decode_layer.weights import MOST_STATE
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded
-from remamba.ops.state_update.op import selective_state_update_torch, ssd_state_update_torch
+from remamba.ops.recording import GRADIENT, is_recorded
+from remamba.ops.scan_inputs import ScanInputs
 
 BLOCK_E = 16
 """Channels of a program of the selective step."""
@@ -18,13 +19,20 @@ BLOCK_P = 16
 """Channels of a head that a program of the SSD step takes."""
 
 
-def selective_state_update_triton(
-    x, dt, A, B, C, D=None, *, z=None, dt_bias=None, dt_scale=None, state
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """selective_state_update in one launch; the torch form where gradients are recorded."""
-    optional = {"z": z, "dt_bias": dt_bias, "dt_scale": dt_scale}
-    if _needs_torch(x, dt, A, B, C, D, *optional.values(), state):
-        return selective_state_update_torch(x, dt, A, B, C, D, **optional, state=state)
+def _fits(inputs: ScanInputs, **options: object) -> str:
+    state = inputs.initial_state
+    assert state is not None
+    if state.dtype != torch.float32:
+        return "states not of float32"
+    if state.shape[-1] > MOST_STATE:
+        return f"more than {MOST_STATE} states a channel"
+    return GRADIENT if is_recorded(*inputs) else ""
+
+
+@limited(_fits)
+def selective_state_update_triton(inputs: ScanInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """selective_state_update in one launch."""
+    x, dt, A, B, C, D, z, dt_bias, dt_scale, state = inputs
     (b, e), n = x.shape, A.shape[1]
     x, dt, B, C, A = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, dt, B, C, A))
     z = z if z is None or z.stride(-1) == 1 else z.contiguous()
@@ -40,14 +48,12 @@ def selective_state_update_triton(
     return y, new
 
 
+@limited(_fits)
 def ssd_state_update_triton(
-    x, dt, A, B, C, D=None, *, dt_bias=None, dt_limit=(0.0, float("inf")), dt_scale=None, state
+    inputs: ScanInputs, *, dt_limit: tuple[float, float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """ssd_state_update in one launch; the torch form where gradients are recorded."""
-    if _needs_torch(x, dt, A, B, C, D, dt_bias, dt_scale, state):
-        return ssd_state_update_torch(
-            x, dt, A, B, C, D, dt_bias=dt_bias, dt_limit=dt_limit, dt_scale=dt_scale, state=state
-        )
+    """ssd_state_update in one launch."""
+    x, dt, A, B, C, D, _, dt_bias, dt_scale, state = inputs
     x, B, C = (t if t[0].is_contiguous() else t.contiguous() for t in (x, B, C))
     dt = dt if dt.stride(1) == 1 else dt.contiguous()
     A, D, dt_bias, dt_scale = map(_contiguous, (A, D, dt_bias, dt_scale))
@@ -55,14 +61,6 @@ def ssd_state_update_triton(
     with on_device(x):
         _ssd(x, dt, None, A, B, C, D, dt_bias, dt_limit, dt_scale, state.contiguous(), new, y)
     return y, new
-
-
-def _needs_torch(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call is beyond the kernels: gradients, states not of float32 or too long."""
-    state = tensors[-1]
-    assert state is not None
-    is_plain = state.dtype == torch.float32 and state.shape[-1] <= MOST_STATE
-    return not is_plain or is_recorded(*tensors)
 
 
 def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,11 +1,11 @@
-"""recipes/evidence.sh: commands that exist, branches that differ in their form alone."""
+"""recipes/evidence.py: commands that exist, branches that differ in their form alone."""
 
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from lab.commands.eval_planted import Args as Asked
 from lab.planted import make_base
 from lab.planted.suite import Options, make_tasks
 from remamba.cli import _parse
-from remamba.train.config import TrainArgs
+from remamba.commands import train
 
 ROOT = Path(__file__).resolve().parents[3]
-RECIPE = ROOT / "recipes" / "evidence.sh"
-
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+RECIPE = ROOT / "recipes" / "evidence.py"
+COMMANDS = Path(__file__).parent / "commands.txt.xz"
+"""What recipes/evidence.sh of commit 9135b37 ran, but for the branch sentences-true, whose option
+is gone. A line that begins with # tells its settings; data are sorted by name."""
 
 # Stands in for python: logs the command, sees that what it reads is there, writes what it would.
 STUB = """
@@ -32,11 +33,11 @@ import json, os, sys
 from pathlib import Path
 
 words = sys.argv[1:]
-if words[0] == "-":
+if words[:2] == ["-m", "lab.evidence.keep"]:
     if os.environ.get("REALLY_KEEP"):
         os.execv(sys.executable, [sys.executable, *words])
-    Path(words[2]).mkdir(parents=True)
-    (Path(words[2]) / "model.safetensors").touch()
+    Path(words[3]).mkdir(parents=True)
+    (Path(words[3]) / "model.safetensors").touch()
     sys.exit()
 
 def given(name):
@@ -78,7 +79,7 @@ elif "--tokenizer-only" not in words:
 FREE = {"base", "output", "accumulate"}
 FORM = {
     *("method", "keep_ratio", "keep_ratio_schedule", "length", "start", "placement", "adaption"),
-    *("selector", "window", "value", "importance", "score_gradient", "score_loss"),
+    *("selector", "window", "value", "importance", "score_loss"),
     *("num_kept", "score_negatives"),
     *("score_target", "stage1_loss", "document_loss"),
 }
@@ -103,10 +104,54 @@ def recipe(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             environment["REALLY_KEEP"] = "1"
             stub.write_text(stub.read_text().replace(" -S ", " "))
         return subprocess.run(
-            ["bash", str(RECIPE)], env=environment, capture_output=True, text=True
+            [sys.executable, str(RECIPE)], env=environment, capture_output=True, text=True
         )
 
     return run
+
+
+def recorded() -> dict[str, list[str]]:
+    """The settings of a run of the former script -> its commands."""
+    runs: dict[str, list[str]] = {}
+    for line in lzma.decompress(COMMANDS.read_bytes()).decode().splitlines():
+        if line.startswith("# "):
+            found = runs[line[2:]] = []
+        else:
+            found.append(line)
+    return runs
+
+
+def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
+    """A command's name and its options; of two equal ones the last counts."""
+    name, *parts = command.split(" --")
+    options = {}
+    for part in parts:
+        option, *values = part.split(" ")
+        options[option] = [float(v) if re.fullmatch(r"[\d.e-]+", v) else v for v in values]
+    return name, options
+
+
+@pytest.mark.parametrize("settings", recorded())
+def test_the_commands_are_those_of_the_former_script(
+    recipe: Callable[..., Any], tmp_path: Path, settings: str
+) -> None:
+    given = dict(re.findall(r"(\w+)=((?:[^ =]+(?: (?!\w+=))?)*)", settings))
+    done = recipe(**given)
+    assert done.returncode == 0, done.stderr
+    scale = "mamba-10m" if given["SEEDS"] == "1" else "mamba2-toy-base2"
+    found = []
+    for words in commands(tmp_path):
+        words = ["make_base", *words[2:]] if "lab.planted.make_base" in words else words[2:]
+        said = " ".join(words).replace(f"{tmp_path}/out", "OUT").replace(str(tmp_path), "BOOKS")
+        found.append(said.replace(f"OUT/{scale}", "MODELS").replace("OUT/data/", "DATA/"))
+    # files of data are written side by side
+    data = [line for line in found if line.startswith("data ")]
+    data.sort(key=lambda line: line.split(" --output ")[1])
+    ours = [meaning(line) for line in [*data, *(line for line in found if line not in data)]]
+    theirs = [meaning(line) for line in recorded()[settings]]
+    assert len(ours) == len(theirs) > 30
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == other
 
 
 def commands(tmp_path: Path) -> list[list[str]]:
@@ -115,7 +160,9 @@ def commands(tmp_path: Path) -> list[list[str]]:
 
 def trained(found: list[list[str]]) -> dict[str, dict[str, Any]]:
     """Run -> its options, as `remamba train` reads them."""
-    runs = [_parse(TrainArgs, "train", words[3:]) for words in found if words[2:3] == ["train"]]
+    kind = train.args_type(train.Choice())
+    lines = [words[3:] for words in found if words[2:3] == ["train"]]
+    runs = [train.train_args(_parse(kind, "train", line)) for line in lines]
     return {args.output.split("/out/")[1].split("/", 1)[1]: args.to_dict() for args in runs}
 
 
@@ -125,8 +172,8 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
     found = commands(tmp_path)
     asked = []
     for words in found:
-        if Path(words[0]).name == "make_base.py":
-            make_base.build_parser().parse_args(words[1:])
+        if words[1] == "lab.planted.make_base":
+            make_base.build_parser().parse_args(words[2:])
         elif words[2:5] == ["data", "build", "planted"]:
             args = _parse(Planted, "data build planted", words[5:])
             split = args.output.stem.split("-")[0]
@@ -145,7 +192,7 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
         *("base-recall", "base-names", "base-mixed", "base-wide")
     ]
     branches = sorted({name.split("/")[0] for name in runs if "/" in name})
-    assert len(branches) == 33
+    assert len(branches) == 32
     assert sorted(str(args.output).split("/asked-")[1] for args in asked) == sorted(
         f"{split}/{branch}" for split in ("dev", "test") for branch in branches
     )

@@ -65,7 +65,7 @@ def test_resuming_asks_nothing_twice(remamba: Run, refused: Run, tmp_path: Path)
     assert list(found["averages"]) == ["remamba-sft"]
     record = json.loads((out / "remamba-sft" / "run.json").read_text())
     (setting,) = (s for s in RECIPES["table2"].settings if s.role == "remamba")
-    assert setting.compression.items() <= record["settings"]["compression"].items()
+    assert setting.compression.items() <= record["settings"]["method"]["compression"].items()
     assert "give --resume" in refused(*words)
     asked = (out / "remamba-sft" / "predictions" / "coursera.jsonl").stat().st_mtime_ns
     assert remamba(*words, "--resume") == found

@@ -1,16 +1,21 @@
-"""adapt_dt in Triton: in place only the kept rows cost anything, and they are few."""
+"""adapt_dt and decay_rate in Triton.
+
+adapt_dt in place reads and writes only the kept rows, which are few.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
+from remamba.ops.backend import limited
 from remamba.ops.device import on_device
-from remamba.ops.recording import is_recorded, op, with_gradient
+from remamba.ops.precision import beyond_float32
+from remamba.ops.recording import GRADIENT, is_recorded, with_gradient
 
 BLOCK = 1024
-"""Channels at once, forward."""
+"""Channels of adapt_dt, and entries of decay_rate, at once."""
 TILE = (64, 128)
-"""Rows and channels of a program, backward."""
+"""Rows and channels of a program of adapt_dt's backward kernel."""
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -82,6 +87,11 @@ def _backward_kernel(
     tl.store(ddt + place, d, mask=mask)
 
 
+def _adapt_dt_fits(dt, *others, **options) -> str:
+    return beyond_float32(dt)
+
+
+@limited(_adapt_dt_fits)
 def adapt_dt_triton(dt, selected, theta, *, alpha=None, bias=None):
     """adapt_dt in one launch; in place where nothing is differentiated."""
     if is_recorded(dt, theta, alpha, bias):
@@ -106,7 +116,6 @@ def _launch(dt, selected, theta, alpha, bias, out) -> None:
         )  # fmt: skip
 
 
-@op("remamba::adapt_dt")
 def _adapt_dt(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -120,12 +129,10 @@ def _adapt_dt(
     return out
 
 
-@_adapt_dt.register_fake
-def _(dt, selected, theta, alpha, bias):
+def _fake(dt, selected, theta, alpha, bias):
     return dt.new_empty(dt.shape)
 
 
-@op("remamba::adapt_dt_backward")
 def _adapt_dt_backward(
     dt: torch.Tensor,
     selected: torch.Tensor,
@@ -153,8 +160,7 @@ def _adapt_dt_backward(
     return ddt, dtheta.sum(0), dalpha.sum(2), dbias.sum(0)
 
 
-@_adapt_dt_backward.register_fake
-def _(dt, selected, alpha, bias, dout):
+def _fake_backward(dt, selected, alpha, bias, dout):
     b, l, c = dt.shape
     return (
         dt.new_empty(dt.shape),
@@ -182,4 +188,29 @@ def _gradients(ctx, backward, dout):
     )
 
 
-_recorded = with_gradient(_adapt_dt, _adapt_dt_backward, _save, _gradients)
+_recorded = with_gradient(
+    "remamba::adapt_dt", _adapt_dt, _adapt_dt_backward,
+    fake=_fake, fake_backward=_fake_backward, save=_save, gradients=_gradients,
+)  # fmt: skip
+
+
+@triton.jit
+def _decay_rate_kernel(A_log, A, entries, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(A_log + i, mask=i < entries, other=0.0).to(tl.float32)
+    tl.store(A + i, -tl.exp(v), mask=i < entries)
+
+
+def _decay_rate_fits(A_log: torch.Tensor) -> str:
+    return GRADIENT if is_recorded(A_log) else beyond_float32(A_log)
+
+
+@limited(_decay_rate_fits)
+def decay_rate_triton(A_log: torch.Tensor) -> torch.Tensor:
+    """decay_rate in one launch instead of three."""
+    A_log = A_log.contiguous()
+    A = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device)
+    entries = A_log.numel()
+    with on_device(A_log):
+        _decay_rate_kernel[(-(-entries // BLOCK),)](A_log, A, entries, BLOCK=BLOCK, num_warps=4)
+    return A

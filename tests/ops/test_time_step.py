@@ -1,4 +1,4 @@
-"""adapt_dt in Triton equals the torch form, and leaves alone what was not kept."""
+"""adapt_dt and decay_rate: the kernels equal torch's forms; what was not kept is left alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remamba.ops import adapt_dt, use_backend
+from remamba.ops import adapt_dt, decay_rate, use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -42,7 +42,7 @@ def run(inputs: dict[str, Tensor], selected: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_equals_torch(case: str, same) -> None:
+def test_adapt_dt_kernel_equals_torch(case: str, same) -> None:
     pytest.importorskip("triton")
     inputs, selected = make(case)
     dt = inputs["dt"][..., 5:].clone()
@@ -70,7 +70,7 @@ def test_kernel_equals_torch(case: str, same) -> None:
 
 def test_is_known_to_torch_library() -> None:
     pytest.importorskip("triton")
-    import remamba.ops.time_step.triton_adapt_dt  # noqa: F401
+    import remamba.ops.time_step.triton  # noqa: F401
 
     dt, theta, alpha, bias = (
         torch.randn(shape, device=DEVICE, requires_grad=True) for shape in ((2, 3, 6), 6, (2, 3), 6)
@@ -82,3 +82,25 @@ def test_is_known_to_torch_library() -> None:
             (dt, selected, theta, a, bias_or_none),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("shape", [(1,), (70, 16), (1100,)], ids=str)
+def test_decay_rate_of_the_kernel_is_that_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, same
+) -> None:
+    pytest.importorskip("triton")
+    A_log = torch.randn(shape, device=DEVICE).to(dtype)
+    with use_backend("triton"):
+        A = decay_rate(A_log)
+    assert A.dtype == torch.float32
+    same(A, -A_log.float().exp())
+    A_log.requires_grad_()
+    with use_backend("triton"):
+        decay_rate(A_log).sum().backward()
+    same(A_log.grad, A.to(dtype))
+
+
+def test_float64_decay_rate_stays() -> None:
+    with use_backend("triton"):
+        assert decay_rate(torch.zeros(3, dtype=torch.float64, device=DEVICE)).dtype == torch.float64
