@@ -13,6 +13,8 @@ from remamba.execution import prefill
 from remamba.execution.passes import PassOptions
 from remamba.execution.prefill import MOST_TOKENS, bucket, graphs_of
 from remamba.execution.watch import Watch
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
 from remamba.model.rows import enter
 from tests.exactness import BACKBONES, FORMS, error, questions, tiny_model, tokens
 
@@ -311,11 +313,12 @@ def test_no_stage_waits_on_a_gpu(backbone, width, form):
     mask = torch.ones(2, width, dtype=torch.long)
     mask[1, :7] = 0
     batch = enter(tokens(2, width).cuda(), mask, **questions(form, 4, 4))
+    method = ReMamba(FORMS[form]) if form in FORMS else Plain()
     for mode in ("default", "default", "default", "error"):  # compiled, captured, then watched
         torch.cuda.set_sync_debug_mode(mode)
         try:
             with torch.inference_mode():
                 options = PassOptions(tail=1)
-                model._run(batch, FORMS.get(form, False), None, model.new_cache(), options)
+                model._run(batch, method, None, model.new_cache(), options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
