@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layers import LAB_LAYERS, LAYERS
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAPER = ROOT / "docs" / "PAPER.md"
@@ -96,6 +98,15 @@ def test_references_resolve(document: Path) -> None:
         if name not in known:
             wrong.append(f"{file}:{name}")
     assert not wrong, f"{document.name} names what is not defined: {wrong}"
+
+
+def test_every_room_is_told() -> None:
+    library = ARCHITECTURE.read_text(encoding="utf-8")
+    laboratory = (ROOT / "lab" / "README.md").read_text(encoding="utf-8")
+    for document, layers in ((library, LAYERS), (laboratory, LAB_LAYERS)):
+        rooms = {room for layer in layers for room in layer if not room.startswith("__")}
+        silent = {r for r in rooms if f"`{r}/`" not in document and f"`{r}.py`" not in document}
+        assert not silent, f"no line tells what these are for: {silent}"
 
 
 @pytest.mark.parametrize("document", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
