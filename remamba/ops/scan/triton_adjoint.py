@@ -4,15 +4,14 @@ import triton
 import triton.language as tl
 
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LINKED,
     SIZES,
     load_pairs,
     prefetch_pairs,
     prefetch_rows,
     sigmoid,
-    softplus,
 )
+from remamba.ops.time_step.triton_softplus import INTERPRETED, softplus
 
 
 @triton.jit(do_not_specialize=SIZES)

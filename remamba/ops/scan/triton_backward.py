@@ -8,9 +8,7 @@ import triton.language as tl
 
 from remamba.ops.scan.triton_adjoint import adjoint_kernel, carry_kernel
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LN_2,
-    LOG2_E,
     MANY_STATES,
     SIZES,
     SPAN,
@@ -20,11 +18,10 @@ from remamba.ops.scan.triton_elements import (
     prefetch,
     prefetch_pairs,
     prefetch_rows,
-    reciprocal,
     sigmoid,
-    softplus,
 )
 from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, slope, softplus
 
 # one warp a program; each of its threads has so many channels
 LANES = 32
@@ -234,7 +231,7 @@ def gradient_kernel(
                 dt_j = tl.load(dt_at + d + (j * dt_l + i * LANES), mask=there, other=0.0).to(
                     tl.float32
                 )
-                soft, power = softplus(dt_j + bias[i])
+                soft, z_dt = softplus(dt_j + bias[i])
                 if z is not None:
                     z_j = tl.load(z_at + d + (j * z_l + i * LANES), mask=there, other=0.0).to(
                         tl.float32
@@ -261,7 +258,7 @@ def gradient_kernel(
                 if dt_scale is not None:
                     scale_at = dt_scale + b * scale_b + (at + j) * scale_l
                     dstep_j *= tl.load(scale_at, mask=t + j < stop)
-                ddt_j = dstep_j * (power * reciprocal(1.0 + power))
+                ddt_j = dstep_j * slope(dt_j + bias[i], z_dt)
                 tl.store(
                     ddt + to + d + (j * e + i * LANES), ddt_j.to(ddt.dtype.element_ty), mask=there
                 )

@@ -1,11 +1,11 @@
-"""What the kernels of the selective scan share: approximate functions, packed B and C, hints."""
+"""What the kernels of the selective scan share: the gate, packed B and C, hints."""
 
 import torch
 import triton
 import triton.language as tl
 
-INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, reciprocal
+
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # the kernels that go from chunk to chunk load so many at once: else each waits for the one before
 LINKED: tl.constexpr = tl.constexpr(8)
@@ -16,39 +16,6 @@ SIZES = ("l", "l_padded", "rows", "chunk", "num_chunks", "scale_b", "scale_l")
 SPAN = 8
 # up to so many states a channel, two channels of a thread fit its registers in the forward kernels
 MANY_STATES = 16
-
-
-@triton.jit
-def reciprocal(v):
-    """1 / v for v >= 1, to 1 ulp; 0 at infinity."""
-    if INTERPRETED:
-        return 1.0 / v
-    else:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def log2(v):
-    """log2(v) for v > 1: its absolute error is 2^-22, and relative where v is near 1 bad."""
-    if INTERPRETED:
-        return tl.log2(v)
-    else:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def softplus(v):
-    """log(1 + e^v) and e^min(v, 20); the first to 2e-6 relative for every v, as small as e^v."""
-    power = tl.exp2(tl.minimum(v, 20.0) * LOG2_E)
-    # log2(1 + power) has lost the digits of a small power: there, the series of log(1 + power)
-    series = 0.25 - power * (0.2 - power * 0.16666667)
-    series = power * (1.0 - power * (0.5 - power * (0.33333333 - power * series)))
-    soft = tl.where(power < 0.125, series, log2(1.0 + power) * LN_2)
-    return tl.where(v > 20.0, v, soft), power
 
 
 @triton.jit

@@ -5,9 +5,7 @@ import triton
 import triton.language as tl
 
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LINKED,
-    LOG2_E,
     MANY_STATES,
     SIZES,
     load_pairs,
@@ -15,9 +13,9 @@ from remamba.ops.scan.triton_elements import (
     prefetch_pairs,
     prefetch_rows,
     sigmoid,
-    softplus,
 )
 from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, softplus
 
 
 @triton.jit(do_not_specialize=SIZES)
