@@ -4,7 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
-from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, reciprocal
+from remamba.ops.time_step.triton_softplus import (
+    INTERPRETED,
+    LOG2_E,
+    reciprocal,
+    softplus,
+)
 
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # the kernels that go from chunk to chunk load so many at once: else each waits for the one before
@@ -21,6 +26,24 @@ MANY_STATES = 16
 @triton.jit
 def sigmoid(v):
     return reciprocal(1.0 + tl.exp2(v * -LOG2_E))
+
+
+@triton.jit
+def load_channels(parameter, d, there, BLOCK: tl.constexpr):
+    """A parameter of the channels d as float32, zeros where there is none."""
+    found = tl.zeros([BLOCK], tl.float32)
+    if parameter is not None:
+        found = tl.load(parameter + d, mask=there, other=0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
+def time_step(v, dt_scale, scale_at, there):
+    """softplus(v), scaled by what lies scale_at; 0 where the position is not `there`."""
+    step, _ = softplus(v)
+    if dt_scale is not None:
+        step *= tl.load(dt_scale + scale_at, mask=there)
+    return tl.where(there, step, 0.0)
 
 
 @triton.jit
