@@ -207,10 +207,10 @@ class GrowingText:
         self.stopped = False
         """A stop string was met."""
         self._ids: list[int] = []
-        self._context = 0  # decoders treat a first token's space in a way of their own: so
-        self._begin = (
-            0  # the open tokens, from _begin on, are decoded behind those from _context on
-        )
+        # a decoder may drop the space before the first token it is given: so the open tokens, which
+        # begin at _begin, are decoded together with those from _context on
+        self._context = 0
+        self._begin = 0
         self._before = ""  # the text of ids[_context:_begin]
         self._passed = 0  # characters of the open tokens that went on to _held
         self._held = ""  # decoded, but perhaps the start of a stop string
