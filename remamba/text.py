@@ -207,13 +207,15 @@ class GrowingText:
         self.stopped = False
         """A stop string was met."""
         self._ids: list[int] = []
-        # a decoder may drop the space before the first token it is given: so the open tokens, which
-        # begin at _begin, are decoded together with those from _context on
-        self._context = 0
-        self._begin = 0
-        self._before = ""  # the text of ids[_context:_begin]
-        self._passed = 0  # characters of the open tokens that went on to _held
-        self._held = ""  # decoded, but perhaps the start of a stop string
+        # Tokens from _begin on are open: their text may still change. Decoders treat the space of
+        # a first token in a way of their own, so open tokens are decoded behind a few that are
+        # final, those from _context on, whose text is _before.
+        self._context, self._begin = 0, 0
+        self._before = ""
+        # characters of the open tokens' text that went on to _held
+        self._passed = 0
+        # final text that is held back, since a stop string may begin in it
+        self._held = ""
 
     def push(self, token_id: int) -> str:
         """The text that has become final with this token; "" when it must wait."""

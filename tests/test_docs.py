@@ -1,4 +1,4 @@
-"""What README.md and docs/PAPER.md name exists."""
+"""What the documents name exists, and their lines can be read beside code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAPER = ROOT / "docs" / "PAPER.md"
+ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+WRITTEN = sorted(
+    file
+    for pattern in ("*.md", "docs/*.md", "lab/*.md", "lab/models/*/*.md", "remamba/assets/*/*.md")
+    for file in ROOT.glob(pattern)
+)
+"""Documents written by hand; the reports in docs/evidence/ are written by a command."""
 PATH = re.compile(r"^[\w.-]+(/[\w.*-]+)*/?$")
 REFERENCE = re.compile(r"`([\w./]+\.py):([\w.]+)`")
-TOP = {".ci", "benchmarks", "docs", "examples", "recipes", "remamba", "tests"}
+TOP = {".ci", "docs", "examples", "lab", "recipes", "remamba", "tests"}
+
+EXAMPLES = {"file.py", "common.py", "helpers.py", "utils.py"}
+"""No paths: a stand-in for any name, and names that no file may have."""
 
 
 def spans(document: Path) -> list[str]:
@@ -34,7 +45,7 @@ def named_paths(document: Path) -> list[str]:
     for span in spans(document):
         path = span.split(":")[0]
         inside = "/" in path and path.split("/")[0] in TOP
-        if PATH.match(path) and (inside or path.endswith(".py")):
+        if PATH.match(path) and (inside or path.endswith(".py")) and path not in EXAMPLES:
             found.add(path)
     return sorted(found)
 
@@ -67,18 +78,33 @@ def definitions(tree: ast.AST, prefix: str = "") -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("document", [README, PAPER], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [README, PAPER, ARCHITECTURE, CONTRIBUTING], ids=lambda path: path.name
+)
 def test_named_paths_exist(document: Path) -> None:
     missing = [path for path in named_paths(document) if not exists(path)]
     assert not missing, f"{document.name} names paths that do not exist: {missing}"
 
 
-def test_paper_references_resolve() -> None:
-    references = REFERENCE.findall(PAPER.read_text(encoding="utf-8"))
-    assert references, "docs/PAPER.md maps equations to `file.py:name`"
+@pytest.mark.parametrize("document", [PAPER, ARCHITECTURE], ids=lambda path: path.name)
+def test_references_resolve(document: Path) -> None:
+    references = REFERENCE.findall(document.read_text(encoding="utf-8"))
+    assert references, f"{document.name} names functions as `file.py:name`"
     wrong = []
     for file, name in references:
         known = definitions(ast.parse(resolve(file).read_text(encoding="utf-8")))
         if name not in known:
             wrong.append(f"{file}:{name}")
-    assert not wrong, f"docs/PAPER.md names what is not defined: {wrong}"
+    assert not wrong, f"{document.name} names what is not defined: {wrong}"
+
+
+@pytest.mark.parametrize("document", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_short(document: Path) -> None:
+    """At most 200 characters, except in tables."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    long = [
+        number
+        for number, line in enumerate(lines, 1)
+        if len(line) > 200 and not line.lstrip().startswith("|")
+    ]
+    assert not long, f"{document.name}: rewrap the lines {long}"

@@ -136,7 +136,7 @@ def expected_shapes(config: ReMambaConfig) -> dict[str, torch.Size]:
 
 
 def drop_tied_head(weights: Weights, config: ReMambaConfig) -> None:
-    """Forget a tied head that is stored beside the embeddings; it must equal them."""
+    """Drop a tied head stored beside the embeddings, which must be equal to them."""
     if not config.tie_word_embeddings or HEAD not in weights or EMBEDDINGS not in weights:
         return
     head, embeddings = weights[HEAD], weights[EMBEDDINGS]

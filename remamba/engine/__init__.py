@@ -1,1 +1,1 @@
-"""Requests to answers: many at once, and what is shown of them."""
+"""Requests to answers, many at a time, and what is shown of the kept words."""

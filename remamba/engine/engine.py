@@ -30,9 +30,9 @@ from remamba.text import GrowingText, encode
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
 
 PREFILL_TOKENS = 8192
-"""Most positions of a prefill that several requests share, pads included."""
+"""Most positions, padding included, in a prefill that several requests share."""
 LOOK_AHEAD = 64
-"""How many waiting requests are searched for some that can be prefilled with the first."""
+"""How many waiting requests are looked at for ones that can be prefilled with the first."""
 
 
 class TextIterator:
@@ -172,7 +172,7 @@ class Engine:
         return job
 
     def cancel(self, *jobs: Job) -> None:
-        """End jobs where they stand; finished ones are passed over."""
+        """End jobs with the text they have so far; finished jobs stay as they are."""
         unfinished = [job for job in jobs if not job.is_finished]
         for job in unfinished:
             if job in self._waiting:
@@ -198,7 +198,7 @@ class Engine:
         return list(dict.fromkeys(moved))
 
     def _next_group(self) -> list[Job]:
-        """The first that waits, and others near it that can share its prefill."""
+        """The first waiting job, and others behind it that can share its prefill."""
         group = [self._waiting.popleft()]
         near = list(itertools.islice(self._waiting, LOOK_AHEAD))
         self._share_document(group[0], near)
@@ -211,7 +211,7 @@ class Engine:
         return group
 
     def _share_document(self, first: Job, near: list[Job]) -> None:
-        """Read a document that others ask about too, once for all of them."""
+        """Read a document once, if several waiting jobs ask about it."""
         if not first.context or not first.method.serves_memory:
             return
         if not any(_same_document(first, job) for job in near):
@@ -342,7 +342,7 @@ class Engine:
 
 
 class _Asked(NamedTuple):
-    """A step under way, and whose tokens it draws."""
+    """A step that may still be running, and the jobs whose tokens it draws."""
 
     jobs: list[Job]
     drawn: Drawn
@@ -380,7 +380,7 @@ def _same_document(first: Job, second: Job) -> bool:
 
 @contextmanager
 def _seeded(job: Job, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers from the request's seed, if its method draws any."""
+    """Seed torch with the request's seed for a while, if its method draws random numbers."""
     if not job.method.draws:
         yield
         return
@@ -390,9 +390,9 @@ def _seeded(job: Job, device: torch.device) -> Iterator[None]:
 
 
 class _StageClock:
-    """How long a prefill takes: its two stages meet where the keys are formed.
+    """Measures a prefill. Stage 1 ends when the compressor is first asked for keys.
 
-    A GPU tells that by events, as to wait for it between the stages would keep it waiting too.
+    On a GPU events measure it: waiting between the stages would slow the prefill down.
     """
 
     def __init__(self, model: ReMambaForCausalLM):
@@ -418,9 +418,12 @@ class _StageClock:
             self._marks.append(time.perf_counter())
 
     def seconds(self, reading: float) -> dict[str, float]:
-        """`prefill`, and its two stages if there were two; `reading` was spent before.
+        """Seconds of the prefill, and of its two stages if it had two.
 
-        To be asked once the prefill's results have been read.
+        Call it after the prefill's results have been read.
+
+        Args:
+            reading: seconds spent on reading the document before.
         """
         whole = self._stop - self._start
         found = {"prefill": reading + whole}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WORD_LIMIT = 40
-"""Longest stretch of letters taken as one word; scripts without spaces would give whole lines."""
+"""Most letters of one word: scripts without spaces would give whole lines."""
 SAME_SCORE = 1.6e-5
 """Scores of neighbours that differ by less are one score, lent backwards in a window, which takes
 1e-6 from it with each position."""

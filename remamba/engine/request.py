@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: requests, completions, and jobs between the two."""
+"""What the engine takes and gives: requests, completions, and the jobs between them."""
 
 from __future__ import annotations
 

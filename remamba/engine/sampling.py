@@ -52,7 +52,7 @@ class SamplingOptions:
 
 
 class Sampler:
-    """The options of one request and its own random numbers, so that no other request matters."""
+    """A request's options with random numbers of its own, so that other requests change nothing."""
 
     def __init__(self, options: SamplingOptions):
         self.options = options
@@ -64,7 +64,7 @@ class Sampler:
 
 
 NARROW = 64
-"""Draws among the likeliest so many tokens need no sorting of them all."""
+"""Most of the likeliest tokens that a draw may be among without sorting the vocabulary."""
 ALL = 2**31
 
 

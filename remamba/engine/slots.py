@@ -23,23 +23,23 @@ T = TypeVar("T")
 
 
 class Drawn(Protocol):
-    """Tokens that were asked for and may still be on their way."""
+    """Handle of a step's tokens, which a GPU may still be computing; `tokens()` waits for them."""
 
     def tokens(self) -> list[int | None]:
-        """One a row, as the rows were when they were asked for; None: logits not finite."""
+        """One for each row there was when the step began; None where its logits were not finite."""
 
 
 class Rows(Protocol):
     """Rows of states, each with the token that is read next."""
 
     runs_ahead: bool
-    """Whether the next tokens may be asked for before the last ones are known here."""
+    """Whether a step may begin before the host knows the tokens of the last one."""
 
     def put(self, cache: StateCache, tokens: Sequence[int], start: int) -> None:
         """Rows from `start`, the first free one, take the cache's states and these tokens."""
 
     def keep(self, order: list[int]) -> None:
-        """Row i becomes what row order[i] was; all others are given up. order[i] >= i."""
+        """Row i becomes what row order[i] was, order[i] >= i; rows not named are dropped."""
 
     def draw(self, samplers: Sequence[Sampler]) -> Drawn:
         """One more token for each row; samplers one a row."""
@@ -51,7 +51,7 @@ class _Known(list[Any]):
 
 
 class GrowingRows:
-    """As many rows as there are owners, so that a step costs what it must (on a CPU)."""
+    """As many rows as requests, so that a step computes no row in vain (on a CPU)."""
 
     runs_ahead = False
 
@@ -87,7 +87,7 @@ class GrowingRows:
 
 
 def _stack(first: StateCache, second: StateCache) -> StateCache:
-    """The rows of both."""
+    """The rows of both caches, the first one's in front."""
     both = StateCache(len(first.conv_states))
     for i in range(len(first.conv_states)):
         conv = [first.conv_states[i], second.conv_states[i]]
@@ -97,10 +97,10 @@ def _stack(first: StateCache, second: StateCache) -> StateCache:
 
 
 class StaticRows:
-    """`capacity` rows that stay where they are: a captured step moves them on and draws.
+    """`capacity` rows at fixed addresses, which a CUDA graph updates and draws tokens for.
 
-    A drawn token is read again by the next step without having been on the host, which may ask for
-    the next tokens before it has seen the last ones.
+    A drawn token goes into the next step without passing the host, which may therefore begin that
+    step before it has seen the token.
     """
 
     runs_ahead = True
@@ -141,7 +141,7 @@ class StaticRows:
 
 
 class _Ticket:
-    """The host's ends of one step under way: memory that the GPU reads from and writes to."""
+    """The host's memory for one running step: its table of draws goes in, its tokens come out."""
 
     def __init__(self, capacity: int, device: torch.device):
         on_gpu = device.type == "cuda"
@@ -151,7 +151,7 @@ class _Ticket:
         self._arrived = torch.cuda.Event() if on_gpu else None
 
     def send(self, tokens: Tensor) -> None:
-        """Ask for the tokens; `tokens()` waits for them."""
+        """Start copying the tokens to the host; `tokens()` waits for them."""
         self._count = len(tokens)
         self._tokens[: self._count].copy_(tokens, non_blocking=True)
         if self._arrived is not None:

@@ -1,4 +1,4 @@
-"""CUDA graphs: a function of tensors captured once, then replayed without its launches' cost."""
+"""CUDA graphs: a function of tensors is captured once, and replayed without its launch overhead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 WARM_UP = 2
-"""Runs before the capture: kernels are compiled and libraries make their workspaces then."""
+"""Runs before the capture, in which kernels are compiled and libraries allocate workspaces."""
 
 
 class Graph:
@@ -46,7 +46,7 @@ class Graph:
 
     @property
     def pool(self) -> Any:
-        """The memory that this graph's work lives in."""
+        """The memory pool that this graph allocates from."""
         return self._graph.pool()
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -58,5 +58,5 @@ class Graph:
 
 @functools.cache
 def _capture_stream(device: int) -> torch.cuda.Stream:
-    """One for each GPU: torch's own is of whichever captured first, and makes that the current."""
+    """A GPU's capture stream; torch's own makes the GPU that captured first the current one."""
     return torch.cuda.Stream(device)

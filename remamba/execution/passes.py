@@ -1,4 +1,4 @@
-"""One pass of a backbone over rows, in pieces where they are long, and what is gathered of it."""
+"""One pass of a backbone over rows, in pieces where they are long; gathering its states."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from remamba.model.time_step import Adaption
 
 
 def not_finite(where: str, dtype: torch.dtype) -> InputError:
-    """The refusal of values that are not finite, `where` naming them ("the logits of row 0")."""
+    """The InputError for values that are not finite; `where` names them ("the logits of row 0")."""
     mend = "" if dtype == torch.float32 else f", or {dtype} overflows; use float32"
     return InputError(f"{where} are not finite: the weights hold NaN or infinity{mend}")
 
 
 class Window:
-    """The positions from start (b,) on, `width` of them, gathered from states that come in pieces.
+    """The states of `width` positions from start (b,) on, gathered while a pass goes by in pieces.
 
-    What lies before or behind all pieces is zero; who uses a window masks by length.
+    Positions before the first piece or behind the last are zero; its user masks them by length.
     """
 
     def __init__(self, start: Tensor, width: int):
@@ -33,7 +33,7 @@ class Window:
         self.states: Tensor | None = None
 
     def add(self, begin: int, hidden: Tensor) -> None:
-        """Take what falls into the window from hidden (b, n, d), the states from `begin` on."""
+        """Take what lies in the window from hidden (b, n, d), the states from `begin` on."""
         rows, n, d = hidden.shape
         first = self.start - begin
         lowest, highest = int(first.min()), int(first.max())
@@ -59,7 +59,7 @@ class Window:
 
 
 def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> list[Tensor]:
-    """Run through the pieces of a pass; each window's states, (b, width, d)."""
+    """Run a pass to its end, and return the states of each window, (b, width, d)."""
     for begin, hidden in pieces:
         for window in windows:
             window.add(begin, hidden)
@@ -67,17 +67,17 @@ def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> li
 
 
 READ_AT_ONCE = 65_536
-"""Most positions, of all rows together, that one piece has where no gradient is asked for."""
+"""Most positions in one piece, all rows counted, where gradients are off."""
 
 
 class PassOptions(NamedTuple):
     """Options of one backbone pass. They change speed and memory, never results."""
 
     piece_length: int | None = None
-    """Tokens the backbone reads at once; None reads whole rows, long ones in pieces all the same
-    unless gradients are on (READ_AT_ONCE)."""
+    """Tokens of a row that the backbone reads at once. None: whole rows; with gradients off, pieces
+    of READ_AT_ONCE positions where rows are longer."""
     tail: int = 0
-    """Return the states of each row's last so many positions; 0: of all."""
+    """Return the states of this many positions at the end of each row; 0: of all."""
     with_stage1: bool = False
     """Also return stage 1's states of every position, answers included."""
 

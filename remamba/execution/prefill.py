@@ -1,7 +1,7 @@
-"""A backbone's pass over many tokens; over few of them a CUDA graph, so that launches cost nothing.
+"""A backbone's pass over many tokens; short passes on a GPU are replayed as CUDA graphs.
 
-A graph has one shape. Rows of about the same length share one: they are padded to the next bucket,
-and their real lengths go in as an input, so that a pad changes no state.
+A graph has one shape. Rows of similar length share one: they are padded to the next bucket, and
+their real lengths are an input of the graph, so that padding changes no state.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from remamba.ops.backend import requested, resolve
 from remamba.ops.device import on_device
 
 MOST_TOKENS = 8192
-"""Positions, of all rows together, up to which a pass is captured: above, the GPU is the slower."""
+"""Most positions of a captured pass, all rows counted; longer passes are bound by the GPU."""
 MOST_BYTES = 2**30
-"""What the inputs and outputs of a model's graphs may hold."""
+"""Most bytes that the inputs and outputs of a model's graphs may take."""
 STEPS = ((512, 64), (2048, 32), (4096, 128), (MOST_TOKENS, 256))
-"""Up to so many tokens buckets are multiples of so many."""
+"""(most tokens, step): up to that length, buckets are multiples of the step."""
 
 
 def bucket(length: int) -> int:
@@ -43,7 +43,7 @@ def bucket(length: int) -> int:
 
 
 class Shape(NamedTuple):
-    """What two passes have in common that one graph serves."""
+    """What two passes must have in common to share a graph."""
 
     rows: int
     length: int
@@ -110,8 +110,8 @@ class Captured:
 class PrefillGraphs:
     """The graphs of one backbone, captured when a shape is asked for the second time.
 
-    Once they hold MOST_BYTES, one makes room only for a shape asked for more often: texts of ever
-    other lengths would otherwise capture at every pass.
+    Once they take MOST_BYTES, a graph is replaced only by a shape that was asked for more often.
+    Texts that all differ in length would otherwise be captured at every pass.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class PrefillGraphs:
         adaption: Adaption | None,
         cache: StateCache | None,
     ) -> Tensor | None:
-        """As `read`, by a graph; None where there is none to be had."""
+        """As `run_backbone`, by a graph; None where no graph can serve."""
         if self._watch is None or not self._watch.is_current():
             self._watch, self._asked, self.captured = Watch(backbone), Counter(), OrderedDict()
         watch = self._watch
@@ -165,7 +165,7 @@ class PrefillGraphs:
         return hidden[:, :width].clone()
 
     def _is_welcome(self, shape: Shape) -> bool:
-        """Whether a shape is to be captured; the graphs used longest ago may have to go for it."""
+        """Whether to capture a shape; this may delete the graphs that were used longest ago."""
         if self._asked[shape] < 2:
             return False
         while self.bytes > MOST_BYTES:
@@ -184,7 +184,7 @@ _graphs: weakref.WeakKeyDictionary[Backbone, PrefillGraphs] = weakref.WeakKeyDic
 
 
 def graphs_of(backbone: Backbone) -> PrefillGraphs:
-    """The graphs of a backbone's passes; they go with it."""
+    """The graphs of a backbone's passes, deleted with the backbone."""
     if backbone not in _graphs:
         _graphs[backbone] = PrefillGraphs()
     return _graphs[backbone]

@@ -1,1 +1,1 @@
-"""How a prompt becomes states."""
+"""The ways of reading: how a prompt becomes the states that decoding goes on from."""

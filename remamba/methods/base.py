@@ -1,4 +1,4 @@
-"""What a way of reading is, and the ways by name; free of torch, so that commands can list them.
+"""What a method is, and the methods by name. It loads no torch, so that commands can list them.
 
 A method turns a prompt into the states that decoding goes on from. A name means one algorithm
 everywhere: in `model(..., method=)`, `generate`, the command line, evaluations and saved memories.
@@ -38,12 +38,12 @@ METHODS = {
 }
 """Name -> (module:class, what it is)."""
 FORMER = {"none": "plain", "truncate": "last (or middle, which cuts the middle out)"}
-"""Names that methods had before, and what they are called now."""
+"""Former names of methods -> their names now."""
 
 
 @dataclass
 class Passage:
-    """The last reading's states and how their positions relate to the rows given."""
+    """The result of a method: the last reading's states, and where their positions came from."""
 
     batch: Batch
     """The rows that the last reading continued: the prompts, or the questions alone."""
@@ -52,7 +52,7 @@ class Passage:
     lengths: Tensor
     """(b,) real positions; on the host."""
     labels: Tensor | None
-    """(b, l') where they stand now."""
+    """(b, l') the labels, moved to the positions of `hidden`."""
     cache: StateCache | None
     kept: Kept | None = None
     scores: Tensor | None = None
@@ -63,11 +63,11 @@ class Passage:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of reading; its fields are its options, and nobody else's."""
+    """A way of reading. Its fields are its own options; no method has another one's."""
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
-    """True: a model that was not trained for it gains nothing from it."""
+    """Whether it gains anything only with a model that was trained for it."""
 
     @property
     def serves_memory(self) -> bool:
@@ -76,16 +76,16 @@ class Method:
 
     @property
     def wants_question(self) -> bool:
-        """Whether a prompt must tell where its question begins, for the method to do its work."""
+        """Whether it needs to know where in a prompt the question begins."""
         return True
 
     @property
     def draws(self) -> bool:
-        """Whether it draws random numbers, so that a row's company changes its result."""
+        """Whether it draws random numbers, so that a row's result depends on the rows beside it."""
         return False
 
     def in_words(self) -> str:
-        """What it does to a prompt, as a sentence of a report."""
+        """What it does with a prompt, as a sentence for reports."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Method:
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
     ) -> Passage:
-        """Whole prompts, documents and questions in one part.
+        """The states behind whole prompts, in which document and question stand together.
 
         Args:
             model: a ReMambaModel.
@@ -108,13 +108,13 @@ class Method:
     def read(
         self, model: Any, documents: Batch, options: PassOptions
     ) -> tuple[DocumentMemory, Tensor | None]:
-        """A memory of the documents; with options.with_stage1 also all last states, (b, l, d)."""
+        """A memory of the documents; with options.with_stage1 also their last states, (b, l, d)."""
         raise NotImplementedError
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
     ) -> Passage:
-        """Questions on documents that this method has read.
+        """The states behind questions, asked of documents that this method has read.
 
         Rows of questions are document-major: row i asks document i // (rows / documents).
         """
@@ -178,7 +178,7 @@ def _shortened(name: str, reader: Method) -> Method:
 
 
 def own_method(config: Any) -> Method:
-    """How a model reads where nothing else is asked for, as its ReMambaConfig has it."""
+    """The method in a model's ReMambaConfig, which counts where a call names none."""
     settings = config.compression_config
     if config.method == "drop":
         return method_of({"name": "drop", "start": settings.start, "length": settings.length})
@@ -186,14 +186,14 @@ def own_method(config: Any) -> Method:
 
 
 def recorded_method(record: dict[str, Any]) -> Method:
-    """The method that a run.json tells, as this version or version 0.1 wrote it."""
+    """The method recorded in a run.json, written by this version or by version 0.1."""
     if "method" in record:
         return method_of(record["method"])
     return former_method(record.get("compression"))
 
 
 def former_method(compression: dict[str, Any] | None) -> Method:
-    """The method of `remamba`'s settings as version 0.1 wrote them; None was plain Mamba.
+    """The method meant by settings that version 0.1 wrote, where None was plain Mamba.
 
     Its selectors "none" and "drop" are the methods `plain` and `drop` now.
     """

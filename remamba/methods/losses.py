@@ -1,4 +1,4 @@
-"""What training minimises: the answers', the document's and the score's own loss."""
+"""The losses of training: on the answer, on the document's text, and on the score."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def document_loss(lm_head: nn.Module, documents: Batch, states: Tensor) -> Tenso
 def score_loss(
     scores: Tensor, targets: Tensor, length: Tensor, elsewhere: Tensor | None = None
 ) -> Tensor:
-    """Loss on the score itself: -log of the softmax mass of 16 * cosine on the target positions.
+    """Loss on the score: minus the log of the mass that softmax(16 * cosine) has on the targets.
 
     With one target a row it is the cross-entropy against the evidence; with several (all places
     where the answer occurs) any of them serves. Several things that must all be found have their
@@ -53,11 +53,11 @@ def score_loss(
 
     Args:
         scores: (b, m) cosines over the span.
-        targets: (b, m) bool, or (b, m, n) of n things to be found; one without a target is no
-            thing.
+        targets: (b, m) bool, or (b, m, n) for n things to be found; a thing without a target
+            does not count.
         length: (b,) real positions of the span.
-        elsewhere: (b,) see `mass_elsewhere`: positions of other documents then share the
-            softmax, as if each document were as long as all together.
+        elsewhere: (b,) log-mass of each question on the batch's other documents
+            (`mass_elsewhere`); its mass is added to the denominator of the softmax.
 
     Returns:
         Scalar, the mean over rows that have a target; 0 when none has.

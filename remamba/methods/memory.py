@@ -1,4 +1,4 @@
-"""A document read once, for questions to come."""
+"""The memory of a document: what its first reading leaves for later questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plain`: one reading of the whole text, as any Mamba reads; and going on from its states."""
+"""`plain`: one reading of the whole text, as any Mamba reads, and continuing from its states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remamba.model.states import StateCache
 
 @dataclass(frozen=True)
 class Plain(Method):
-    """One reading."""
+    """One reading of the whole text."""
 
     name = "plain"
 
@@ -58,7 +58,7 @@ class Plain(Method):
 def read_plain(
     backbone: Backbone, batch: Batch, cache: StateCache | None, options: PassOptions
 ) -> Passage:
-    """One pass of plain Mamba, from the cache's states if it has any."""
+    """One pass of plain Mamba, starting from the cache's states if it has any."""
     embeds = batch.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, batch.lengths, cache, options)
     hidden = collect(pieces, batch.lengths, options.tail)
@@ -66,7 +66,7 @@ def read_plain(
 
 
 def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOptions) -> Passage:
-    """Plain Mamba goes on from a filled cache, whose pending token is read before the rows."""
+    """Plain Mamba continues a filled cache; the token that is still unread there comes first."""
     text = cache.text
     if text is None:
         return read_plain(backbone, batch, cache, options)
@@ -89,7 +89,7 @@ def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOp
 def read_documents(
     backbone: Backbone, batch: Batch, span: Span, method: Method, options: PassOptions
 ) -> tuple[DocumentMemory, Tensor | None]:
-    """One reading of documents whose states over the span are kept, for questions to come.
+    """Read documents once, and keep what later questions need: the states over the span.
 
     PassOptions.with_stage1 adds the states of all positions, (b, l, d).
     """

@@ -1,6 +1,6 @@
-"""`remamba`: the paper's two stages. Read, keep, splice, read again.
+"""`remamba`, the paper's method: read the prompt, keep the best of a span, splice, read again.
 
-`reference.py` beside this file is the same for one row, without batches, memories and pieces.
+`reference.py` in this folder does the same for one row, without batches, memories and pieces.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ReMamba(Method):
         return answer(model, questions, memory, self.compression, options)
 
     def _check(self, memory: DocumentMemory) -> None:
-        """Raise InputError where the memory was not read as these settings need it."""
+        """Raise InputError if the memory was read with settings that these cannot use."""
         if memory.method == self:
             return
         own = self.compression
@@ -103,12 +103,12 @@ class ReMamba(Method):
 
 
 class Reading(NamedTuple):
-    """Stage 1: the states that the selection and stage 2 need."""
+    """What stage 1 leaves: the states that the selection and stage 2 need."""
 
     hidden: Tensor
     """(documents, m, d) of the span [h_i]."""
     span: Span
-    """of the documents."""
+    """The positions to compress in each document."""
     last_hidden: Tensor
     """(b, d) of the last prompt token [h_L]."""
     everything: Tensor | None
@@ -118,7 +118,7 @@ class Reading(NamedTuple):
 def _read_prompts(
     backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, options: PassOptions
 ) -> Reading:
-    """Stage 1 over prompts: the answer is read only if stage 1's own loss is wanted."""
+    """Stage 1 over prompts. It reads the answers too, if stage 1 is to have a loss of its own."""
     lengths = batch.lengths if options.with_stage1 else batch.prompt_lengths
     windows = [Window(span.start, int(span.length.max())), Window(batch.prompt_lengths - 1, 1)]
     if options.with_stage1:
@@ -140,7 +140,7 @@ def _reread(
     options: PassOptions,
     embeddings: Callable[[Tensor], Tensor],
 ) -> Passage:
-    """Selection and stage 2: K vectors go in at `at`, in place of `removed` tokens."""
+    """Selection and stage 2: K vectors are put in at position `at`, for `removed` tokens there."""
     backbone, compressor = model.backbone, model.compressor
     scores = compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression, embeddings)
@@ -166,7 +166,7 @@ def read_twice(
     cache: StateCache | None,
     options: PassOptions,
 ) -> Passage:
-    """Prompts in one part: stage 1 over all of each, stage 2 over its splice from zero states."""
+    """Both stages over whole prompts; stage 2 reads the spliced sequence from zero states."""
     limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
     span = span_bounds(batch.document_lengths, limit, compression)
     backbone = model.backbone
@@ -185,7 +185,7 @@ def read_twice(
 def read_span(
     model: Any, batch: Batch, method: ReMamba, options: PassOptions
 ) -> tuple[DocumentMemory, Tensor | None]:
-    """Stage 1 over documents, for questions to come."""
+    """Stage 1 over documents, for questions that come later."""
     span = span_bounds(batch.lengths, batch.lengths, method.compression)
     return read_documents(model.backbone, batch, span, method, options)
 
@@ -197,7 +197,7 @@ def answer(
     compression: CompressionConfig,
     options: PassOptions,
 ) -> Passage:
-    """Questions on documents read before: only the question and K vectors are read."""
+    """Stage 2 for questions on documents read before: it reads the K vectors and the question."""
     backbone = model.backbone
     states, document = states_for(batch, memory)
     nothing = torch.zeros_like(batch.lengths)

@@ -1,4 +1,4 @@
-"""Stage 1 to selection: the span, its scores and the kept vectors (Eq. 3-6)."""
+"""The selection after stage 1: the span, its scores and the kept vectors (Eq. 3-6)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ WINDOW_STEP = 1e-6
 """Penalty per position when a score is propagated backwards through its window; it breaks ties
 towards the nearer token."""
 EPS = 1e-8
-"""Least length of a key or a query that a cosine divides by."""
+"""Least norm of a key or a query that a cosine divides by."""
 SCORED_AT_ONCE = 8192
-"""Positions of a span whose keys are held at one time, where no gradient asks for all of them."""
+"""Most positions of a span whose keys are in memory at one time, where gradients are off."""
 
 
 class Span(NamedTuple):
@@ -69,8 +69,8 @@ class Kept(NamedTuple):
 def span_bounds(lengths: Tensor, limit: Tensor, compression: CompressionConfig) -> Span:
     """The positions to compress, 0-based: start = floor(s L), length = max(ceil(p L), 1).
 
-    All of it is of the host, as the lengths are: what is kept, and how long stage 2's sequence
-    becomes, is known before stage 1 has run.
+    It is computed on the host, where the lengths are, so that the size of stage 2's sequence is
+    known before stage 1 has run.
 
     Args:
         lengths: (b,) tokens of each prompt, or of its document if the question stands apart [L].
@@ -217,17 +217,17 @@ class Compressor(nn.Module):
 
 
 def _cosines(keys: Tensor, query: Tensor) -> Tensor:
-    """keys (b, m, d), query (b, n, d) -> (b, n, m); the products are divided, not the keys."""
+    """keys (b, m, d), query (b, n, d) -> (b, n, m); divides the products, not the keys."""
     size = torch.linalg.vector_norm(keys, dim=-1).clamp(min=EPS)
     query = F.normalize(query, dim=-1, eps=EPS)
     return (query @ keys.transpose(1, 2)) / size.unsqueeze(1)
 
 
 def _best_ahead(scores: Tensor, length: Tensor, window: int) -> Tensor:
-    """Best of each position's score and those of the window - 1 positions after it, (b, m).
+    """(b, m) the best of each position's score and those of the window - 1 positions behind it.
 
-    A score loses WINDOW_STEP with each position: so equals are ordered, and where K ends inside a
-    window, what stands next to the token found is kept.
+    A score loses WINDOW_STEP with each position. This puts equal scores in an order, so that
+    where K ends inside a window the positions next to the token found are kept.
     """
     outside = past_end(length, scores.shape[1], scores.device)
     own = scores.masked_fill(outside, -torch.inf)

@@ -1,4 +1,4 @@
-"""`last`, `middle`, `drop`: a part of the document is left out, and the rest is read."""
+"""`last`, `middle`, `drop`: leave a part of the document out, and read the rest."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from remamba.model.states import StateCache
 
 @dataclass(frozen=True)
 class Shorten(Method):
-    """The document without a range of its positions, read by another method."""
+    """Leaves a range of the document's positions out, and has the rest read by another method."""
 
     reader: Method = field(default_factory=Plain, kw_only=True)
-    """How what is left is read."""
+    """The method that reads what is left."""
 
     @property
     def serves_memory(self) -> bool:
@@ -119,7 +119,7 @@ class Middle(Shorten):
     name = "middle"
 
     tokens: int = 2000
-    """How many are left; of an odd number one more at the end."""
+    """How many are left; of an odd number, the larger half stands at the end."""
 
     def __post_init__(self) -> None:
         _check_tokens(self.name, self.tokens)

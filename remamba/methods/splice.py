@@ -15,7 +15,7 @@ from remamba.model.time_step import Adaption
 
 
 class Splice(NamedTuple):
-    """Stage 2's sequence as places to take each position from."""
+    """The plan of stage 2's sequence: where each of its positions is taken from."""
 
     index: Tensor  # type: ignore[assignment]
     """(b, l') position in the prompt's row; meaningless where a kept vector stands."""
@@ -24,10 +24,10 @@ class Splice(NamedTuple):
     lengths: Tensor
     """(b,) real positions of each row; on the host."""
     between: tuple[int, int]
-    """All kept vectors of all rows stand from the first on and before the second."""
+    """(begin, end) of the range in which the kept vectors of all rows stand."""
 
     def to(self, device: torch.device) -> Splice:
-        """With the positions on the device."""
+        """The same plan with its positions on the device."""
         index, rank = to_device(torch.stack([self.index, self.rank]), device)
         return self._replace(index=index, rank=rank)
 
@@ -35,7 +35,8 @@ class Splice(NamedTuple):
 def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
     """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
 
-    It is planned on the host while the device still reads: one copy instead of many launches.
+    It is planned on the host while the device is still reading, which takes one copy instead of
+    many kernel launches.
 
     Args:
         lengths: (b,) tokens of each row.
@@ -89,7 +90,7 @@ def spliced_embeds(
 
 
 def plan_adaption(plan: Splice, kept: Kept, compression: CompressionConfig) -> Adaption | None:
-    """What the mixers change at the kept positions, or None when the adaption leaves dt alone."""
+    """What the mixers change at the kept positions; None if this adaption leaves dt unchanged."""
     if compression.adaption not in ("selective", "exact") or kept.values.shape[1] == 0:
         return None
     selected = plan.rank >= 0

@@ -59,9 +59,9 @@ class CausalConv1d(nn.Module):
 
 
 FEW_ROWS = 16
-"""Up to so many rows, reading the weight is the cost and not the arithmetic."""
+"""Most rows for which a product costs the reading of its weight, not the arithmetic."""
 LARGE_WEIGHT = 2**19
-"""Smaller weights stay in cache, where nn.Linear is as good."""
+"""Elements of a weight that no longer stays in cache; for smaller ones nn.Linear is as fast."""
 
 
 class Projection(nn.Linear):

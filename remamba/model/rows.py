@@ -1,7 +1,7 @@
-"""The door: rows of tokens, masks and lengths become one right-padded batch, and go out again.
+"""Padding in and out: inputs become one right-padded `Batch`, results return padded as given.
 
-Lengths live on the host (CPU tensors), so that no pass waits for the device to learn how wide
-something is; `to_device` takes a copy there where positions are computed from them.
+Lengths are tensors on the host (the CPU), so that no pass waits for the device to learn a width;
+`to_device` copies them to the device where positions are computed from them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from remamba.errors import InputError
 
 IGNORE = -100
-"""The label of a position that carries no loss."""
+"""Label of a position without a loss."""
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on the device; one of the host without waiting for what the device still does."""
+    """The tensor on the device; a copy from the host does not wait for the device's other work."""
     if x.device.type != "cpu" or torch.device(device).type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 
 
 def to_host(*given: Tensor) -> list[Tensor]:
-    """Tensors of integers on the host, int64: all of them for one wait at most."""
+    """Integer tensors copied to the host as int64, with one wait for the device at most."""
     away = [x.reshape(-1).long() for x in given if x.device.type != "cpu"]
     joined = iter(torch.cat(away).cpu().split([len(x) for x in away]) if away else ())
     return [x.long() if x.device.type == "cpu" else next(joined).view(x.shape) for x in given]
@@ -64,7 +64,7 @@ class Batch:
     offset: Tensor | None = None
     """(b,) pads that stood on the left of each row; None when none did."""
     given_width: int | None = None
-    """Positions of the rows as they were given, where no row fills them; None: `width`."""
+    """Width of the rows as they were given, where it was more than the longest row; else None."""
 
     @property
     def given(self) -> Tensor:
@@ -194,10 +194,10 @@ def enter(
     vocab_size: int | None = None,
     device: torch.device | None = None,
 ) -> Batch:
-    """The rows as a right-padded batch; left padding is rolled to the right.
+    """The rows as a right-padded batch; left padding is moved to the right.
 
-    What must be known of tensors that lie on a GPU is read by one wait for it, here and nowhere
-    else in a prefill; none where everything that is asked comes from the host.
+    This is the only place in a prefill that waits for a GPU: all that must be known of tensors
+    there is read at once. It does not wait where the tensors come from the host.
 
     Args:
         vocab_size: token ids outside it are refused; None looks at none.
@@ -270,7 +270,7 @@ def enter(
 
 
 def _has_holes(mask: Tensor) -> Tensor:
-    """(b,) bool: a row's real tokens do not stand together."""
+    """(b,) bool, True where padding stands between a row's real tokens."""
     steps = mask.int().diff(dim=1).abs().sum(dim=1)
     return steps + mask[:, 0] + mask[:, -1] > 2
 
@@ -285,7 +285,7 @@ def _first_label(labels: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _range(ids: Tensor) -> Tensor:
-    """(2,) the lowest and the highest; (0,) of none."""
+    """(2,) the lowest and the highest id; (0,) where there are no ids."""
     return torch.stack(ids.aminmax()) if ids.numel() else ids.new_zeros(0)
 
 

@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
 
 class StateHome(Protocol):
-    """A place where the states of a batch are moved on in place."""
+    """Memory in which a decode step updates the states of a batch in place."""
 
     def states(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of the first rows' conv_states and ssm_states."""
@@ -67,11 +67,11 @@ class StateCache:
     `conv_states[i]` is (b, w - 1, channels), the last inputs of the convolution; `ssm_states[i]` is
     float32, (b, e, n) in Mamba and (b, h, p, n) in Mamba-2. Both are None until a pass fills them.
 
-    While a decode step moves the states on in place they live there; to look at them in any way
-    copies them out, so that what was seen never changes.
+    While a decode step updates the states in place, they lie in its memory (`StateHome`). Whoever
+    reads them gets a copy, so that what was read never changes.
 
-    `kept` is what stage 2 kept of the text's beginning; `text` is set by `generate` and makes the
-    next tokens that are given continue exactly behind it.
+    `kept` is what stage 2 kept of the prompt. `text` is set by `generate`, so that the next call
+    continues exactly behind it.
     """
 
     is_compileable = False
@@ -108,14 +108,14 @@ class StateCache:
         return self._home is home
 
     def move_in(self, home: StateHome) -> None:
-        """From now on the states are those that `home` moves on, until someone looks at them."""
+        """The states are now those that `home` updates, until somebody reads them."""
         self._rows = self.batch_size
         layers = len(self._conv_states)
         self._conv_states, self._ssm_states = [None] * layers, [None] * layers
         self._home = home
 
     def move_out(self) -> None:
-        """The states are this cache's own again: a copy of what they are at home."""
+        """Copy the states out of their home; they are this cache's own again."""
         if self._home is not None:
             home, self._home = self._home, None
             conv, ssm = home.states(self._rows)
@@ -141,7 +141,7 @@ class StateCache:
         self.ssm_states[layer] = ssm_state
 
     def assign(self, other: StateCache) -> None:
-        """Take over another cache's states; whoever holds this one sees them."""
+        """Take over another cache's states, so that every holder of this cache sees them."""
         self.conv_states, self.ssm_states = other.conv_states, other.ssm_states
         self.kept, self.text = other.kept, other.text
 
@@ -186,7 +186,7 @@ class StateCache:
         self.assign(self.select(beam_idx))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: a state has no length. Generation asks, and must not cut its inputs by it."""
+        """0, because a state has no length; generation asks, and must not cut its inputs by it."""
         return 0
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:

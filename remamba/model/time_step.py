@@ -11,10 +11,10 @@ from remamba import ops
 
 
 class Adaption(NamedTuple):
-    """What stage 2 changes at the kept positions; a slice of it goes with a slice of the input."""
+    """What stage 2 changes in the time step at the kept positions."""
 
     alpha: Tensor
-    """(b, l) ReLU of the kept scores; 1 at every other position."""
+    """(b, l) alpha of the kept positions; 1 at every other position."""
     selected: Tensor
     """(b, l) bool, True at the kept positions."""
     exact: bool
