@@ -15,8 +15,8 @@ DEMO_QUESTION ?= What is the occupation of William Talbot?
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && $(PIP) torch && $(PIP) -e . && touch $@
 
-.venv/.installed: .venv/.core
-	$(PIP) -e '.[dev]' && touch $@
+.venv/.installed: .venv/.core lab/pyproject.toml
+	$(PIP) -e '.[dev]' -e lab && touch $@
 
 demo: .venv/.core
 	@$(BIN)/remamba ask --document $(DEMO_DOCUMENT) --question "$(DEMO_QUESTION)" --compare

@@ -16,7 +16,7 @@ from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
 from remamba.ops.backend import form_for, requested, run
-from remamba.ops.decode_layer.weights import Mamba2Weights, MambaWeights
+from remamba.ops.decode_layer.weights import BlockWeights, Mamba2Weights, MambaWeights
 from remamba.ops.device import on_device
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -24,37 +24,28 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _weights(backbone: Any) -> list[Any] | None:
+def _weights(backbone: Any) -> list[BlockWeights] | None:
     """The blocks' weights as the fused form reads them; None where it cannot."""
-    blocks = [(block.norm, block.mixer) for block in backbone.layers]
-    if isinstance(blocks[0][1], Mamba2Mixer):
-        found: list[Any] = [_mamba2_weights(*block) for block in blocks]
-    else:
-        found = [_mamba_weights(*block) for block in blocks]
+    found = [_block_weights(block.norm, block.mixer) for block in backbone.layers]
     for weights in found:
         # what is multiplied or normed is rounded to one dtype; A_log, D and dt_bias may be wider
         like = weights.norm, weights.in_proj, weights.conv, weights.out_proj
         if weights.norm.dtype not in FUSED_DTYPES or len({t.dtype for t in like}) > 1:
             return None
-        if not all(t.is_contiguous() for t in weights if isinstance(t, Tensor)):
+        if not all(t.is_contiguous() for t in weights.tensors()):
             return None
     return found
 
 
-def _mamba_weights(norm: RMSNorm, m: MambaMixer) -> MambaWeights:
-    return MambaWeights(
+def _block_weights(norm: RMSNorm, m: MambaMixer | Mamba2Mixer) -> BlockWeights:
+    of_both = (
         norm.weight, norm.eps, m.in_proj.weight, m.in_proj.bias, m.conv1d.weight, m.conv1d.bias,
-        m.x_proj.weight, m.dt_proj.weight, m.dt_proj.bias, m.A_log, m.D,
-        m.out_proj.weight, m.out_proj.bias, m.norm_eps,
-    )  # fmt: skip
-
-
-def _mamba2_weights(norm: RMSNorm, m: Mamba2Mixer) -> Mamba2Weights:
-    return Mamba2Weights(
-        norm.weight, norm.eps, m.in_proj.weight, m.in_proj.bias, m.conv1d.weight, m.conv1d.bias,
-        m.dt_bias, m.dt_limit, m.A_log, m.D, m.norm.weight, m.norm.eps, m.groups,
+        m.dt_bias if isinstance(m, Mamba2Mixer) else m.dt_proj.bias, m.A_log, m.D,
         m.out_proj.weight, m.out_proj.bias,
     )  # fmt: skip
+    if isinstance(m, Mamba2Mixer):
+        return Mamba2Weights(*of_both, m.dt_limit, m.norm.weight, m.norm.eps, m.groups)
+    return MambaWeights(*of_both, m.x_proj.weight, m.dt_proj.weight, m.norm_eps)
 
 
 class DecodeStep:
@@ -75,7 +66,7 @@ class DecodeStep:
         self.conv = self.ssm = torch.empty(0)
         self.tokens = torch.empty(0, dtype=torch.long)
         self._watch: Watch | None = None
-        self._blocks: list[Any] | None = None
+        self._blocks: list[BlockWeights] | None = None
         """The weights of the fused form; None where the modules are called."""
         self._is_observed = False
         """Hooks wait on modules, or the model lies on several devices: nothing may be captured."""

@@ -271,7 +271,7 @@ def test_what_is_seen_to_be_wrong_is_told_before_the_work() -> None:
     reader, read = make_reader(), []
     reader.model.backbone.register_forward_hook(lambda *_: read.append(1))
     with pytest.raises(InputError, match="the question is empty"):
-        reader.answer([Ask(TEXT, QUESTION)] * 200 + [Ask(TEXT, "")])
+        reader.answer([Ask(f"{TEXT} {i}", QUESTION) for i in range(99)] + [Ask(TEXT, "")])
     with pytest.raises(InputError, match="errors='ignore' is unknown"):
         reader.answer([Ask(TEXT, QUESTION)], errors="ignore")  # type: ignore[arg-type]
     assert not read
@@ -298,11 +298,13 @@ def test_an_error_of_the_machine_ends_one_answer(slots: int) -> None:
         assert told(found[i], with_scores=False) == told(expected[i], with_scores=False)
     with pytest.raises(RuntimeError, match="out of memory"):
         reader.answer(asks)
+    broken = reader._engine
     hook.remove()
     again = reader.answer(asks)
     assert [told(a, with_scores=False) for a in again] == [
         told(a, with_scores=False) for a in expected
     ]
+    assert broken is None  # a step that ended half way: nothing of it is used again
 
 
 def test_answers_come_as_they_are_done() -> None:
@@ -313,8 +315,12 @@ def test_answers_come_as_they_are_done() -> None:
     numbers = [number for number, _ in reader.answer_each(asks)]
     assert sorted(numbers) == [0, 1, 2] and numbers[-1] == 0
     expected = [told(answer) for answer in reader.answer(asks)]
-    for _ in reader.answer_each(asks):
-        break
+    each = reader.answer_each(asks)
+    next(each)
+    engine = reader._ready_engine()
+    assert engine._slots.owners
+    each.close()  # type: ignore[attr-defined]
+    assert not engine._slots.owners and not engine._waiting
     assert [told(answer) for answer in reader.answer(asks)] == expected
 
 

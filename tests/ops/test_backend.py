@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
+from remamba import ops
 from remamba.errors import InputError
 from remamba.ops import backend, explain, nvrtc, resolve, selective_scan, use_backend
 from remamba.ops.scan_inputs import ScanInputs
@@ -181,3 +184,9 @@ def test_choice_is_logged_once(caplog) -> None:
         resolve("ssd", "cpu")
         resolve("ssd", "cpu")
     assert [record.message for record in caplog.records] == ["ssd on cpu: torch (fastest on cpu)"]
+
+
+def test_no_public_op_is_a_module_too() -> None:
+    """Else `import remamba.ops.ssd as m` would give a function."""
+    for name in ops.__all__:
+        assert importlib.util.find_spec(f"remamba.ops.{name}") is None, name

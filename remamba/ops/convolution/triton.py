@@ -57,6 +57,49 @@ def _load_rows(x, position, last, row, e, channels, UNROLL: tl.constexpr):
     return rows
 
 
+@triton.jit
+def _place(chunks, channels, BLOCK: tl.constexpr):
+    """A program's chunk, and its row of the batch, in 64 bits; its channels (BLOCK,)."""
+    blocks = tl.cdiv(channels, BLOCK)
+    chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
+    row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
+    return chunk, row, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _end(lengths, row, length):
+    """Where a row of the batch ends, in 64 bits."""
+    end = length.to(tl.int64)
+    if lengths is not None:
+        end = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int64), 0), end)
+    return end
+
+
+@triton.jit
+def _filter(
+    weight, bias, e, channels, weight_e, weight_w, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """WIDTH taps (BLOCK,), and the bias or zeros."""
+    taps = ()
+    for j in tl.static_range(WIDTH):
+        tap = tl.load(weight + e * weight_e + j * weight_w, mask=e < channels, other=0.0)
+        taps += (tap.to(tl.float32),)
+    start = tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        start += tl.load(bias + e, mask=e < channels, other=0.0).to(tl.float32)
+    return taps, start
+
+
+@triton.jit
+def _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH: tl.constexpr):
+    """The WIDTH - 1 rows of x before row `first`, behind its window."""
+    rows = ()
+    for j in tl.static_range(WIDTH - 1):
+        position = first + (j - WIDTH + 1)
+        rows += (_load_behind(x, window, position, x_l, window_l, e, channels, WIDTH),)
+    return rows
+
+
 @triton.jit(do_not_specialize=["length", "chunks"])
 def _forward_kernel(
     x, weight, bias, window, lengths, y, new_window,
@@ -64,10 +107,7 @@ def _forward_kernel(
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(channels, BLOCK)
-    chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
-    row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
-    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    chunk, row, e = _place(chunks, channels, BLOCK)
     is_channel = e < channels
     x_l *= ALIGNED
     x += row * x_b * ALIGNED + e
@@ -77,27 +117,14 @@ def _forward_kernel(
     new_window += row * (WIDTH - 1) * channels + e
 
     if chunk == 0:
-        end = length.to(tl.int64)
-        if lengths is not None:
-            end = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int64), 0), end)
+        end = _end(lengths, row, length)
         for j in tl.static_range(WIDTH - 1):
             v = _load_behind(x, window, end + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH)
             tl.store(new_window + j * channels, v, mask=is_channel)
 
-    taps = ()
-    for j in tl.static_range(WIDTH):
-        tap = tl.load(weight + e * weight_e + j * weight_w, mask=is_channel, other=0.0)
-        taps += (tap.to(tl.float32),)
-    start = tl.zeros((BLOCK,), tl.float32)
-    if bias is not None:
-        start += tl.load(bias + e, mask=is_channel, other=0.0).to(tl.float32)
-
+    taps, start = _filter(weight, bias, e, channels, weight_e, weight_w, WIDTH, BLOCK)
     first = chunk * CHUNK
-    recent = ()
-    for j in tl.static_range(WIDTH - 1):
-        recent += (
-            _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
-        )
+    recent = _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH)
     # the next rows are under way while these are computed
     last = tl.minimum(first + CHUNK, length)
     ahead = _load_rows(x, first, last, x_l, e, channels, UNROLL)
@@ -124,10 +151,7 @@ def _backward_kernel(
     SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """At step t the gradient before silu of row t is known, and so dx of row t - (WIDTH - 1)."""
-    blocks = tl.cdiv(channels, BLOCK)
-    chunk = (tl.program_id(0) // blocks % chunks).to(tl.int64)
-    row = (tl.program_id(0) // blocks // chunks).to(tl.int64)
-    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    chunk, row, e = _place(chunks, channels, BLOCK)
     is_channel = e < channels
     x_l *= ALIGNED
     x += row * x_b * ALIGNED + e
@@ -137,29 +161,21 @@ def _backward_kernel(
     dx += row * length * channels + e
     if dwindow is not None:
         dwindow += row * (WIDTH - 1) * channels + e
-    end = length.to(tl.int64)
-    if lengths is not None:
-        end = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int64), 0), end)
+    end = _end(lengths, row, length)
     if dnew is not None:
         dnew += row * (WIDTH - 1) * channels + e
 
-    taps, dtaps = (), ()
-    for j in tl.static_range(WIDTH):
-        tap = tl.load(weight + e * weight_e + j * weight_w, mask=is_channel, other=0.0)
-        taps += (tap.to(tl.float32),)
+    taps, start = _filter(weight, bias, e, channels, weight_e, weight_w, WIDTH, BLOCK)
+    dtaps = ()
+    for _ in tl.static_range(WIDTH):
         dtaps += (tl.zeros((BLOCK,), tl.float32),)
-    start = tl.zeros((BLOCK,), tl.float32)
     dstart = tl.zeros((BLOCK,), tl.float32)
-    if bias is not None:
-        start += tl.load(bias + e, mask=is_channel, other=0.0).to(tl.float32)
 
     first = chunk * CHUNK
     last = first + CHUNK
-    recent, drecent = (), ()
-    for j in tl.static_range(WIDTH - 1):
-        recent += (
-            _load_behind(x, window, first + (j - WIDTH + 1), x_l, window_l, e, channels, WIDTH),
-        )
+    recent = _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH)
+    drecent = ()
+    for _ in tl.static_range(WIDTH - 1):
         drecent += (tl.zeros((BLOCK,), tl.float32),)
     stop = tl.minimum(last + WIDTH - 1, length)
     x_ahead = _load_rows(x, first, stop, x_l, e, channels, UNROLL)

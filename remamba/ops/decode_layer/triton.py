@@ -13,7 +13,7 @@ import torch
 
 from remamba.ops.backend import limited
 from remamba.ops.decode_layer.triton_few_rows import MOST_ROWS, few_rows_product, tiles_for
-from remamba.ops.decode_layer.weights import MOST_STATE, Mamba2Weights, MambaWeights
+from remamba.ops.decode_layer.weights import MOST_STATE, BlockWeights, Mamba2Weights, MambaWeights
 from remamba.ops.norm.op import gated_rms_norm, rms_norm
 from remamba.ops.state_update.triton import selective_step, selective_step_of_rows, ssd_step
 
@@ -32,7 +32,7 @@ def _fits(
 
 @limited(_fits)
 def decode_logits(
-    blocks: Sequence[MambaWeights] | Sequence[Mamba2Weights],
+    blocks: Sequence[BlockWeights],
     residual: torch.Tensor,
     conv_states: Sequence[torch.Tensor],
     ssm_states: Sequence[torch.Tensor],

@@ -302,7 +302,7 @@ def _save(ctx, inputs, output):
     y, _, starts = output  # starts[:, 0] is the initial state
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(starts)
-    # y costs nothing: who multiplies it by trained weights keeps it too
+    # keeping y takes no memory of its own: the projection behind the scan keeps it as its input
     ctx.save_for_backward(*inputs[:9], y, starts)
 
 

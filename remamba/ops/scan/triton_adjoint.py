@@ -4,15 +4,16 @@ import triton
 import triton.language as tl
 
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LINKED,
     SIZES,
+    load_channels,
     load_pairs,
     prefetch_pairs,
     prefetch_rows,
     sigmoid,
-    softplus,
+    time_step,
 )
+from remamba.ops.time_step.triton_softplus import INTERPRETED
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -33,9 +34,7 @@ def adjoint_kernel(
     b = tl.program_id(2).to(tl.int64)
     d = first + tl.arange(0, BLOCK)
     real = d < e
-    bias = tl.zeros([BLOCK], tl.float32)
-    if dt_bias is not None:
-        bias = tl.load(dt_bias + d, mask=real, other=0.0).to(tl.float32)
+    bias = load_channels(dt_bias, d, real, BLOCK)
     state_at = states + b * states_b + tl.cast(c, tl.int64) * N * e + d
     rate = ()
     h = ()
@@ -84,10 +83,8 @@ def adjoint_kernel(
                 prefetch_rows(z_at + ahead * z_l, first, e, z_l, ROWS, BLOCK, BLOCK)
             prefetch_pairs(pairs_at + ahead * N, N, ROWS, BLOCK)
         for j in tl.static_range(ROWS):
-            step, _ = softplus(dt_rows[j].to(tl.float32) + bias)
-            if dt_scale is not None:
-                step *= tl.load(dt_scale + b * scale_b + (at + j) * scale_l, mask=t + j < stop)
-            step = tl.where(t + j < stop, step, 0.0)
+            scale_at = b * scale_b + (at + j) * scale_l
+            step = time_step(dt_rows[j].to(tl.float32) + bias, dt_scale, scale_at, t + j < stop)
             u = step * x_rows[j].to(tl.float32)
             dy_j = dy_rows[j].to(tl.float32)
             if z is not None:

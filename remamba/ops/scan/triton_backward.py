@@ -8,23 +8,22 @@ import triton.language as tl
 
 from remamba.ops.scan.triton_adjoint import adjoint_kernel, carry_kernel
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LN_2,
-    LOG2_E,
     MANY_STATES,
     SIZES,
     SPAN,
     lane_sums,
+    load_channels,
     load_pairs,
     pack,
     prefetch,
     prefetch_pairs,
     prefetch_rows,
-    reciprocal,
     sigmoid,
-    softplus,
+    time_step,
 )
 from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, slope, softplus
 
 # one warp a program; each of its threads has so many channels
 LANES = 32
@@ -66,14 +65,8 @@ def gradient_kernel(
     sum_bias = ()
     for i in tl.static_range(GROUPS):
         there = d < e - i * LANES
-        bias_i = tl.zeros([LANES], tl.float32)
-        skip_i = tl.zeros([LANES], tl.float32)
-        if dt_bias is not None:
-            bias_i = tl.load(dt_bias + d + i * LANES, mask=there, other=0.0).to(tl.float32)
-        if D is not None:
-            skip_i = tl.load(D + d + i * LANES, mask=there, other=0.0).to(tl.float32)
-        bias += (bias_i,)
-        skip += (skip_i,)
+        bias += (load_channels(dt_bias, d + i * LANES, there, LANES),)
+        skip += (load_channels(D, d + i * LANES, there, LANES),)
         sum_D += (tl.zeros([LANES], tl.float32),)
         sum_bias += (tl.zeros([LANES], tl.float32),)
 
@@ -112,11 +105,8 @@ def gradient_kernel(
                 dy_j = tl.load(dy_at + d + (j * dy_l + i * LANES), mask=there, other=0.0).to(
                     tl.float32
                 )
-                step_j, _ = softplus(dt_j + bias[i])
-                if dt_scale is not None:
-                    scale_at = dt_scale + b * scale_b + (at + j) * scale_l
-                    step_j *= tl.load(scale_at, mask=t + j < stop)
-                step_j = tl.where(t + j < stop, step_j, 0.0)
+                scale_at = b * scale_b + (at + j) * scale_l
+                step_j = time_step(dt_j + bias[i], dt_scale, scale_at, t + j < stop)
                 if z is not None:
                     z_j = tl.load(z_at + d + (j * z_l + i * LANES), mask=there, other=0.0).to(
                         tl.float32
@@ -234,7 +224,7 @@ def gradient_kernel(
                 dt_j = tl.load(dt_at + d + (j * dt_l + i * LANES), mask=there, other=0.0).to(
                     tl.float32
                 )
-                soft, power = softplus(dt_j + bias[i])
+                soft, z_dt = softplus(dt_j + bias[i])
                 if z is not None:
                     z_j = tl.load(z_at + d + (j * z_l + i * LANES), mask=there, other=0.0).to(
                         tl.float32
@@ -261,7 +251,7 @@ def gradient_kernel(
                 if dt_scale is not None:
                     scale_at = dt_scale + b * scale_b + (at + j) * scale_l
                     dstep_j *= tl.load(scale_at, mask=t + j < stop)
-                ddt_j = dstep_j * (power * reciprocal(1.0 + power))
+                ddt_j = dstep_j * slope(dt_j + bias[i], z_dt)
                 tl.store(
                     ddt + to + d + (j * e + i * LANES), ddt_j.to(ddt.dtype.element_ty), mask=there
                 )

@@ -1,11 +1,16 @@
-"""What the kernels of the selective scan share: approximate functions, packed B and C, hints."""
+"""What the kernels of the selective scan share: the gate, packed B and C, hints."""
 
 import torch
 import triton
 import triton.language as tl
 
-INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from remamba.ops.time_step.triton_softplus import (
+    INTERPRETED,
+    LOG2_E,
+    reciprocal,
+    softplus,
+)
+
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # the kernels that go from chunk to chunk load so many at once: else each waits for the one before
 LINKED: tl.constexpr = tl.constexpr(8)
@@ -19,41 +24,26 @@ MANY_STATES = 16
 
 
 @triton.jit
-def reciprocal(v):
-    """1 / v for v >= 1, to 1 ulp; 0 at infinity."""
-    if INTERPRETED:
-        return 1.0 / v
-    else:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def log2(v):
-    """log2(v) for v > 1: its absolute error is 2^-22, and relative where v is near 1 bad."""
-    if INTERPRETED:
-        return tl.log2(v)
-    else:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def softplus(v):
-    """log(1 + e^v) and e^min(v, 20); the first to 2e-6 relative for every v, as small as e^v."""
-    power = tl.exp2(tl.minimum(v, 20.0) * LOG2_E)
-    # log2(1 + power) has lost the digits of a small power: there, the series of log(1 + power)
-    series = 0.25 - power * (0.2 - power * 0.16666667)
-    series = power * (1.0 - power * (0.5 - power * (0.33333333 - power * series)))
-    soft = tl.where(power < 0.125, series, log2(1.0 + power) * LN_2)
-    return tl.where(v > 20.0, v, soft), power
-
-
-@triton.jit
 def sigmoid(v):
     return reciprocal(1.0 + tl.exp2(v * -LOG2_E))
+
+
+@triton.jit
+def load_channels(parameter, d, there, BLOCK: tl.constexpr):
+    """A parameter of the channels d as float32, zeros where there is none."""
+    found = tl.zeros([BLOCK], tl.float32)
+    if parameter is not None:
+        found = tl.load(parameter + d, mask=there, other=0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
+def time_step(v, dt_scale, scale_at, there):
+    """softplus(v), scaled by what lies scale_at; 0 where the position is not `there`."""
+    step, _ = softplus(v)
+    if dt_scale is not None:
+        step *= tl.load(dt_scale + scale_at, mask=there)
+    return tl.where(there, step, 0.0)
 
 
 @triton.jit

@@ -5,19 +5,19 @@ import triton
 import triton.language as tl
 
 from remamba.ops.scan.triton_elements import (
-    INTERPRETED,
     LINKED,
-    LOG2_E,
     MANY_STATES,
     SIZES,
+    load_channels,
     load_pairs,
     pack,
     prefetch_pairs,
     prefetch_rows,
     sigmoid,
-    softplus,
+    time_step,
 )
 from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -38,12 +38,8 @@ def chunk_kernel(
     b = tl.program_id(2).to(tl.int64)
     d = first + tl.arange(0, BLOCK)
     real = d < e
-    bias = tl.zeros([BLOCK], tl.float32)
-    if dt_bias is not None:
-        bias = tl.load(dt_bias + d, mask=real, other=0.0).to(tl.float32)
-    skip = tl.zeros([BLOCK], tl.float32)
-    if OUTPUTS and D is not None:
-        skip = tl.load(D + d, mask=real, other=0.0).to(tl.float32)
+    bias = load_channels(dt_bias, d, real, BLOCK)
+    skip = load_channels(D if OUTPUTS else None, d, real, BLOCK)
     state_at = states + (b * num_chunks + c) * N * e + d
     rates = ()  # A in base 2
     h = ()
@@ -84,10 +80,8 @@ def chunk_kernel(
             prefetch_pairs(pairs_at + ahead * N, N, ROWS, BLOCK)
         y_rows = ()
         for j in tl.static_range(ROWS):
-            step, _ = softplus(dt_rows[j].to(tl.float32) + bias)
-            if dt_scale is not None:
-                step *= tl.load(dt_scale + b * scale_b + (at + j) * scale_l, mask=t + j < stop)
-            step = tl.where(t + j < stop, step, 0.0)
+            scale_at = b * scale_b + (at + j) * scale_l
+            step = time_step(dt_rows[j].to(tl.float32) + bias, dt_scale, scale_at, t + j < stop)
             x_j = x_rows[j].to(tl.float32)
             u = step * x_j
             B, C = load_pairs(pairs_at + j * N, N)

@@ -20,11 +20,11 @@ from remamba.ops.ssd_scan.triton_forward import (
     operand,
     plan,
     rows_contiguous,
-    softplus,
     ssd_walk_kernel,
     step_forward,
     walk_segments,
 )
+from remamba.ops.time_step.triton_softplus import slope, softplus
 
 Grads = tuple[torch.Tensor, ...]
 
@@ -280,15 +280,12 @@ def ssd_step_bwd_kernel(
         v = tl.load(dt + at_dt, mask=mask, other=0.0).to(tl.float32)
         if dt_bias is not None:
             v += tl.load(dt_bias + head, mask=is_head, other=0.0).to(tl.float32)[None, :]
-        soft = softplus(v)
+        soft, z = softplus(v)
         if dt_scale is not None:
             clamped = tl.minimum(tl.maximum(soft, dt_min), dt_max)
             dscale_c += tl.sum(tl.where(mask, dstep * clamped, 0.0), 1)
         is_free = (soft >= dt_min) & (soft <= dt_max) & mask
-        # the derivative of softplus, as 1 - exp(-softplus) but with the digits of a small one
-        rise = tl.exp2(-tl.abs(v) * 1.4426950408889634)
-        rise = tl.where(v >= 0.0, 1.0, rise) / (1.0 + rise)
-        dv = tl.where(is_free, dstep * scale[:, None] * rise, 0.0)
+        dv = tl.where(is_free, dstep * scale[:, None] * slope(v, z), 0.0)
         tl.store(dbias + one, tl.sum(dv, 0), mask=is_head)
         out = (batch * l + t.to(tl.int64)[:, None]) * h + head[None, :]
         tl.store(ddt + out, dv.to(ddt.dtype.element_ty), mask=mask)

@@ -15,12 +15,12 @@ import triton.language as tl
 from remamba.ops.device import on_device, processors
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E
+from remamba.ops.time_step.triton_softplus import INTERPRETED, softplus
 
 # programs that a multiprocessor of a GPU should find, and the least chunks worth a segment
 PROGRAMS_A_PROCESSOR, MIN_CHUNKS, MAX_SEGMENTS = 6, 2, 16
 # 2 ** LEAST_EXPONENT is 0 in float32, and sums of it over a chunk stay small
 LEAST_EXPONENT = tl.constexpr(-160.0)
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 TRITON_DTYPES = {
     torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16
 }  # fmt: skip
@@ -166,26 +166,6 @@ def operand(t, DOT: tl.constexpr):
     return t
 
 
-@triton.jit
-def softplus(v):
-    """log(1 + exp(v)), to the last digits where exp(v) is small too.
-
-    log(1 + z) = 2 atanh(z / (2 + z)) as a series, z in (0, 1].
-    """
-    z = tl.exp2(-tl.abs(v) * 1.4426950408889634)
-    r = z / (2.0 + z)
-    s = r * r
-    series = 1.0 / 17.0
-    series = 1.0 / 15.0 + s * series
-    series = 1.0 / 13.0 + s * series
-    series = 1.0 / 11.0 + s * series
-    series = 1.0 / 9.0 + s * series
-    series = 1.0 / 7.0 + s * series
-    series = 1.0 / 5.0 + s * series
-    series = 1.0 / 3.0 + s * series
-    return tl.maximum(v, 0.0) + 2.0 * (r + r * (s * series))
-
-
 @triton.jit(do_not_specialize=["l", "chunks"])
 def ssd_step_kernel(
     dt, dt_bias, dt_scale, A, step, total, column,
@@ -202,7 +182,8 @@ def ssd_step_kernel(
     v = tl.load(dt + batch * dt_b + place, mask=mask, other=0.0).to(tl.float32)
     if dt_bias is not None:
         v += tl.load(dt_bias + head, mask=is_head, other=0.0).to(tl.float32)[None, :]
-    v = tl.minimum(tl.maximum(softplus(v), dt_min), dt_max)
+    v, _ = softplus(v)
+    v = tl.minimum(tl.maximum(v, dt_min), dt_max)
     if dt_scale is not None:
         place = batch * scale_b + t.to(tl.int64) * scale_l
         v *= tl.load(dt_scale + place, mask=t < l, other=0.0).to(tl.float32)[:, None]

@@ -12,6 +12,7 @@ from remamba.ops.decode_layer.weights import MOST_STATE
 from remamba.ops.device import on_device
 from remamba.ops.recording import GRADIENT, is_recorded
 from remamba.ops.scan_inputs import ScanInputs
+from remamba.ops.time_step.triton_softplus import softplus
 
 BLOCK_E = 16
 """Channels of a program of the selective step."""
@@ -151,16 +152,6 @@ def _ssd(x, dt, z, A, B, C, D, dt_bias, dt_limit, dt_scale, state, new, y, *, is
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + exp(x)), exact to float32 where exp(x) is small too."""
-    u = tl.exp(tl.minimum(x, 20.0, propagate_nan=tl.PropagateNan.ALL))
-    up = 1.0 + u
-    # what 1 + u has rounded away is put back: log1p(u) = log(up) * u / (up - 1)
-    near = tl.where(up == 1.0, u, tl.log(up) * (u / tl.where(up == 1.0, 1.0, up - 1.0)))
-    return tl.where(x > 20.0, x, near)
-
-
-@triton.jit
 def _advance(state, u, dt, A, B):
     """The state after one token: s exp(dt A) + dt u B; u, dt broadcast along its channels."""
     return state * tl.exp(dt * A) + (dt * u) * B
@@ -181,7 +172,7 @@ def _selective_update(
     dt = tl.load(dt_ptr + row * dt_stride + channel, real, 0.0).to(tl.float32)
     if dt_bias_ptr is not None:
         dt += tl.load(dt_bias_ptr + channel, real, 0.0).to(tl.float32)
-    dt = softplus(dt)
+    dt, _ = softplus(dt)
     if dt_scale_ptr is not None:
         dt *= tl.load(dt_scale_ptr + row).to(tl.float32)
     both = real[:, None] & inside[None, :]
@@ -245,7 +236,7 @@ def _selective_step(
     B = _part(parts_ptr, row, b, width, splits, r, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
     C = _part(parts_ptr, row, b, width, splits, r + n, n, eps, dtype, NORMED, BLOCK_N, BLOCK_S)
     dt = tl.sum(weight.to(tl.float32) * low[None, :], axis=1) + bias
-    dt = softplus(dt.to(dtype).to(tl.float32))
+    dt, _ = softplus(dt.to(dtype).to(tl.float32))
     x = tl.load(x_ptr + row * x_stride + channel, real, 0.0).to(tl.float32)
     z = tl.load(z_ptr + row * z_stride + channel, real, 0.0).to(tl.float32)
     state = _advance(state, x[:, None], dt[:, None], A, B[None, :])
@@ -272,7 +263,8 @@ def _ssd_step(
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32)
     if dt_bias_ptr is not None:
         dt += tl.load(dt_bias_ptr + head).to(tl.float32)
-    dt = tl.maximum(softplus(dt), low, propagate_nan=tl.PropagateNan.ALL)
+    dt, _ = softplus(dt)
+    dt = tl.maximum(dt, low, propagate_nan=tl.PropagateNan.ALL)
     dt = tl.minimum(dt, high, propagate_nan=tl.PropagateNan.ALL)
     if dt_scale_ptr is not None:
         dt *= tl.load(dt_scale_ptr + row).to(tl.float32)

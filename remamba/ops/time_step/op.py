@@ -33,7 +33,8 @@ def decay_rate(A_log: torch.Tensor) -> torch.Tensor:
 
 
 def adapt_dt_torch(dt, selected, theta, *, alpha=None, bias=None) -> torch.Tensor:
-    """adapt_dt over all positions: on a CPU a few passes more do not show."""
+    """adapt_dt, computed at every position and masked: on a CPU the extra passes cost nothing
+    measurable."""
     change = theta.expand_as(dt)
     if alpha is not None:
         projected = dt if bias is None else dt - bias
