@@ -142,7 +142,10 @@ def form_for(op: str, device: torch.device, *args: Any, **kwargs: Any) -> tuple[
 
 def run(op: str, device: torch.device, *args: Any, **kwargs: Any) -> Any:
     """What the op's form for these arguments makes of them."""
-    return _functions[op][form_for(op, device, *args, **kwargs)[0]](*args, **kwargs)
+    name = _order(op, device.type)
+    if name not in _functions[op]:  # several, of which the first may have something against them
+        name, _ = form_for(op, device, *args, **kwargs)
+    return _functions[op][name](*args, **kwargs)
 
 
 @functools.cache
