@@ -17,7 +17,7 @@ BRANCHES: dict[str, tuple[str | None, Options]] = {
         "window-relative",
         {"window": 16, "score_negatives": "batch", "kept": 128, "select": (0.15, 0.6)},
     ),
-    "sentences-random": ("sentences-no-score", {"selector": "random"}),
+    "sentences-random": ("sentences-no-score", {"selector": "random", "window": 1}),
     # A part of the document (s = 0): no loss on it, whose vectors would see what comes later.
     "paper": (
         None,
@@ -33,7 +33,7 @@ BRANCHES: dict[str, tuple[str | None, Options]] = {
     "sentences-share": ("sentences", {"kept": None, "rho": 0.03}),
     "sentences-256": ("sentences", {"kept": 256}),
     "sentences-no-crowds": ("sentences", {"last": ("long",)}),
-    "sentences-fixed": ("sentences-no-score", {"selector": "fixed"}),
+    "sentences-fixed": ("sentences-no-score", {"selector": "fixed", "window": 1}),
     "sentences-none": ("sentences", {"adaption": "none"}),
     "sentences-selective": ("sentences", {"adaption": "selective"}),
     "sentences-multiplicative": ("sentences", {"adaption": "multiplicative"}),

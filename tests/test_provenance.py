@@ -39,7 +39,7 @@ def copy_package(folder: Path) -> Path:
     place = folder / "remamba"
     place.mkdir(parents=True)
     (place / "__init__.py").write_text("")
-    (place / "model/norm.py").write_text("EPSILON = 1e-5\n")
+    (place / "norm.py").write_text("EPSILON = 1e-5\n")
     shutil.copy(PACKAGE / "provenance.py", place)
     return folder
 
@@ -86,14 +86,14 @@ def test_a_checkout(tmp_path: Path) -> None:
     assert told(checkout) == name
     (checkout / "notes.txt").write_text("mine")
     assert told(checkout) == name
-    with (checkout / "remamba" / "model/norm.py").open("a") as file:
+    with (checkout / "remamba" / "norm.py").open("a") as file:
         file.write("# changed\n")
     assert told(checkout) == f"{name}-dirty"
-    git(checkout, "add", "remamba/model/norm.py")
+    git(checkout, "add", "remamba/norm.py")
     assert told(checkout) == f"{name}-dirty"
     git(checkout, "reset", "-q", "--hard")
     assert told(checkout) == name
-    (checkout / "remamba" / "model/norm.py").unlink()
+    (checkout / "remamba" / "norm.py").unlink()
     assert told(checkout) == f"{name}-dirty"
 
 
@@ -143,7 +143,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     """Not even the index, which another git may be writing."""
     checkout = copy_package(tmp_path / "checkout")
     repository(checkout)
-    os.utime(checkout / "remamba" / "model/norm.py", (1, 1))  # `git status` would note this
+    os.utime(checkout / "remamba" / "norm.py", (1, 1))  # `git status` would note this
     before = (checkout / ".git" / "index").read_bytes()
     assert not told(checkout).endswith("-dirty")
     assert (checkout / ".git" / "index").read_bytes() == before

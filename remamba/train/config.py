@@ -244,6 +244,8 @@ class TrainArgs(Run, Losses, Compression, Adapters, Optimizer, Data, Model):
         for ours, replaced in ((shares, {"num_kept"}), ({"num_kept"}, shares)):
             if ours & given.keys():
                 recipe = {name: recipe[name] for name in recipe.keys() - replaced}
+        if given.get("selector", "topk") not in ("topk", None):  # windows are of top-K alone
+            recipe = {name: recipe[name] for name in recipe.keys() - {"window"}}
         values = {**recipe, **given}
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         if unknown := sorted(values.keys() - fields.keys()):

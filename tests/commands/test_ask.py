@@ -15,6 +15,7 @@ import torch
 from remamba import Answer, Document, Reader, ReMambaForCausalLM
 from remamba.commands.answers import Answered, _kept_lines
 from remamba.engine.kept_words import kept_words
+from remamba.methods.plain import Plain
 from remamba.methods.selection import WINDOW_STEP
 from tests.tiny import (
     BEFORE,
@@ -127,7 +128,7 @@ def test_neighbours_of_one_score_are_one_place(
     window = [(i, 0.77 - (4 - i) * WINDOW_STEP) for i in range(1, 5)]
     kept = [(0, 0.5), *window, (40, 0.64), (41, 0.3), (43, 0.6), (45, 0.2)]
     reader = Reader(tiny_model(), tiny_tokenizer())
-    document = Document(reader, "".join(tokens), list(range(46)), offsets)
+    document = Document(reader, "".join(tokens), list(range(46)), offsets, Plain())
     words = tuple(kept_words(document.text, offsets, kept))
     answer = Answer("", words, {}, "remamba", "length", 46, [], kept)
     answered = Answered(QUESTION, answer, None, document)

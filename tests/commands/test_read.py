@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from remamba import DocumentMemory, ReMambaForCausalLM, cli
+from remamba.methods.remamba import ReMamba
 from remamba.pretrained import fingerprint
 from tests.tiny import (
     BEFORE,
@@ -135,7 +136,7 @@ def test_read_is_exact(folder: Path, tmp_path: Path, remamba: Run) -> None:
         memory = DocumentMemory.load(path, fingerprint(model))
         assert torch.equal(memory.input_ids, ids)  # type: ignore[arg-type]
         torch.testing.assert_close(memory.hidden, expected.hidden, rtol=1e-5, atol=1e-5)
-        assert memory.compression == BEFORE
+        assert memory.method == ReMamba(BEFORE)
 
 
 def test_fingerprint() -> None:

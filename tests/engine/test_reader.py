@@ -25,6 +25,8 @@ from remamba import (
 from remamba.engine.kept_words import kept_words
 from remamba.engine.reader import resolve_method
 from remamba.engine.request import fill_template
+from remamba.methods.plain import Plain
+from remamba.methods.remamba import ReMamba
 from remamba.text import encode
 from tests.tiny import (
     BEFORE,
@@ -122,7 +124,7 @@ def test_saved_equals_never_saved(form: str, tmp_path: Path) -> None:
     document.save(tmp_path / "m")
     loaded = reader.load(tmp_path / "m")
     assert (loaded.text, loaded.ids, loaded.offsets) == (TEXT, document.ids, document.offsets)
-    assert loaded.settings == document.settings and len(loaded) == len(document)
+    assert loaded.method == document.method and len(loaded) == len(document)
     for method in (None, "plain", PAPER):  # PAPER: both read the document again
         for question in QUESTIONS:
             options = {"method": method, "options": SHORT}
@@ -138,7 +140,7 @@ def test_settings_that_no_memory_serves() -> None:
     """The document is read anew for each question; a memory of other settings is refused."""
     reader = make_reader(PAPER)
     document = reader.read(TEXT)
-    assert document.memory is None and document.settings == PAPER
+    assert document.memory is None and document.method == ReMamba(PAPER)
     with pytest.raises(InputError, match=r"a memory needs start=0.*placement='replace'"):
         document.save("nowhere")
     (expected,) = reader.answer([Ask(TEXT, QUESTION, options=SHORT)])
@@ -146,7 +148,7 @@ def test_settings_that_no_memory_serves() -> None:
     whole = reader.read(TEXT, method=WHOLE)
     assert told(whole.ask(QUESTION, method="remamba", options=SHORT)) == told(expected)
     plain = reader.read(TEXT, method="plain")
-    with pytest.raises(InputError, match=r"read with plain Mamba, not with .*; read it again"):
+    with pytest.raises(InputError, match=r"read with the method plain, not with .*; read it again"):
         plain.ask(QUESTION, method=WHOLE)
     assert len(plain.ask(QUESTION, method=PAPER).kept or ()) > 0
 
@@ -247,7 +249,7 @@ def test_a_document_is_read_once_for_all_its_questions(monkeypatch: pytest.Monke
         (Ask(TEXT, "Who?", template=""), "the template is empty"),
         (Ask(TEXT, 3), "the question 3 is no text"),  # type: ignore[arg-type]
         (Ask(3, "Who?"), "the document 3 is no text"),  # type: ignore[arg-type]
-        (Ask(TEXT, "Who?", method="bm52"), "'bm52' is unknown; choose one of plain, remamba"),
+        (Ask(TEXT, "Who?", method="bm52"), "'bm52' is no method; choose one of plain, remamba"),
         (Ask(TEXT, "Who?", method=False), "method False is unknown"),  # type: ignore[arg-type]
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -391,15 +393,15 @@ def test_each_fits_on_a_line() -> None:
     for line, name in zip(shown, names, strict=True):
         assert line.startswith(f"{name}(") and "\n" not in line and len(line) <= 120, line
     assert len(document) == len(document.ids) == len(encode(reader.tokenizer, TEXT * 5).ids)
-    assert f"{len(document):,} tokens" in shown[1] and "read by ReMamba" in shown[1]
+    assert f"{len(document):,} tokens" in shown[1] and "read by remamba" in shown[1]
 
 
 def test_methods() -> None:
-    own, plain = make_reader(PAPER).model, make_reader(PAPER.replace(selector="none")).model
-    assert resolve_method(own, None) == resolve_method(own, "remamba") == PAPER
-    assert resolve_method(own, WHOLE) == WHOLE
-    assert resolve_method(own, "plain") is resolve_method(plain, None) is None
-    with pytest.raises(InputError, match="this model's own settings are plain Mamba"):
+    own, plain = make_reader(PAPER).model, tiny_model("mamba2", method="plain")
+    assert resolve_method(own, None) == resolve_method(own, "remamba") == ReMamba(PAPER)
+    assert resolve_method(own, WHOLE) == ReMamba(WHOLE)
+    assert resolve_method(own, "plain") == resolve_method(plain, None) == Plain()
+    with pytest.raises(InputError, match="this model was not trained for it"):
         resolve_method(plain, "remamba")
 
 

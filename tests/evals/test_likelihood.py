@@ -9,6 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from remamba import CompressionConfig
 from remamba.evals import likelihood
 from remamba.evals.likelihood import Pair, log_likelihoods
+from remamba.methods.remamba import ReMamba
 from tests.tiny import PAPER, tiny_model
 
 LENGTHS = ((1, 1), (2, 5), (30, 3), (41, 1), (12, 12), (80, 2))
@@ -30,7 +31,8 @@ def test_it_is_the_loss_of_the_continuation(
 ) -> None:
     model = tiny_model(backbone)
     asked = pairs(model.config.vocab_size)
-    found = log_likelihoods(model, asked, compression)
+    method = None if compression is None else ReMamba(compression)
+    found = log_likelihoods(model, asked, method)
     for pair, (score, _) in zip(asked, found, strict=True):
         ids = torch.tensor([[*pair.prompt, *pair.continuation]])
         labels = ids.clone()
@@ -39,7 +41,7 @@ def test_it_is_the_loss_of_the_continuation(
             loss = model(ids, labels=labels, compression=compression or False).loss
         assert_close(torch.tensor(score), -loss * len(pair.continuation), torch.float32)
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 0)
-    alone = log_likelihoods(model, asked, compression)
+    alone = log_likelihoods(model, asked, method)
     assert_close(torch.tensor([s for s, _ in found]), torch.tensor([s for s, _ in alone]))
 
 
@@ -51,9 +53,9 @@ def test_what_the_model_writes_is_greedy(compression: CompressionConfig | None) 
         prompt, max_new_tokens=6, do_sample=False, compression=compression or False
     )[0, 40:].tolist()
     other = [*written[:-1], (written[-1] + 1) % model.config.vocab_size]
-    found = log_likelihoods(
-        model, [Pair(prompt[0].tolist(), written), Pair(prompt[0].tolist(), other)], compression
-    )
+    method = None if compression is None else ReMamba(compression)
+    both = [Pair(prompt[0].tolist(), written), Pair(prompt[0].tolist(), other)]
+    found = log_likelihoods(model, both, method)
     assert [is_greedy for _, is_greedy in found] == [True, False]
     assert found[0][0] > found[1][0]
 

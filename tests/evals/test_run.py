@@ -279,7 +279,7 @@ def test_directories_of_others_are_refused(
     assert "give --resume or --overwrite" in refused(*asked)
     assert "give one of them" in refused(*asked, "--resume", "--overwrite")
     said = refused(*asked, "--resume", "--selector", "random")
-    assert "was begun with compression = " in said
+    assert "was begun with method = " in said
     assert "was begun with seed = 0" in refused(*asked, "--resume", "--seed", 1)
     remamba(*asked, "--overwrite", "--seed", 1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 1

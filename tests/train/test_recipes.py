@@ -115,12 +115,12 @@ def test_sentences_is_the_form_that_wins() -> None:
 def test_a_recipe_is_also_settings_of_a_model(name: str) -> None:
     settings = recipe_compression(name)
     assert ("keep_ratio" in settings) is not ("num_kept" in settings)
-    base = CompressionConfig(start=0.3, window=3, adaption="none", selector="random")
+    base = CompressionConfig(start=0.3, adaption="none", selector="random")
     schedule = CompressionSchedule.from_args(TrainArgs(**GIVEN, recipe=name), base, 10)
     saved = schedule.for_evaluation().to_dict()
     assert {key: saved[key] for key in settings} == settings
     missing = set(saved) - set(settings)
-    assert missing <= {"keep_ratio", "num_kept", "score_gradient", "min_prompt_length"}
+    assert missing <= {"keep_ratio", "num_kept"}
 
 
 def test_the_paper_trains_both_methods_alike() -> None:
@@ -188,13 +188,10 @@ def test_every_setting_of_a_model_is_an_option_with_its_own_help() -> None:
     docs = field_docs(CompressionConfig)
     names = {field.name for field in dataclasses.fields(CompressionConfig)}
     assert set(docs) == names
-    gone = {"score_gradient", "min_prompt_length"}
-    assert names - gone <= {field.name for field in dataclasses.fields(TrainArgs)}
-    options = {"window": 3, "selector": "fixed", "start": 0.25, "num_kept": 5}
+    assert names <= {field.name for field in dataclasses.fields(TrainArgs)}
+    options = {"window": 3, "adaption": "exact", "start": 0.25, "num_kept": 5}
     words = [word for name, value in options.items() for word in (spell_flag(name), str(value))]
     assert read(*words).settings == options
-    with pytest.raises(InputError, match="invalid choice 'best'"):
-        read("--selector", "best")
     with pytest.raises(InputError, match="selector='best' is unknown"):
         TrainArgs(**GIVEN, selector="best")
 

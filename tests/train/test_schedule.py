@@ -38,7 +38,7 @@ def test_every_row_of_a_step_draws_its_own() -> None:
     assert whole.length == pytest.approx(np.mean(whole.drawn_lengths))
     parts = [plan.at(3, rows) for rows in (np.array([6, 7]), np.arange(6))]
     assert all(isinstance(part, RowCompression) for part in parts)
-    assert parts[1].lengths + parts[0].lengths == whole.drawn_lengths  # type: ignore[operator]
+    assert parts[1].spans + parts[0].spans == whole.drawn_lengths  # type: ignore[operator]
     assert plan.at(4, np.arange(8)) != whole
     assert schedule(length=(0.1, 0.3), keep_ratio=(0.05, 0.2), seed=1).at(3, np.arange(8)) != whole
     # equal rows need no tuples
@@ -98,14 +98,14 @@ def test_rows_draw_alike_in_every_division_of_a_step(tmp_path: Path) -> None:
     plan = schedule(length=(0.1, 0.3))
     for shared in (True, False):
         whole = StepBatches(data, shared=shared, **given)[2]["about"]
-        drawn = plan.at(2, whole.rows, whole.lengths).lengths
+        drawn = plan.at(2, whole.rows, whole.lengths).spans
         parts = []
         for part in range(4):
             batches = StepBatches(
                 data, shared=shared, accumulate=2, processes=2, process=part % 2, **given
             )
             parts.append(batches[4 + part // 2]["about"])
-        assert sum((plan.at(2, a.rows, a.lengths).lengths for a in parts), ()) == drawn
+        assert sum((plan.at(2, a.rows, a.lengths).spans for a in parts), ()) == drawn
         assert np.concatenate([a.lengths for a in parts]).tolist() == whole.lengths.tolist()
         assert np.mean([a.answer_weight for a in parts]) == pytest.approx(1.0)
         assert len(whole.rows) == (8 if shared else 16)

@@ -204,8 +204,7 @@ def test_mamba_trains_everything_but_the_new_parameters(base: str, options: Opti
         is_new = name.startswith("compressor.") or name.endswith("theta")
         assert torch.equal(weight, before[name]) == is_new, name
     assert {"stage1_loss", "score_loss", "num_kept"}.isdisjoint(log_of(args.output)[-1])
-    settings = ReMambaForCausalLM.from_pretrained(args.output).config.compression_config
-    assert settings.selector == "none"
+    assert ReMambaForCausalLM.from_pretrained(args.output).config.method == "plain"
     # a plain model is a base like any other: the selection comes back
     args = options(base=args.output, output=args.output + "-2")
     train(args)
@@ -405,9 +404,8 @@ def test_before_question_needs_documents(options: Options, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"before_question needs a document.*m.jsonl:3"):
         train(options(data=(data,), placement="before_question"))
     assert not (tmp_path / "run").exists()
-    for other in ({"method": "mamba"}, {"selector": "none"}):
-        output = str(tmp_path / next(iter(other)))
-        train(options(data=(data,), placement="before_question", output=output, **other))
+    output = str(tmp_path / "mamba")
+    train(options(data=(data,), placement="before_question", output=output, method="mamba"))
     data = write_rows(tmp_path / "n.jsonl", rows)
     train(options(data=(data,), placement="before_question"))
 
@@ -511,7 +509,7 @@ def test_options_out_of_range_are_refused(options: Options, changes: dict[str, A
 
 
 def test_compression_is_drawn_from_the_seed_and_the_step(options: Options) -> None:
-    base = CompressionConfig(placement="append", num_kept=3, selector="none")
+    base = CompressionConfig(placement="append", num_kept=3)
     args = options(length=(0.1, 0.3), keep_ratio=(0.05, 0.2))
     schedule = CompressionSchedule.from_args(args, base, 100)
     drawn = [schedule.at(step) for step in range(50)]

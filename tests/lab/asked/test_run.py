@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from lab.asked import asking as planted_asking
 from lab.asked.asking import PlantedReader
 from lab.asked.conditions import WORDS
 from remamba.methods.base import Method
@@ -153,13 +152,13 @@ def test_one_reading_serves_all_conditions(
     folder: Path, remamba: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    whole = planted_asking.read_documents
+    whole = ReMamba.read
 
     def counted(*given: Any) -> tuple[DocumentMemory, Any]:
-        read.append(given[1].rows)
+        read.append(given[2].rows)
         return whole(*given)
 
-    monkeypatch.setattr(planted_asking, "read_documents", counted)
+    monkeypatch.setattr(ReMamba, "read", counted)
     names = ("two-stage", "stage1", "random", "fixed", "drop")
     remamba(*ask(folder, "before", tmp_path / "run", "--conditions", *names))
     assert sum(read) == 6 + 2  # each document once, and a warm-up of each model
@@ -328,8 +327,8 @@ def test_answers_end_with_the_text() -> None:
     model = tiny_model()
     reader = PlantedReader(model, tiny_tokenizer(), 1000)
     ids = encode(tiny_tokenizer(), TEXT).ids
-    (((whole,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], None, 12)
+    (((whole,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], Plain(), 12)
     model.generation_config.eos_token_id = whole.tokens[3]
     reader = PlantedReader(model, tiny_tokenizer(), 1000)
-    (((ended,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], None, 12)
+    (((ended,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], Plain(), 12)
     assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3])]

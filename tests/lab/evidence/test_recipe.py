@@ -121,6 +121,9 @@ def recorded() -> dict[str, list[str]]:
     return runs
 
 
+FORMER = {"plain-truncate": "plain-middle"}
+
+
 def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
     """A command's name and its options; of two equal ones the last counts."""
     name, *parts = command.split(" --")
@@ -128,6 +131,11 @@ def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
     for part in parts:
         option, *values = part.split(" ")
         options[option] = [float(v) if re.fullmatch(r"[\d.e-]+", v) else v for v in values]
+    # what the former script called or did otherwise, without effect on its results
+    if options.get("selector") in (["random"], ["fixed"]):
+        options.pop("window", None)  # windows are of top-K alone
+    asked = options.get("conditions", [])
+    options |= {"conditions": [FORMER.get(one, one) for one in asked if one != "two-stage-bm25"]}
     return name, options
 
 
