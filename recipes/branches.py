@@ -34,7 +34,7 @@ BRANCHES: dict[str, tuple[str | None, Options]] = {
     "sentences-256": ("sentences", {"kept": 256}),
     "sentences-no-crowds": ("sentences", {"last": ("long",)}),
     "sentences-fixed": ("sentences-no-score", {"selector": "fixed", "window": 1}),
-    "sentences-none": ("sentences", {"adaption": "none"}),
+    "sentences-none": ("sentences", {"adaption": "none", "importance": "relu"}),
     "sentences-selective": ("sentences", {"adaption": "selective"}),
     "sentences-multiplicative": ("sentences", {"adaption": "multiplicative"}),
     "sentences-before": ("sentences", {"placement": "before_question"}),

@@ -155,6 +155,8 @@ def method_of(
         if plus:  # "last+remamba": what is left is read by the second
             return _shortened(shorter, method_of(reader, compression))
         return method_class(wanted)()
+    if not isinstance(wanted, dict):
+        raise InputError(f"{wanted!r} is no method; choose one of {', '.join(METHODS)}")
     options = dict(wanted)
     kind = method_class(str(options.pop("name", "")))
     known = {field.name for field in dataclasses.fields(kind)}

@@ -250,7 +250,7 @@ def test_a_document_is_read_once_for_all_its_questions(monkeypatch: pytest.Monke
         (Ask(TEXT, 3), "the question 3 is no text"),  # type: ignore[arg-type]
         (Ask(3, "Who?"), "the document 3 is no text"),  # type: ignore[arg-type]
         (Ask(TEXT, "Who?", method="bm52"), "'bm52' is no method; choose one of plain, remamba"),
-        (Ask(TEXT, "Who?", method=False), "method False is unknown"),  # type: ignore[arg-type]
+        (Ask(TEXT, "Who?", method=False), "False is no method"),  # type: ignore[arg-type]
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -215,10 +215,7 @@ def test_help_stands_in_groups_and_begins_with_the_recipe(
     for group in GROUPS:
         assert f"{group.__name__.lower()} options" in out
     said = " ".join(re.sub("[|│]", " ", out).split())
-    assert (
-        "--num-kept N Number of positions kept, in place of --keep-ratio [K]. (default: 128)"
-        in said
-    )
+    assert "--num-kept N Number of positions kept, in place of a share [K]. (default: 128)" in said
     assert "of a step. (default: the model's own)" in said
 
 

@@ -134,6 +134,8 @@ def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
     # what the former script called or did otherwise, without effect on its results
     if options.get("selector") in (["random"], ["fixed"]):
         options.pop("window", None)  # windows are of top-K alone
+    if options.get("adaption") == ["none"]:
+        options.pop("importance", None)
     asked = options.get("conditions", [])
     options |= {"conditions": [FORMER.get(one, one) for one in asked if one != "two-stage-bm25"]}
     return name, options
