@@ -20,6 +20,7 @@ from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve
 from remamba.errors import InputError
 from remamba.methods.base import METHODS, Method, method_of, own_method
 from remamba.options import add_options, given
+from remamba.train.recipes import NAMES, recipe_compression
 
 if TYPE_CHECKING:
     from remamba import Reader
@@ -49,6 +50,9 @@ class ModelOptions:
     method: Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint=OWN)] = None
     """The way of reading; last+remamba shortens the document first. The settings of remamba are
     the options from --start to --importance."""
+    recipe: Annotated[str | None, arg(metavar="|".join(NAMES), help_behavior_hint="")] = None
+    """The settings that a model trained by this recipe is saved with, in place of the model's
+    own; what is given beside it takes its place."""
     method_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """How many tokens of the document the methods last and middle leave."""
     piece_length: Annotated[
@@ -70,8 +74,13 @@ class ModelOptions:
         Raises:
             InputError: there is no such method, or an option has no effect with it.
         """
-        own, changes = own_method(config), self.changes()
-        settings = config.compression_config.replace(**changes)
+        from remamba.methods.remamba import ReMamba
+
+        own, changes, settings = own_method(config), self.changes(), config.compression_config
+        if self.recipe is not None:
+            settings = CompressionConfig(**recipe_compression(self.recipe))
+            own, changes = ReMamba(settings), changes or {"recipe": self.recipe}
+        settings = settings.replace(**self.changes())
         method = own if self.method is None else method_of(self.method, settings)
         if self.method_tokens is not None:
             if "tokens" not in vars(method):

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from remamba import ReMambaForCausalLM, cli
+from remamba import CompressionConfig, InputError, ReMambaConfig, ReMambaForCausalLM, cli
+from remamba.commands.model_options import ModelOptions
+from remamba.methods.remamba import ReMamba
+from remamba.methods.shorten import Last
+from remamba.train.recipes import recipe_compression
 from tests.tiny import (
     QUESTION,
     WHOLE,
@@ -67,3 +71,24 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     for option in ("--model", "--device", "--dtype", "--length", "--selector", "--piece-length"):
         assert option in out
     assert f"remamba {command} " in out and "Example: remamba" in out
+
+
+def test_a_recipe_gives_the_settings_and_what_stands_beside_it_counts() -> None:
+    config = ReMambaConfig(compression={"length": 0.5, "num_kept": 3})
+    sentences = ModelOptions(recipe="sentences").chosen(config)
+    assert sentences == ReMamba(CompressionConfig(**recipe_compression("sentences")))
+    changed = ModelOptions(recipe="sentences", keep_ratio=0.1).chosen(config)
+    assert changed == ReMamba(sentences.compression.replace(keep_ratio=0.1))
+    last = ModelOptions(recipe="paper", method="last+remamba", method_tokens=9).chosen(config)
+    paper = ReMamba(CompressionConfig(**recipe_compression("paper")))
+    assert last == Last(9, reader=paper)
+    for options, said in (
+        ({"recipe": "papper"}, "recipe 'papper' is unknown"),
+        ({"method": "plain", "num_kept": 4}, "--num-kept has no effect with the method plain"),
+        ({"method": "plain", "recipe": "paper"}, "--recipe has no effect with the method plain"),
+        ({"method": "plain", "method_tokens": 4}, "--method-tokens 4 has no effect"),
+        ({"selector": "none"}, "selector='none' is now the method 'plain'"),
+        ({"method": "truncate"}, "now called last"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ModelOptions(**options).chosen(config)
