@@ -59,7 +59,10 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for some in lines for line in some]
 
 
-@pytest.mark.parametrize("name", ["table1", "table3", "fig5", "fig7"])
+@pytest.mark.parametrize(
+    "name",
+    ["table1", "table3", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fig5", "fig7"))],
+)
 def test_the_embedded_models(name: str, remamba: Run, tmp_path: Path) -> None:
     found = remamba(*words(name, tmp_path / "out"), "--json")
     rows = {
