@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,15 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise InputError for a value that is none of the allowed ones."""
     if value not in allowed:
         raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+
+
+def _check_names(values: Iterable[str], settings: type) -> None:
+    """Raise InputError for a name that is no field of the settings class."""
+    known = {field.name for field in dataclasses.fields(settings)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(
+            f"unknown compression setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,12 @@ class CompressionConfig:
         return self.keep_ratio
 
     def replace(self, **changes: Any) -> CompressionConfig:
-        """The settings with changes; what would lose its effect by one returns to its default."""
+        """The settings with changes; what would lose its effect by one returns to its default.
+
+        Raises:
+            InputError: a change names no setting, or a value is outside its range.
+        """
+        _check_names(changes, type(self))
         if changes.get("keep_ratio") is not None:
             changes.setdefault("num_kept", None)
         if changes.get("num_kept") is not None:
@@ -156,11 +171,7 @@ class CompressionConfig:
         for name, harmless in FORMER.items():
             if values.pop(name, harmless[0]) not in harmless:
                 raise InputError(f"the compression setting {name!r} is gone; leave it out")
-        known = {field.name for field in dataclasses.fields(CompressionConfig)}
-        if unknown := sorted(set(values) - known):
-            raise InputError(
-                f"unknown compression setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
-            )
+        _check_names(values, CompressionConfig)
         if is_former:  # where two told one thing, the second counted
             if values.get("num_kept") is not None:
                 values.pop("keep_ratio", None)

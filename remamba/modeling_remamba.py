@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -173,7 +173,7 @@ class ReMambaModel(PreTrainedModel):
         if compression is None:
             return own_method(self.config)
         if isinstance(compression, dict):
-            return ReMamba(own.replace(**_known(compression)))
+            return ReMamba(own.replace(**compression))
         if not isinstance(compression, CompressionConfig):
             raise InputError(
                 f"compression={compression!r}; give None, False, a dict or a CompressionConfig"
@@ -489,13 +489,3 @@ def _check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
         raise not_finite(f"the logits of row {row}", logits.dtype)
-
-
-def _known(changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes of a CompressionConfig, refused where they name no option of it."""
-    known = {field.name for field in fields(CompressionConfig)}
-    if unknown := sorted(set(changes) - known):
-        raise InputError(
-            f"unknown compression setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    return changes
