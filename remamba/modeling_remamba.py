@@ -22,7 +22,7 @@ from remamba.methods.losses import answer_loss, document_loss, passage_score_los
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain, read_on
 from remamba.methods.remamba import ReMamba
-from remamba.methods.selection import Compressor, Kept
+from remamba.methods.selection import Compressor, Kept, Span
 from remamba.model.backbone import Backbone
 from remamba.model.layers import GatedRMSNorm, Projection, RMSNorm
 from remamba.model.mamba import MambaMixer
@@ -57,6 +57,10 @@ class ReMambaOutput(ModelOutput):
     """(b, l', d) after the final norm (ReMambaModel)."""
     cache_params: StateCache | None = None
     kept: Kept | None = None
+    scores: Tensor | None = None
+    """(b, m) importance of each position of the span (Eq. 3), which `kept` was chosen by."""
+    span: Span | None = None
+    """The positions that were scored, of each document or row, in what was read of it."""
 
 
 class ReMambaModel(PreTrainedModel):
@@ -473,6 +477,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             found["score_loss"] = passage_score_loss(
                 self.compressor, passage, targets, score_negatives
             )
+        if reading is not None and passage.scores is not None:
+            found |= {"scores": passage.scores.detach(), "span": reading.span}
         out = ReMambaOutput(cache_params=cache, kept=passage.kept, **found)
         return self._returned(out, return_dict)
 

@@ -231,8 +231,8 @@ class TestRefusals:
                      compression=FORMS["paper"])  # fmt: skip
         memory = model.read(tokens(2, 8), compression=FORMS["whole"])
         self.refused("divide", model, tokens(3, 4), memory=memory)
-        self.refused("was read with", model, tokens(2, 4), memory=memory,
-                     compression=FORMS["paper"])  # fmt: skip
+        self.refused("a memory cannot serve placement='replace'", model, tokens(2, 4),
+                     memory=memory, compression=FORMS["paper"])  # fmt: skip
 
     def test_memory_of_another_model(self):
         memory = tiny_model("mamba").read(tokens(2, 8), compression=FORMS["whole"])

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from remamba.methods.selection import Span
-from remamba.model.rows import past_end, to_device
 
 
 def token_spans(
@@ -43,39 +39,20 @@ def _first(offsets: Sequence[tuple[int, int]], holds: Any) -> int:
 
 
 def evidence_ranks(
-    scores: Tensor, span: Span, evidence: Sequence[Sequence[tuple[int, int]]]
-) -> list[list[int | None]]:
-    """The rank of each evidence's best-scored token among the span's positions, 1 = best.
+    scores: Tensor, start: int, evidence: Sequence[tuple[int, int]]
+) -> list[int | None]:
+    """The rank of each evidence's best-scored token among a span's positions, 1 = best.
 
     Args:
-        scores: (b, m) over the span of each row.
-        span: of each row.
-        evidence: token spans of each row; None is told of one that lies outside the span.
+        scores: (m,) of the span's positions.
+        start: the first of them.
+        evidence: token spans; None is told of one that lies outside the span.
     """
-    most = max(map(len, evidence), default=0)
-    if most == 0 or scores.shape[1] == 0:
-        return [[None] * len(spans) for spans in evidence]
-    places = torch.zeros(len(evidence), most, 2, dtype=torch.long)
-    for row, spans in enumerate(evidence):
-        if spans:
-            places[row, : len(spans)] = torch.tensor(spans)
-    places = torch.minimum(
-        (places - span.start[:, None, None]).clamp(min=0), span.length[:, None, None]
-    )
-    low, high = to_device(places, scores.device).unbind(dim=2)
-    scores = scores.masked_fill(past_end(span.length, scores.shape[1], scores.device), -torch.inf)
-    column = torch.arange(scores.shape[1], device=scores.device)
-    ranks = []
-    for i in range(most):
-        outside = (column < low[:, i, None]) | (column >= high[:, i, None])
-        best = scores.masked_fill(outside, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append((scores > best).sum(dim=1) + 1)
-    found = torch.stack(ranks, dim=1).tolist()
-    is_inside = (places[..., 0] < places[..., 1]).tolist()
-    return [
-        [rank if there else None for rank, there, _ in zip(*row, strict=False)]
-        for row in zip(found, is_inside, evidence, strict=True)
-    ]
+    ranks: list[int | None] = []
+    for low, high in evidence:
+        own = scores[max(low - start, 0) : max(high - start, 0)]
+        ranks.append(int((scores > own.max()).sum()) + 1 if len(own) else None)
+    return ranks
 
 
 def found_spans(row: Mapping[str, Any], name: str = "evidence") -> list[bool] | None:

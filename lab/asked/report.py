@@ -134,7 +134,7 @@ def _settings(conditions: Sequence[Condition], record: Mapping[str, Any]) -> str
             rows.append((name, words))
     if settings.get("limit") is not None:
         rows.append(("first documents of each task and length only", settings["limit"]))
-    rows += [("seed", settings["seed"]), ("documents read together", record.get("batch_size"))]
+    rows += [("seed", settings["seed"]), ("questions answered at once", record.get("slots"))]
     rows += [("device", record.get("device")), ("commit", record.get("commit"))]
     rows += list((record.get("versions") or {}).items())
     rows += [(f"sha256 of {name}", digest[:16]) for name, digest in settings["data"].items()]
@@ -214,7 +214,7 @@ def _map(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _times(shown: Mapping[str, Any]) -> list[str]:
-    keys = ("batches", "read", "first", "rest", "peak_mib")
+    keys = ("groups", "read", "answer", "peak_mib")
     rows = [
         [name, _number(length), *(found[key] for key in keys)]
         for name, entry in shown.items()
@@ -222,11 +222,11 @@ def _times(shown: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    header = ["condition", "tokens", "batches", "read", "first", "rest", "peak MiB"]
+    header = ["condition", "tokens", "groups", "read", "answer", "peak MiB"]
     return [
         table(header, rows),
-        "Medians over batches, in ms. Read: a document (one reading serves all conditions of the "
-        "same weights and documents); first: a question's first token, the document read before, "
-        "or with it where stage 2 reads it again; rest: the other tokens of its answer. A batch's "
-        "time is divided by its documents or questions: to wait for one alone takes longer.",
+        "Medians over groups of documents, in ms. Read: a document (one reading serves all "
+        "conditions of the same weights and documents); answer: a question's answer, the document "
+        "read before, or with it where it is read again for each. A group's time is divided by its "
+        "documents or questions: to wait for one alone takes longer.",
     ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from zlib import crc32
 
 import torch
 
-from lab.asked.asking import Answered, PlantedReader, Reading, Times, serves_all
+from lab.asked.asking import Question, answer, read_documents
 from lab.asked.conditions import (
     BM25,
     DROP20,
@@ -24,19 +23,24 @@ from lab.asked.conditions import (
     WHOLE,
     Condition,
 )
-from lab.asked.evidence import token_spans
+from lab.asked.evidence import evidence_ranks, token_spans
 from lab.asked.tasks import PlantedDocument, PlantedQuestion, answer_spans
+from remamba.engine.answer import Answer
+from remamba.engine.document import Document
+from remamba.engine.reader import Reader
 from remamba.errors import InputError
 from remamba.evals.predictions import FOLDER, PredictionFile
 from remamba.evals.readers import text_of
 from remamba.evals.runner import say
 from remamba.methods.passages import Passages, without_middle
-from remamba.methods.remamba import ReMamba
+from remamba.methods.plain import Plain
 from remamba.text import encode, opening_tokens
 
 TIMES_FILE = "times.jsonl"
 WARM_UP = 400
-"""Characters that a model reads first, so that no batch's time holds what happens only once."""
+"""Characters that a model reads first, so that no group's time holds what happens only once."""
+POSITIONS = {"cpu": 16_384, "cuda": 131_072}
+"""Most tokens of documents that are in memory together, by device."""
 
 
 @dataclass
@@ -48,7 +52,8 @@ class Encoded:
     offsets: list[tuple[int, int]]
     opening: int
     """How many of the tokens stand before the text (a bos)."""
-    questions: list[list[int]]
+    question_tokens: list[int]
+    """How many each question has."""
     evidence: list[list[tuple[int, int]]]
     """Token spans of each question."""
     values: list[list[tuple[int, int]]]
@@ -72,45 +77,49 @@ def encode_document(tokenizer: Any, source: PlantedDocument) -> Encoded:
         ids,
         offsets,
         len(opening_tokens(tokenizer)),
-        [encode(tokenizer, question.text, begins=False).ids for question in asked],
+        [len(encode(tokenizer, question.text, begins=False).ids) for question in asked],
         [token_spans(offsets, question.evidence) for question in asked],
         [token_spans(offsets, answer_spans(source.text, question)) for question in asked],
     )
 
 
-def batches(
-    documents: Sequence[PlantedDocument], batch_size: int, most_positions: int
+def groups(
+    documents: Sequence[PlantedDocument], questions: int, most_tokens: int
 ) -> list[list[PlantedDocument]]:
-    """Documents that are read together, longest first: alike in length and in what is asked.
+    """Documents that are in memory together, longest first, alike in how long answers may be.
 
     Args:
-        most_positions: of a batch, pads included, by the rows' own count of tokens.
+        questions: a group has at least so many, if it can.
+        most_tokens: of a group's documents, by the rows' own count of tokens.
     """
-    kinds: dict[tuple[int, int], list[PlantedDocument]] = {}
+    kinds: dict[int, list[PlantedDocument]] = {}
     for document in documents:
-        kinds.setdefault((len(document.questions), document.new_tokens), []).append(document)
+        kinds.setdefault(document.new_tokens, []).append(document)
     found: list[list[PlantedDocument]] = []
     for kind in kinds.values():
         open_one: list[PlantedDocument] = []
-        for document in sorted(kind, key=lambda one: -one.tokens):
-            longest = open_one[0].tokens if open_one else 0
-            is_full = len(open_one) == batch_size or longest * (len(open_one) + 1) > most_positions
-            if open_one and (is_full or longest > 2 * document.tokens):
+        for document in sorted(kind, key=lambda one: (-one.length, -one.tokens)):
+            is_full = (
+                sum(len(one.questions) for one in open_one) >= questions
+                or sum(one.tokens for one in open_one) + document.tokens > most_tokens
+            )
+            # times are told by length
+            if open_one and (is_full or open_one[0].length != document.length):
                 found.append(open_one)
                 open_one = []
             open_one.append(document)
         found.append(open_one)
-    return sorted(found, key=lambda batch: -batch[0].tokens)
+    return sorted(found, key=lambda group: -group[0].tokens)
 
 
 class PlantedRun:
-    """The answers under all conditions, batch by batch, each condition in a folder of its own.
+    """The answers under all conditions, group by group, each condition in a folder of its own.
 
     Args:
         folder: of the run; `<condition>/predictions/<task>.jsonl` and `<condition>/times.jsonl`
             are written there.
         readers: the models, by Condition.answers_by.
-        seed: of the random selector; what it draws depends on the batch too.
+        seed: of the random selector; what it draws depends on the question too.
     """
 
     def __init__(
@@ -118,7 +127,7 @@ class PlantedRun:
         folder: Path,
         conditions: Sequence[Condition],
         documents: Sequence[PlantedDocument],
-        readers: Mapping[str, PlantedReader],
+        readers: Mapping[str, Reader],
         seed: int = 0,
     ):
         self.conditions, self.documents, self.readers = conditions, documents, readers
@@ -146,120 +155,106 @@ class PlantedRun:
             if condition.answers_by != NOBODY
         }
 
-    def run(self, batch_size: int, most_positions: int) -> None:
+    def run(self) -> None:
         """Asks what has not been answered yet.
 
         Raises:
-            InputError: a batch is more than the memory holds.
+            InputError: a group is more than the memory holds.
         """
         for condition in self.conditions:
             if condition.answers_by == NOBODY:
                 self._answer_by_constants(condition)
         asking = [c for c in self.conditions if c.answers_by != NOBODY]
-        left = [
-            (batch, waiting)
-            for batch in batches(self.documents, batch_size, most_positions)
-            if (waiting := [c for c in asking if not self._is_done(c, batch)])
-        ]
-        for reader in self.readers.values() if left else ():
-            reader.read([reader.tokenizer(left[0][0][0].text[:WARM_UP])["input_ids"]])
-        progress = _Progress([len(waiting) * _positions(batch) for batch, waiting in left])
-        for number, (batch, waiting) in enumerate(left):
-            try:
-                self._batch(batch, waiting)
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"--batch-size {batch_size}: {len(batch)} documents of {batch[0].tokens} "
-                    f"tokens are more than the memory holds; give a smaller one and --resume"
-                ) from error
-            progress.advance(number)
+        if asking:
+            self._ask_models(asking)
         for condition in self.conditions:
             for task, file in self._files[condition.name].items():
                 file.finish(self._order[task])
         for times in self._times.values():
             times.finish(list(times.done))
 
-    def _is_done(self, condition: Condition, batch: Sequence[PlantedDocument]) -> bool:
-        files = self._files[condition.name]
-        return all(q.id in files[d.task].done for d in batch for q in d.questions)
+    def _ask_models(self, conditions: Sequence[Condition]) -> None:
+        one = next(iter(self.readers.values()))
+        most = POSITIONS.get(one.model.device.type, POSITIONS["cpu"])
+        left = [
+            (group, waiting)
+            for group in groups(self.documents, one.slots, most)
+            if (waiting := [c for c in conditions if not self._is_done(c, group)])
+        ]
+        for reader in self.readers.values() if left else ():
+            reader.read(left[0][0][0].text[:WARM_UP], method=Plain())
+        progress = _Progress([len(waiting) * _positions(group) for group, waiting in left])
+        for number, (group, waiting) in enumerate(left):
+            try:
+                self._group(group, waiting)
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"--slots {one.slots}: that many questions about {len(group)} documents of "
+                    f"{group[0].tokens} tokens are more than the memory holds; give fewer and "
+                    "--resume"
+                ) from error
+            progress.advance(number)
 
-    def _batch(self, batch: Sequence[PlantedDocument], conditions: Sequence[Condition]) -> None:
+    def _is_done(self, condition: Condition, group: Sequence[PlantedDocument]) -> bool:
+        files = self._files[condition.name]
+        return all(q.id in files[d.task].done for d in group for q in d.questions)
+
+    def _group(self, group: Sequence[PlantedDocument], conditions: Sequence[Condition]) -> None:
         encoded: dict[str, list[Encoded]] = {}
-        readings: dict[tuple[str, str], Reading] = {}
+        known: dict[tuple[str, str], list[Document]] = {}
         for condition in conditions:
-            reader = self.readers[condition.answers_by]
             tongue = self._tongue[condition.answers_by]
             if tongue not in encoded:
-                encoded[tongue] = [encode_document(reader.tokenizer, one) for one in batch]
-            documents = encoded[tongue]
-            with _seeded(f"{self.seed}/{batch[0].id}/{len(batch)}", reader.model.device):
-                self._ask(condition, documents, readings)
+                tokenizer = self.readers[tongue].tokenizer
+                encoded[tongue] = [encode_document(tokenizer, one) for one in group]
+            self._ask(condition, encoded[tongue], known)
 
     def _ask(
         self,
         condition: Condition,
         documents: Sequence[Encoded],
-        readings: dict[tuple[str, str], Reading],
+        known: dict[tuple[str, str], list[Document]],
     ) -> None:
+        """One condition's answers about a group's documents.
+
+        Args:
+            known: the documents as they are read, one a question where each shortens its own; by
+                the model and what it reads of them.
+        """
         reader = self.readers[condition.answers_by]
         places = [
             [self._left(condition, document, question) for question in document.source.questions]
             for document in documents
         ]
-        # a document that each question shortens anew is read anew for each
         is_shared = condition.reads != BM25
         key = (condition.answers_by, condition.reads)
-        if key not in readings:
-            readings[key] = self._read(condition, documents, places, is_shared)
-        questions = [document.questions for document in documents]
-        evidence = [
-            [_in_left(spans, left) for spans, left in zip(document.evidence, asked, strict=True)]
-            for document, asked in zip(documents, places, strict=True)
-        ]
-        if not is_shared:
-            questions = [[question] for asked in questions for question in asked]
-            evidence = [[spans] for asked in evidence for spans in asked]
-        found, times = reader.answer(
-            readings[key],
-            questions,
-            condition.method,
-            documents[0].source.new_tokens,
-            evidence if condition.compression is not None else None,
-        )
-        answers = iter([one for some in found for one in some])
-        for document, left in zip(documents, places, strict=True):
+        if key not in known:
+            known[key] = [
+                _document(reader, document, left)
+                for document, lefts in zip(documents, places, strict=True)
+                for left in (lefts[:1] if is_shared else lefts)
+            ]
+            if is_shared:
+                same = [c.method for c in self.conditions if (c.answers_by, c.reads) == key]
+                read_documents(known[key], same)
+        read = iter(known[key])
+        asked = []
+        for document in documents:
+            about = next(read) if is_shared else None
+            for question in document.source.questions:
+                seed = crc32(f"{self.seed}/{question.id}".encode())
+                asked.append(Question(about or next(read), question.text, seed))
+        first = documents[0].source
+        found, times = answer(reader, asked, condition.method, first.new_tokens)
+        answers = iter(found)
+        for document, lefts in zip(documents, places, strict=True):
             file = self._files[condition.name][document.source.task]
             for i, question in enumerate(document.source.questions):
-                row = _row(reader, condition, document, i, next(answers), left[i])
+                row = _row(reader, condition, document, i, next(answers), lefts[i])
                 if question.id not in file.done:
                     file.append(row)
-        first = documents[0].source
         self._times[condition.name].append(
             {"id": f"{first.id}/{len(documents)}", "length": first.length, **asdict(times)}
-        )
-
-    def _read(
-        self,
-        condition: Condition,
-        documents: Sequence[Encoded],
-        places: Sequence[Sequence[Sequence[int]]],
-        is_shared: bool,
-    ) -> Reading:
-        texts: list[Sequence[int]] = [
-            [document.ids[place] for place in places_of]
-            for document, asked in zip(documents, places, strict=True)
-            for places_of in (asked[:1] if is_shared else asked)
-        ]
-        same = [
-            c.method
-            for c in self.conditions
-            if (c.answers_by, c.reads) == (condition.answers_by, condition.reads)
-        ]
-        of_memory = [method for method in same if serves_all(method)]
-        if not of_memory:
-            return Reading(texts, None, Times(len(texts)))
-        return self.readers[condition.answers_by].read(
-            texts, any(isinstance(method, ReMamba) for method in of_memory)
         )
 
     def _left(
@@ -307,6 +302,13 @@ def _reference(document: PlantedDocument, question: PlantedQuestion) -> dict[str
     }
 
 
+def _document(reader: Reader, document: Encoded, left: Sequence[int]) -> Document:
+    """Those of a document's tokens that are left, as a reader knows them; not yet read."""
+    ids = [document.ids[place] for place in left]
+    offsets = [document.offsets[place] for place in left]
+    return Document(reader, document.source.text, ids, offsets, Plain())
+
+
 def _in_left(spans: Sequence[tuple[int, int]], left: Sequence[int]) -> Sequence[tuple[int, int]]:
     """Where token spans of a document lie among those of its tokens that are left."""
     return [(bisect_left(left, start), bisect_left(left, stop)) for start, stop in spans]
@@ -326,47 +328,45 @@ def _in_document(
 
 
 def _row(
-    reader: PlantedReader,
+    reader: Reader,
     condition: Condition,
     document: Encoded,
     i: int,
-    answered: Answered,
+    answered: Answer,
     left: Sequence[int],
 ) -> dict[str, Any]:
-    kept = answered.kept
+    kept, scored = answered.kept_tokens, answered.scored
+    new = answered.token_ids
+    if answered.finish_reason == "eos":
+        new = new[:-1]
     evidence = document.evidence[i]
+    ranks = None
+    if scored is not None:
+        ranks = evidence_ranks(scored.scores, scored.start, _in_left(evidence, left))
     there = None
     if condition.reads != WHOLE:
         places = set(left)
         there = [places.issuperset(range(*span)) for span in evidence]
     return {
         **_reference(document.source, document.source.questions[i]),
-        "pred": text_of(reader.tokenizer, answered.tokens),
+        "pred": text_of(reader.tokenizer, new),
         "kept": None if kept is None else [[left[at], round(score, 4)] for at, score in kept],
-        "span": _in_document(answered.span, left, len(document.ids)),
-        "ranks": answered.ranks,
+        "span": _in_document(scored and (scored.start, scored.stop), left, len(document.ids)),
+        "ranks": ranks,
         "evidence": evidence,
         "value": document.values[i],
         "left": there,
-        "prompt_tokens": len(left) + len(document.questions[i]),
-        "new_tokens": len(answered.tokens),
+        "prompt_tokens": len(left) + document.question_tokens[i],
+        "new_tokens": len(new),
     }
 
 
-def _positions(batch: Sequence[PlantedDocument]) -> int:
-    return sum(document.tokens + 200 for document in batch)
-
-
-@contextmanager
-def _seeded(text: str, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers from a text, and as they were afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(crc32(text.encode()))
-        yield
+def _positions(group: Sequence[PlantedDocument]) -> int:
+    return sum(document.tokens + 200 for document in group)
 
 
 class _Progress:
-    """Lines on stderr every few seconds: batches done, and the seconds left of all."""
+    """Lines on stderr every few seconds: groups done, and the seconds left of all."""
 
     def __init__(self, weights: Sequence[int], every: float = 5.0):
         self._weights, self._every = weights, every
@@ -380,4 +380,4 @@ class _Progress:
         self._said = now
         share = sum(self._weights[:done]) / sum(self._weights)
         left = (now - self._begun) * (1 - share) / share
-        say(f"{done} of {len(self._weights)} batches, {left:,.0f} s left")
+        say(f"{done} of {len(self._weights)} groups of documents, {left:,.0f} s left")

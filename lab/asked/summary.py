@@ -163,10 +163,10 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def describe_times(file: Path) -> dict[str, Any]:
-    """Length -> `batches`, medians over them in milliseconds, and `peak_mib` (GPU only).
+    """Length -> `groups`, medians over them in milliseconds, and `peak_mib` (GPU only).
 
-    `read`: a document; `first`: a question's first token, the document read before; `rest`: the
-    other tokens of its answer. Each is a batch's time divided by its documents or questions.
+    `read`: a document, where one reading serves all its questions; `answer`: a question's answer,
+    the document read before. Each is a group's time divided by its documents or questions.
     """
     if not file.is_file() or not file.stat().st_size:
         return {}
@@ -177,13 +177,17 @@ def describe_times(file: Path) -> dict[str, Any]:
     for length, rows in sorted(groups.items()):
         peaks = [row["peak_bytes"] for row in rows if row["peak_bytes"] is not None]
         found[str(length)] = {
-            "batches": len(rows),
+            "groups": len(rows),
             "read": 1e3 * float(np.median([row["read"] / row["documents"] for row in rows])),
-            "first": 1e3 * float(np.median([row["first"] / row["questions"] for row in rows])),
-            "rest": 1e3 * float(np.median([row["rest"] / row["questions"] for row in rows])),
+            "answer": 1e3 * float(np.median([answer_time(row) / row["questions"] for row in rows])),
             "peak_mib": max(peaks) / 2**20 if peaks else None,
         }
     return found
+
+
+def answer_time(row: Mapping[str, Any]) -> float:
+    """Time of answers; runs of version 0.1 told that of the first tokens and that of the rest."""
+    return row["answer"] if "answer" in row else row["first"] + row["rest"]
 
 
 def compare_conditions(

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, arg
 
 from remamba.commands.model_options import ModelOptions
-from remamba.engine.loading import CPU_PIECE
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
-    from lab.asked.asking import PlantedReader
     from lab.asked.conditions import Condition
     from remamba import Reader
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.scoring import ScoredRun
-
-POSITIONS = {"cpu": 16_384, "cuda": 131_072}
-"""Most positions of documents that are read together, by device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +56,8 @@ class Args:
     """With --keep-ratios: two-stage at each of these span lengths p, as a map."""
     keep_ratios: Annotated[tuple[float, ...], arg(metavar="R ...", help_behavior_hint="")] = ()
     """With --lengths-p: the keep ratios rho of the map."""
-    batch_size: Annotated[int, arg(metavar="N")] = 32
-    """Most documents that are read together; long ones are fewer."""
+    slots: Annotated[int, arg(metavar="N")] = 32
+    """Questions that are answered at once."""
     seed: int = 0
     """Seed of the random selector."""
     resume: bool = False
@@ -75,7 +70,7 @@ class Args:
 
     def check(self) -> None:
         """Raise InputError for values outside their range."""
-        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "batch_size": 1}
+        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "slots": 1}
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -102,10 +97,10 @@ def run(args: Args) -> int:
     folder = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite, written=written)
     documents, hashes = read_documents(args.data, args.lengths, args.limit)
     with quiet_transformers():
-        loaded = {"model": args.reading.load()}
+        readers = {"model": args.reading.load(slots=args.slots)}
         if args.plain is not None:
-            loaded["plain"] = args.reading.load(args.plain)
-        method = args.reading.chosen(loaded["model"].model.config)
+            readers["plain"] = args.reading.load(args.plain, args.slots)
+        method = args.reading.chosen(readers["model"].model.config)
         own = method.compression if isinstance(method, ReMamba) else None
         conditions = make_conditions(
             args.conditions or None,
@@ -114,12 +109,10 @@ def run(args: Args) -> int:
             middle=args.middle_tokens,
             bm25=args.bm25_tokens,
         ) + map_conditions(own, args.lengths_p, args.keep_ratios)
-        piece_length = args.reading.piece_length
-        readers = {name: make_reader(found, piece_length) for name, found in loaded.items()}
         device = readers["model"].model.device
         settings = {
             "task": "planted",
-            **{name: describe(found) for name, found in loaded.items()},
+            **{name: describe(found) for name, found in readers.items()},
             "lengths": list(args.lengths),
             "limit": args.limit,
             "seed": args.seed,
@@ -130,14 +123,13 @@ def run(args: Args) -> int:
             "versions": versions(),
             "commit": commit(),
             "device": device_name(device),
-            "batch_size": args.batch_size,
+            "slots": args.slots,
         }
         folder.prepare(settings, facts)
         runs = prepare_folders(args.output, conditions, settings, facts, resume=args.resume)
         count = sum(len(document.questions) for document in documents)
         say(f"{len(documents)} documents, {count} questions, {len(conditions)} conditions")
-        asking = PlantedRun(args.output, conditions, documents, readers, args.seed)
-        asking.run(args.batch_size, most_positions(device.type))
+        PlantedRun(args.output, conditions, documents, readers, args.seed).run()
     scored = score_conditions(args.output, conditions)
     for condition in conditions:
         finish_folder(runs[condition.name], scored[condition.name])
@@ -145,21 +137,6 @@ def run(args: Args) -> int:
     summary = write_summary(args.output, conditions, scored, read_record(args.output))
     print(json_module.dumps(summary) if args.json else score_table(summary))
     return 0
-
-
-def most_positions(device: str) -> int:
-    """Of documents that are read together on a device of this type."""
-    return POSITIONS.get(device, POSITIONS["cpu"])
-
-
-def make_reader(loaded: Reader, piece_length: int | None = None) -> PlantedReader:
-    """A loaded model as a planted run asks it; `piece_length` as given, not as it was loaded."""
-    from lab.asked.asking import PlantedReader
-
-    device = loaded.model.device.type
-    # a GPU takes pieces of many rows at once, whose length the model finds by itself
-    piece_length = piece_length or (None if device == "cuda" else CPU_PIECE)
-    return PlantedReader(loaded.model, loaded.tokenizer, most_positions(device), piece_length)
 
 
 def describe(loaded: Reader) -> dict[str, Any]:
@@ -183,7 +160,7 @@ def prepare_folders(
 
     Args:
         settings: of the run, with each model's description under its Condition.answers_by.
-        facts: what else is told, `batch_size` among it.
+        facts: what else is told.
 
     Raises:
         InputError: a folder holds a run that cannot be resumed with these settings.
@@ -198,8 +175,7 @@ def prepare_folders(
             own |= {"weights": settings[condition.answers_by]}
             own["model"] = own["weights"]["name"]
         if condition.method.draws:
-            # what is drawn for a question depends on those beside it
-            own |= {"seed": settings["seed"], "batch_size": facts["batch_size"]}
+            own |= {"seed": settings["seed"]}
         folder.prepare({**own, **condition.settings()}, {**facts, "protocol": condition.words})
         folders[condition.name] = folder
     return folders

@@ -6,13 +6,7 @@ import json as json_module
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lab.commands.eval_planted import (
-    describe,
-    finish_folder,
-    make_reader,
-    most_positions,
-    prepare_folders,
-)
+from lab.commands.eval_planted import describe, finish_folder, prepare_folders
 from remamba.commands.model_options import ModelOptions
 from remamba.errors import InputError
 
@@ -21,7 +15,7 @@ if TYPE_CHECKING:
     from lab.paper.miniatures import Miniature
     from remamba import Reader
 
-BATCH_SIZE, SEED = 32, 0
+SLOTS, SEED = 32, 0
 
 
 def run(args: Args) -> int:
@@ -67,11 +61,10 @@ def run(args: Args) -> int:
         needed = {condition.answers_by for condition in conditions}
         loaded = {role: found for role, found in loaded.items() if role in needed}
         described = {role: _describe(found) for role, found in loaded.items()}
-        readers = {role: make_reader(found) for role, found in loaded.items()}
-        device = next(iter(readers.values())).model.device
+        device = next(iter(loaded.values())).model.device
         settings: dict[str, Any] = {"task": "planted", **described, "lengths": list(LENGTHS)}
         settings |= {"limit": args.limit, "seed": SEED, "data": hashes}
-        facts: dict[str, Any] = {"command": ["remamba", *sys.argv[1:]], "batch_size": BATCH_SIZE}
+        facts: dict[str, Any] = {"command": ["remamba", *sys.argv[1:]], "slots": SLOTS}
         facts |= {"versions": versions(), "commit": commit(), "device": device_name(device)}
         if not args.train:
             open_output(args)
@@ -80,8 +73,7 @@ def run(args: Args) -> int:
             say(line)
         count = sum(len(document.questions) for document in documents)
         say(f"{len(documents)} documents, {count} questions, {len(conditions)} settings")
-        asking = PlantedRun(args.output, conditions, documents, readers, SEED)
-        asking.run(BATCH_SIZE, most_positions(device.type))
+        PlantedRun(args.output, conditions, documents, loaded, SEED).run()
     runs = score_conditions(args.output, conditions)
     for condition in conditions:
         finish_folder(folders[condition.name], runs[condition.name])
@@ -112,7 +104,7 @@ def _load(args: Args, miniature: Miniature, models: dict[str, str]) -> dict[str,
     options = ModelOptions(device=args.device, dtype="float32")
     loaded = {}
     for role, name in models.items():
-        loaded[role] = options.load(name)
+        loaded[role] = options.load(name, SLOTS)
         kind = loaded[role].model.config.backbone_type
         if miniature.backbone not in (None, kind):
             raise InputError(

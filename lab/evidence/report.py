@@ -242,14 +242,14 @@ def _cost(family: Mapping[str, Any]) -> list[str]:
         rows.append([label, _seeds(found), *(cell and cell["both"] for cell in cells)])
     parts = []
     if lengths:
-        header = ["first token, ms", "seeds", *map(_length, lengths)]
+        header = ["an answer, ms", "seeds", *map(_length, lengths)]
         parts += [
             table(header, rows),
-            "A document's reading and a question's first token behind it: medians over batches, "
-            "then means over seeds. A batch's time is divided by its documents or questions, so to "
-            "wait for one alone takes longer. Conditions of the same weights share their readings; "
-            "other rows were timed at another time, and runs side by side on one GPU slow one "
-            "another: compare rows of one run.",
+            "A document's reading and a question's answer behind it: medians over groups of "
+            "documents, then means over seeds. A group's time is divided by its documents or "
+            "questions, so to wait for one alone takes longer. Conditions of the same weights "
+            "share their readings; other rows were timed at another time, and runs side by side on "
+            "one GPU slow one another: compare rows of one run.",
         ]
     trained: list[list[Any]] = []
     for branch, found in family["training"].items():

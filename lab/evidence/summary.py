@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lab.asked.conditions import BM25, PASSAGES64, WORDS
-from lab.asked.summary import BASELINE, REFERENCE
+from lab.asked.summary import BASELINE, REFERENCE, answer_time
 from lab.asked.tasks import DATASETS, mean_of_means
 from lab.evidence.runs import (
     PLAIN,
@@ -228,14 +228,15 @@ def describe_link(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def describe_times(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """`seeds`, and `lengths`: length -> milliseconds, means of the seeds' medians.
 
-    `read`: a document; `first`: a question's first token behind it; `both`: their sum.
+    `read`: a document; `answer`: a question's answer behind it; `both`: their sum.
     """
     told = {seed: entry["times"] for seed, entry in summaries.items() if entry.get("times")}
     lengths = {}
     for length in dict.fromkeys(length for times in told.values() for length in times):
         cells = [times[length] for times in told.values() if length in times]
-        read, first = (float(np.mean([cell[key] for cell in cells])) for key in ("read", "first"))
-        lengths[length] = {"read": read, "first": first, "both": read + first}
+        read = float(np.mean([cell["read"] for cell in cells]))
+        answer = float(np.mean([answer_time(cell) for cell in cells]))
+        lengths[length] = {"read": read, "answer": answer, "both": read + answer}
     return {"seeds": list(told), "lengths": lengths}
 
 

@@ -14,7 +14,7 @@ from remamba.errors import InputError
 if TYPE_CHECKING:
     from remamba.evals.items import DataFolder, Item
     from remamba.evals.prompting import Prompting
-    from remamba.evals.readers import Reader
+    from remamba.evals.readers import AnsweringModel
     from remamba.evals.tasks import Task
 
 
@@ -80,7 +80,7 @@ def run(args: Args) -> int:
         "data": data.hashes,
     }
 
-    def prepare(reader: Reader) -> tuple[Prompting, dict[str, list[Item]], dict[str, Any]]:
+    def prepare(reader: AnsweringModel) -> tuple[Prompting, dict[str, list[Item]], dict[str, Any]]:
         prompting = Prompting(
             reader.tokenizer,
             task.name,

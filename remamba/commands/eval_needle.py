@@ -14,7 +14,7 @@ from remamba.errors import InputError
 if TYPE_CHECKING:
     from remamba.evals.items import Item
     from remamba.evals.needles import NeedleAsking
-    from remamba.evals.readers import Reader
+    from remamba.evals.readers import AnsweringModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,9 @@ def run(args: Args) -> int:
     data = DataFolder(args.data)
     texts = needles.read_prose(data)
 
-    def prepare(reader: Reader) -> tuple[NeedleAsking, dict[str, list[Item]], dict[str, Any]]:
+    def prepare(
+        reader: AnsweringModel,
+    ) -> tuple[NeedleAsking, dict[str, list[Item]], dict[str, Any]]:
         template = getattr(reader.model.config, "question_template", None)
         template = template or needles.QUESTION_TEMPLATE
         items = needles.make_items(

@@ -41,6 +41,7 @@ class Args(RunOptions):
 def run(args: Args) -> int:
     """Asks the harness's tasks; writes and prints the scores."""
     from remamba.evals.predictions import FOLDER
+    from remamba.evals.readers import describe_model
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.scoring import SCORES_FILE
     from remamba.evals.tables import table
@@ -63,9 +64,10 @@ def run(args: Args) -> int:
     names = args.tasks or SHORT_TASKS
     # the harness must not write among our own lines
     with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):
-        reader = load_reader(args)
+        reader, method = load_reader(args)
         found = run_tasks(
             reader,
+            method,
             names,
             limit=args.limit,
             shots=args.shots,
@@ -75,7 +77,7 @@ def run(args: Args) -> int:
     entries = {name: _entry(name, found) for name in names}
     average = sum(entry["score"] for entry in entries.values()) / len(entries)
     scores = {"task": "short", "average": average, "datasets": entries}
-    model = reader.describe()
+    model = describe_model(reader.model, method)
     folder.prepare(
         {
             "task": "short",

@@ -17,9 +17,10 @@ from remamba.errors import InputError
 
 if TYPE_CHECKING:
     from remamba.evals.items import Item
-    from remamba.evals.readers import Reader
+    from remamba.evals.readers import AnsweringModel
     from remamba.evals.runner import Asking
     from remamba.evals.tasks import Task
+    from remamba.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +73,16 @@ def model_type(name: str) -> str | None:
         raise InputError(f"--model {name} cannot be read ({reason})") from error
 
 
-def load_reader(options: RunOptions) -> Reader:
-    """The model that answers: a ReMamba, or any causal model of transformers.
+def load_reader(options: RunOptions) -> tuple[AnsweringModel, Method]:
+    """The model that answers, a ReMamba or any causal model of transformers, and how it reads.
 
     Raises:
         InputError: there is none, or options were given that it does not know.
     """
     from transformers import AutoModelForCausalLM
 
-    from remamba.evals.readers import ReMambaReader, TransformersReader
+    from remamba.evals.readers import TransformersReader
+    from remamba.methods.plain import Plain
     from remamba.pretrained import locate
     from remamba.text import load_tokenizer
 
@@ -88,15 +90,8 @@ def load_reader(options: RunOptions) -> Reader:
     place = locate(reading.model)
     kind = model_type(reading.model)
     if kind == "remamba":
-        loaded = reading.load()
-        return ReMambaReader(
-            loaded.model,
-            loaded.tokenizer,
-            reading.chosen(loaded.model.config),
-            slots=options.slots,
-            piece_length=loaded.piece_length,
-            seed=options.seed,
-        )
+        loaded = reading.load(slots=options.slots)
+        return loaded, reading.chosen(loaded.model.config)
     given = [*reading.changes(), *(["method"] if reading.method not in (None, "plain") else [])]
     if given:
         raise InputError(
@@ -110,13 +105,16 @@ def load_reader(options: RunOptions) -> Reader:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {reading.model} cannot be loaded ({reason})") from error
-    return TransformersReader(model.to(device), load_tokenizer(place, model.config.vocab_size))
+    tokenizer = load_tokenizer(place, model.config.vocab_size)
+    return TransformersReader(model.to(device), tokenizer), Plain()
 
 
 def carry_out(
     options: RunOptions,
     task: Task,
-    prepare: Callable[[Reader], tuple[Asking, Mapping[str, Sequence[Item]], dict[str, Any]]],
+    prepare: Callable[
+        [AnsweringModel], tuple[Asking, Mapping[str, Sequence[Item]], dict[str, Any]]
+    ],
     scoring: str = "official",
 ) -> int:
     """Loads the model, asks, scores, reports and prints.
@@ -125,6 +123,7 @@ def carry_out(
         prepare: from the model to how it is asked, the questions by dataset, and the settings
             that make the predictions what they are.
     """
+    from remamba.evals.readers import describe_model
     from remamba.evals.report import write_report
     from remamba.evals.run_folder import RunFolder
     from remamba.evals.runner import check_positions, predict, say
@@ -135,10 +134,10 @@ def carry_out(
 
     folder = RunFolder(options.output, resume=options.resume, overwrite=options.overwrite)
     with quiet_transformers():
-        reader = load_reader(options)
+        reader, method = load_reader(options)
         asking, items, settings = prepare(reader)
         check_positions(reader, asking, items)
-        model = reader.describe()
+        model = describe_model(reader.model, method)
         device = model.pop("device")
         folder.prepare(
             {"task": task.name, "model": options.reading.model, **model, **settings},
@@ -151,7 +150,15 @@ def carry_out(
             },
         )
         say(f"{sum(map(len, items.values()))} questions; {asking.describe()}")
-        failed = predict(options.output, items, reader, asking, retry_failed=options.retry_failed)
+        failed = predict(
+            options.output,
+            items,
+            reader,
+            method,
+            asking,
+            seed=options.seed,
+            retry_failed=options.retry_failed,
+        )
     if failed:
         say(f"{failed} predictions failed and count as zero; --resume --retry-failed asks again")
     scored = score_folder(task, options.output, scoring)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remamba.compression_config import CompressionConfig
 from remamba.engine.kept_words import KeptWord
-from remamba.engine.request import fill_template
+from remamba.engine.request import Scored, fill_template
 from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
 from remamba.methods.base import Method
@@ -80,16 +80,23 @@ class Answer:
     method: str
     """The name of the method that read."""
     finish_reason: str
-    """stop: a stop string | eos: an end-of-text token | length: max_new_tokens | cancelled: a
-    stream was left off | error."""
+    """stop: a stop string or token | eos: an end-of-text token | length: max_new_tokens |
+    cancelled: a stream was left off | error."""
     prompt_tokens: int
     """Of the document and the question, or of the prompt."""
     token_ids: list[int]
     """All tokens drawn, an end-of-text token and those of a stop string among them."""
     kept_tokens: list[tuple[int, float]] | None
     """Position and score of each kept token, from which `kept` is made."""
-    error: InputError | RuntimeError | None = None
+    scored: Scored | None = None
+    """The scores of all positions that they were chosen from; None: plain Mamba."""
+    error: Exception | None = None
     """Why there is no answer; a RuntimeError is one of the machine, such as out of memory."""
+
+    @classmethod
+    def failed(cls, error: Exception) -> Answer:
+        """In place of an answer that there is not."""
+        return cls("", None, {}, "", "error", 0, [], None, error=error)
 
     @property
     def new_tokens(self) -> int:

@@ -16,15 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from remamba.engine.request import Completion, Job, Request, fill_template
+from remamba.engine.request import Completion, Job, Request, Scored, fill_template
 from remamba.engine.sampling import Sampler, SamplingOptions, choose
 from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
-from remamba.methods.selection import Kept
-from remamba.model.states import StateCache
-from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.text import GrowingText, encode
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
@@ -167,7 +165,9 @@ class Engine:
         if request.options.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and the engine has none")
         growing = GrowingText(self.tokenizer, request.options.stop) if self.tokenizer else None
-        job = Job(request, context, ids, method, Sampler(request.options), growing, memory)
+        job = Job(
+            request, context, ids, method, Sampler(request.options, self.eos), growing, memory
+        )
         self._waiting.append(job)
         return job
 
@@ -218,7 +218,10 @@ class Engine:
             return
         start = time.perf_counter()
         ids = torch.tensor([first.context], device=self.model.device)
-        memory = self.model.read(ids, method=first.method, piece_length=self.piece_length)
+        try:
+            memory = self.model.read(ids, method=first.method, piece_length=self.piece_length)
+        except InputError:  # no memory can stand for it: each is read with its question
+            return
         for job in (first, *self._waiting):
             if job is first or _same_document(first, job):
                 job.memory = memory
@@ -229,7 +232,7 @@ class Engine:
         clock = _StageClock(self.model)
         try:
             with clock, _seeded(group[0], self.model.device):
-                logits, cache, kept = self._prefill(group)
+                logits, out = self._prefill(group)
                 tokens = choose(logits, [job.sampler for job in group])
         except InputError as error:
             if len(group) > 1:  # the error is of one of them: find which
@@ -238,10 +241,14 @@ class Engine:
             else:
                 group[0].error = error
             return
-        kept_rows = [None] * len(group) if kept is None else kept.rows()
+        nothing: list[Any] = [None] * len(group)
+        kept = nothing if out.kept is None else out.kept.rows()
+        scored = nothing if out.scores is None else _scored(out)
+        cache = out.cache_params
+        assert cache is not None
         cache.kept = None
-        for job, token, row in zip(group, tokens, kept_rows, strict=True):
-            job.kept = row
+        for job, token, *row in zip(group, tokens, kept, scored, strict=True):
+            job.kept, job.scored = row
             job.seconds = clock.seconds(job.reading_seconds)
             self._take(job, token)
         staying = [row for row, job in enumerate(group) if not job.is_finished]
@@ -251,8 +258,8 @@ class Engine:
             jobs = [group[row] for row in staying]
             self._slots.put(cache, jobs, [job.token_ids[-1] for job in jobs])
 
-    def _prefill(self, group: list[Job]) -> tuple[Tensor, StateCache, Kept | None]:
-        """The logits behind each prompt (b, vocab), the states there, and what was kept."""
+    def _prefill(self, group: list[Job]) -> tuple[Tensor, ReMambaOutput]:
+        """The logits behind each prompt (b, vocab), and what the model returned with them."""
         first = group[0]
         is_apart = first.memory is not None
         rows = [job.ids if is_apart else job.context + job.ids for job in group]
@@ -278,7 +285,7 @@ class Engine:
             logits_to_keep=1,
             piece_length=self.piece_length,
         )
-        return out.logits[:, -1], out.cache_params, out.kept
+        return out.logits[:, -1], out
 
     def _advance(self) -> list[Job]:
         """One more token for the slots in use."""
@@ -387,6 +394,15 @@ def _seeded(job: Job, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(job.request.options.seed)
         yield
+
+
+def _scored(out: ReMambaOutput) -> list[Scored]:
+    """The scores of each row's span."""
+    assert out.scores is not None and out.span is not None
+    scores = out.scores.float().cpu()
+    start, length = out.span.start.tolist(), out.span.length.tolist()
+    each = len(scores) // len(start)  # rows of a memory's document
+    return [Scored(start[i // each], row[: length[i // each]]) for i, row in enumerate(scores)]
 
 
 class _StageClock:

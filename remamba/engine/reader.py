@@ -327,7 +327,7 @@ class Reader:
                     except InputError as error:
                         if not returns_errors:
                             raise
-                        yield number, _failed(error)
+                        yield number, Answer.failed(error)
                 try:
                     moved = engine.step() if under_way else []
                 except (InputError, RuntimeError) as error:  # out of memory among them
@@ -338,7 +338,7 @@ class Reader:
                     if not returns_errors:
                         raise
                     if len(left) == 1:
-                        yield left[0][0], _failed(error)
+                        yield left[0][0], Answer.failed(error)
                     else:
                         for one in left:
                             yield from self._answer_each([one], 1, returns_errors)
@@ -351,7 +351,7 @@ class Reader:
                     if job.error is None:
                         yield number, _answer(job.completion, job.request, document)
                     elif returns_errors:
-                        yield number, _failed(job.error)
+                        yield number, Answer.failed(job.error)
                     else:
                         raise job.error
         finally:
@@ -422,11 +422,8 @@ def _answer(done: Completion, request: Request, document: Document) -> Answer:
         prompt_tokens=done.prompt_tokens,
         token_ids=done.token_ids,
         kept_tokens=kept,
+        scored=done.scored,
     )
-
-
-def _failed(error: InputError | RuntimeError) -> Answer:
-    return Answer("", None, {}, "", "error", 0, [], None, error)
 
 
 @contextmanager

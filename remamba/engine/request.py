@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
 
 from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
@@ -67,6 +70,20 @@ class Request:
                 raise InputError(f"the {name} is empty; it needs at least one word")
 
 
+class Scored(NamedTuple):
+    """The scores that a selection was made by."""
+
+    start: int
+    """Position of the first, in what was read of the document (or of the prompt)."""
+    scores: Tensor
+    """(m,) float32, on the host: cosine of Key and Query (Eq. 3) of each position from there on."""
+
+    @property
+    def stop(self) -> int:
+        """Behind the last position."""
+        return self.start + len(self.scores)
+
+
 @dataclass
 class Completion:
     """What the engine wrote for a request."""
@@ -74,11 +91,14 @@ class Completion:
     text: str
     """Up to a stop string or the end-of-text token; "" when the engine has no tokenizer."""
     token_ids: list[int]
-    """All tokens drawn, an end-of-text token and those of a stop string among them."""
+    """All tokens drawn, an end-of-text token and those of a stop among them."""
     finish_reason: str
-    """stop: a stop string | eos: an end-of-text token | length: max_new_tokens | cancelled."""
+    """stop: a stop string or token | eos: an end-of-text token | length: max_new_tokens |
+    cancelled."""
     kept: list[tuple[int, float]] | None
     """Position (in the prompt, or the document) and score of each kept token; None: plain Mamba."""
+    scored: Scored | None
+    """Of all positions that kept ones were chosen from; None: plain Mamba."""
     prompt_tokens: int
     seconds: dict[str, float]
     """`prefill` and `decode`; with two stages also `stage1` and `stage2`, which make up prefill.
@@ -104,6 +124,7 @@ class Job:
     memory: DocumentMemory | None = None
     token_ids: list[int] = field(default_factory=list)
     kept: list[tuple[int, float]] | None = None
+    scored: Scored | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     finish_reason: str | None = None
     error: InputError | None = None
@@ -132,6 +153,7 @@ class Job:
             self.token_ids,
             self.finish_reason,
             self.kept,
+            self.scored,
             read + len(self.ids),
             self.seconds,
         )
@@ -149,6 +171,9 @@ class Job:
         self.token_ids.append(token_id)
         if token_id in eos and not options.ignore_eos:
             self._finish("eos")
+            return
+        if token_id in options.stop_token_ids:
+            self._finish("stop")
             return
         if self.growing is not None:
             self._news += self.growing.push(token_id)

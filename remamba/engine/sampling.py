@@ -30,6 +30,10 @@ class SamplingOptions:
     """Draw from the likeliest tokens that together have this probability."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The text ends before the first of these tokens, as it does before an end-of-text token."""
+    min_new_tokens: int = 0
+    """So many tokens are drawn before an end-of-text token or one of stop_token_ids can be."""
     seed: int = 0
     ignore_eos: bool = False
     """Go on after an end-of-text token (for measurements)."""
@@ -37,8 +41,16 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(map(int, self.stop_token_ids)))
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens = {self.max_new_tokens} must be at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise InputError(
+                f"min_new_tokens = {self.min_new_tokens} is outside [0, max_new_tokens = "
+                f"{self.max_new_tokens}]"
+            )
+        if self.stop_token_ids and min(self.stop_token_ids) < 0:
+            raise InputError(f"stop_token_ids: {min(self.stop_token_ids)} is no token")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(
                 f"temperature = {self.temperature} must be 0 (the likeliest token) or above"
@@ -52,15 +64,27 @@ class SamplingOptions:
 
 
 class Sampler:
-    """A request's options with random numbers of its own, so that other requests change nothing."""
+    """A request's options with random numbers of its own, so that other requests change nothing.
 
-    def __init__(self, options: SamplingOptions):
+    Args:
+        eos: the end-of-text tokens.
+    """
+
+    def __init__(self, options: SamplingOptions, eos: frozenset[int] = frozenset()):
         self.options = options
         self._random = random.Random(options.seed)
+        ends = {*options.stop_token_ids, *(() if options.ignore_eos else eos)}
+        self._ends = tuple(sorted(ends))
+        self._drawn = 0
 
     def draw(self) -> float:
         """The next random number in [0, 1)."""
         return self._random.random()
+
+    def next_forbidden(self) -> tuple[int, ...]:
+        """The tokens that the next draw may not give; each call is for one draw."""
+        self._drawn += 1
+        return self._ends if self._drawn <= self.options.min_new_tokens else ()
 
 
 NARROW = 64
@@ -92,6 +116,26 @@ def table_of_draws(samplers: Sequence[Sampler]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def table_of_forbidden(samplers: Sequence[Sampler]) -> Tensor | None:
+    """(b, n) int64, the tokens that each row may not draw next, -1 in rows that may draw any.
+
+    None where no row forbids one. To be called once a draw.
+    """
+    rows = [sampler.next_forbidden() for sampler in samplers]
+    most = max(map(len, rows), default=0)
+    if not most:
+        return None
+    return torch.tensor([[*row, *(row[:1] or (-1,)) * (most - len(row))] for row in rows])
+
+
+def without(logits: Tensor, forbidden: Tensor) -> Tensor:
+    """The logits (b, vocab), -inf at each row's forbidden tokens (see `table_of_forbidden`)."""
+    places = forbidden.clamp(0, logits.shape[1] - 1)
+    is_real = (forbidden >= 0) & (forbidden < logits.shape[1])
+    values = logits.gather(1, places).masked_fill(is_real, -torch.inf)
+    return logits.scatter(1, places, values)
+
+
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
     """The next token of each row; None where its logits are not finite.
 
@@ -101,6 +145,9 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
     """
     width = width_of_draws(samplers)
     table = table_of_draws(samplers).to(logits.device) if width else None
+    forbidden = table_of_forbidden(samplers)
+    if forbidden is not None:
+        logits = without(logits, forbidden.to(logits.device))
     return [None if t < 0 else t for t in choose_on_device(logits, table, width).tolist()]
 
 

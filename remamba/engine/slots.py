@@ -14,7 +14,9 @@ from remamba.engine.sampling import (
     choose,
     choose_on_device,
     table_of_draws,
+    table_of_forbidden,
     width_of_draws,
+    without,
 )
 from remamba.execution.decode import DecodeStep
 from remamba.model.states import StateCache
@@ -108,6 +110,8 @@ class StaticRows:
     def __init__(self, model: Any, capacity: int):
         self.step = DecodeStep(model, capacity)
         self._table = torch.zeros(4, capacity, device=model.device)
+        self._forbidden: dict[int, Tensor] = {}
+        """Tokens a row -> (capacity, tokens), where a captured step looks for them."""
         # two steps are under way at most
         self._tickets = [_Ticket(capacity, model.device) for _ in range(2)]
 
@@ -130,11 +134,30 @@ class StaticRows:
         if width:
             ticket.table[:, : len(samplers)] = table_of_draws(samplers)
             self._table.copy_(ticket.table, non_blocking=True)
-        drawn = self.step.run(len(samplers), partial(self._choose, width), name=width)
+        count = self._put_forbidden(samplers)
+        drawn = self.step.run(
+            len(samplers), partial(self._choose, width, count), name=(width, count)
+        )
         ticket.send(drawn[: len(samplers)])
         return ticket
 
-    def _choose(self, width: int, logits: Tensor) -> Tensor:
+    def _put_forbidden(self, samplers: Sequence[Sampler]) -> int:
+        """Lay down what no row may draw next; how many tokens a row that is, 0 for nothing."""
+        given = table_of_forbidden(samplers)
+        if given is None:
+            return 0
+        rows, count = given.shape
+        if count not in self._forbidden:
+            shape = (len(self.step.tokens), count)
+            self._forbidden[count] = torch.full(shape, -1, device=self.step.device)
+        held = self._forbidden[count]
+        held[:rows] = given.to(held.device)
+        held[rows:] = -1
+        return count
+
+    def _choose(self, width: int, forbidden: int, logits: Tensor) -> Tensor:
+        if forbidden:
+            logits = without(logits, self._forbidden[forbidden][: len(logits)])
         token = choose_on_device(logits, self._table[:, : len(logits)], width)
         self.step.tokens[: len(logits)] = token.clamp(min=0)
         return token

@@ -13,26 +13,26 @@ from lm_eval.tasks import TaskManager
 
 from remamba.errors import InputError
 from remamba.evals.likelihood import Pair, log_likelihoods
-from remamba.evals.prompting import Text
-from remamba.evals.readers import Ask, Reader, ReMambaReader, token_ids
+from remamba.evals.readers import AnsweringModel, Ask, SamplingOptions, text_of
+from remamba.methods.base import Method
 from remamba.methods.plain import Plain
+from remamba.text import encode
 
 SHORT_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa")
 """The six tasks of Figure 1."""
 
 
 class HarnessModel(TemplateLM):
-    """A reader's model as the harness asks it: log-likelihoods, and greedy texts.
+    """A model as the harness asks it: log-likelihoods, and greedy texts.
 
     A method that wants to know where the question begins gives way to plain Mamba, since these
     prompts have one part.
     """
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: AnsweringModel, method: Method):
         super().__init__()
         self.reader, self.tokenizer = reader, reader.tokenizer
-        own = reader.method if isinstance(reader, ReMambaReader) else Plain()
-        self.method = Plain() if own.wants_question else own
+        self.method = Plain() if method.wants_question else method
 
     @property
     def eot_token_id(self) -> int:
@@ -45,7 +45,7 @@ class HarnessModel(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         if add_special_tokens is None:
-            return token_ids(self.tokenizer, string)
+            return encode(self.tokenizer, string).ids
         found = self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)
         return list(found["input_ids"])
 
@@ -65,26 +65,26 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         asks, stops = [], []
-        for i, request in enumerate(requests):
+        for request in requests:
             prompt, options = request.args
             until = options.get("until") or []
-            stops.append([until] if isinstance(until, str) else list(until))
-            asks.append(
-                Ask(i, Text(prompt, None), options.get("max_gen_toks", 256), has_document=False)
-            )
+            stops.append([stop for stop in ([until] if isinstance(until, str) else until) if stop])
+            drawn = SamplingOptions(options.get("max_gen_toks", 256), stop=tuple(stops[-1]))
+            asks.append(Ask(prompt=prompt, method=self.method, options=drawn))
         found = [""] * len(asks)
-        for answer in self.reader.answer(asks):
+        for number, answer in self.reader.answer_each(asks, errors="return"):
             if answer.error is not None:
                 raise InputError(f"a prompt could not be answered: {answer.error}")
-            text = answer.text
-            for stop in stops[answer.key]:
-                text = text.split(stop)[0] if stop else text
-            found[answer.key] = text
+            text = text_of(self.tokenizer, answer.token_ids)
+            for stop in stops[number]:
+                text = text.split(stop)[0]
+            found[number] = text
         return found
 
 
 def run_tasks(
-    reader: Reader,
+    reader: AnsweringModel,
+    method: Method,
     names: Sequence[str],
     *,
     limit: int | None = None,
@@ -106,7 +106,7 @@ def run_tasks(
         raise InputError(f"--tasks {unknown[0]} is not known to lm-evaluation-harness")
     try:
         found = evaluator.simple_evaluate(
-            HarnessModel(reader),
+            HarnessModel(reader, method),
             tasks=list(names),
             num_fewshot=shots,
             limit=limit,

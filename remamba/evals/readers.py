@@ -1,71 +1,65 @@
-"""Models that answer: ReMamba through the engine, any other causal model through transformers.
+"""Models that answer the questions of a benchmark, greedily: a Reader, or a TransformersReader.
 
-Both decode greedily and give the same text for the same weights.
+Both give the same text for the same weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from remamba.engine.engine import Engine, Request, SamplingOptions
-from remamba.engine.request import Completion, Job
+from remamba.engine.answer import Answer, Ask
+from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
 from remamba.evals.prompting import Text
 from remamba.methods.base import Method
 from remamba.methods.plain import Plain
-from remamba.methods.selection import Kept
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import fingerprint
 from remamba.provenance import device_name
 from remamba.text import encode
 
-LOOK_AHEAD = 64
-"""How many asks wait in the engine beyond those in its slots, so that alike ones meet."""
 
-
-class Ask(NamedTuple):
-    """A text to be continued."""
-
-    key: Any
-    text: Text
-    max_new_tokens: int
-    ends_line: bool = False
-    """End at a line break; the first token is neither that nor the end (samsum)."""
-    has_document: bool = True
-    """False: a question alone, which a model that compresses documents reads as plain Mamba."""
-
-
-class Answer(NamedTuple):
-    """A continuation, or why there is none."""
-
-    key: Any
-    text: str
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    kept: list[tuple[int, float]] | None = None
-    """Position and score of each kept token; None for models that keep none."""
-    error: str | None = None
-
-
-class Reader(Protocol):
-    """Answers asks, in whatever order they are done."""
+class AnsweringModel(Protocol):
+    """What answers: `remamba.Reader`, or a TransformersReader."""
 
     model: Any
     tokenizer: Any
 
-    def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]: ...
-
-    def describe(self) -> dict[str, Any]:
-        """What the model is and how it compresses, for run.json."""
+    def answer_each(
+        self, asks: Sequence[Ask], *, errors: Literal["raise", "return"] = "raise"
+    ) -> Iterator[tuple[int, Answer]]:
+        """Each ask's number and its answer, as soon as it is there."""
         ...
 
 
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a whole prompt, with what the tokenizer itself adds around a text."""
-    return list(tokenizer(text, verbose=False)["input_ids"])
+def make_ask(
+    text: Text, method: Method, options: SamplingOptions, *, has_document: bool = True
+) -> Ask:
+    """What a model is asked: document and question apart where the method wants to know both.
+
+    Args:
+        has_document: False: a question alone, which a method that compresses documents gives to
+            plain Mamba.
+
+    Raises:
+        InputError: the method needs the place where the question begins, and it is not known.
+    """
+    if not method.wants_question:
+        return Ask(prompt=text.text, method=method, options=options)
+    if not has_document:
+        return Ask(prompt=text.text, method=Plain(), options=options)
+    if text.split is None:
+        raise InputError("the cut lost the place where the question begins")
+    document, question = text.text[: text.split], text.text[text.split :]
+    return Ask(document, question, method=method, options=options, template="{question}")
+
+
+def ends_of_line(tokenizer: Any) -> dict[str, Any]:
+    """Sampling options that end at a line break; the first token is neither that nor the end."""
+    line_break = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    return {"stop_token_ids": (line_break,), "min_new_tokens": 1}
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -84,176 +78,55 @@ def describe_model(model: Any, method: Method) -> dict[str, Any]:
     }
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-class _LineEnd:
-    """Options of `generate` that end at a line break, but not with the first token."""
-
-    def __init__(self, tokenizer: Any):
-        line_break = tokenizer.encode("\n", add_special_tokens=False)[-1]
-        ends = (tokenizer.eos_token_id, line_break)
-        self.tokens = [token for token in ends if token is not None]
-
-    def options(self, prompt_tokens: int) -> dict[str, Any]:
-        return {"eos_token_id": self.tokens, "min_length": prompt_tokens + 1}
-
-
 class TransformersReader:
     """Any AutoModelForCausalLM: one prompt at a time, greedily."""
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model.eval(), tokenizer
 
-    def describe(self) -> dict[str, Any]:
-        return describe_model(self.model, Plain())
-
-    def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
-        for ask in asks:
+    def answer_each(
+        self, asks: Sequence[Ask], *, errors: Literal["raise", "return"] = "raise"
+    ) -> Iterator[tuple[int, Answer]]:
+        """See `Reader.answer_each`; an ask is a prompt in one part."""
+        for number, ask in enumerate(asks):
             try:
-                yield self._answer(ask)
+                yield number, self._answer(ask)
             except (RuntimeError, ValueError, IndexError) as error:
-                yield Answer(ask.key, "", error=_one_line(error))
+                if errors == "raise":
+                    raise
+                yield number, Answer.failed(error)
 
     @torch.inference_mode()
     def _answer(self, ask: Ask) -> Answer:
-        prompt = token_ids(self.tokenizer, ask.text.text)
+        assert ask.prompt is not None, "other models read prompts in one part"
+        prompt, options = encode(self.tokenizer, ask.prompt).ids, ask.options
         most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and len(prompt) + ask.max_new_tokens > most:
+        if most is not None and len(prompt) + options.max_new_tokens > most:
             raise InputError(
-                f"a prompt of {len(prompt)} tokens and {ask.max_new_tokens} new ones are more "
+                f"a prompt of {len(prompt)} tokens and {options.max_new_tokens} new ones are more "
                 f"than the model's {most} positions; lower --max-length"
             )
-        new, _ = generate(self.model, prompt, ask, self.tokenizer)
-        return Answer(ask.key, text_of(self.tokenizer, new), len(prompt), len(new))
-
-
-def generate(
-    model: Any, prompt: Sequence[int], ask: Ask, tokenizer: Any, **options: Any
-) -> tuple[list[int], Kept | None]:
-    """The new tokens of one greedy `generate`, and what a ReMamba kept."""
-    ids = torch.tensor([list(prompt)], device=model.device)
-    if ask.ends_line:
-        options |= _LineEnd(tokenizer).options(len(prompt))
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=ask.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        return_dict_in_generate=True,
-        **options,
-    )
-    return out.sequences[0, len(prompt) :].tolist(), getattr(out, "kept", None)
-
-
-class ReMambaReader:
-    """A ReMamba with continuous batching.
-
-    Args:
-        method: how prompts are read. One that wants to know the question reads a prompt in two
-            parts, what ends with the document and the question; others read it as one.
-        slots: how many prompts are answered at once.
-        piece_length: tokens that a prefill reads at once.
-        seed: of the random selector.
-    """
-
-    def __init__(
-        self,
-        model: ReMambaForCausalLM,
-        tokenizer: Any,
-        method: Method,
-        *,
-        slots: int = 8,
-        piece_length: int | None = None,
-        seed: int = 0,
-    ):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.method, self.seed = method, seed
-        self.slots, self.piece_length = slots, piece_length
-
-    def describe(self) -> dict[str, Any]:
-        return describe_model(self.model, self.method)
-
-    def answer(self, asks: Sequence[Ask]) -> Iterator[Answer]:
-        batched = [ask for ask in asks if not ask.ends_line]
-        yield from self._run(batched, self.slots)
-        for ask in asks:
-            if ask.ends_line:
-                try:
-                    yield self._answer_line(ask)
-                except (InputError, RuntimeError) as error:
-                    yield Answer(ask.key, "", error=_one_line(error))
-
-    def _run(self, asks: Sequence[Ask], slots: int) -> Iterator[Answer]:
-        """The engine's answers; after an error of the machine each alone, to find whose it was."""
-        engine = Engine(self.model, self.tokenizer, slots, piece_length=self.piece_length)
-        waiting, open_asks = list(reversed(asks)), dict[Job, Ask]()
-        while waiting or open_asks:
-            while waiting and len(open_asks) < slots + LOOK_AHEAD:
-                ask = waiting.pop()
-                try:
-                    open_asks[engine.submit(self._request(ask))] = ask
-                except InputError as error:
-                    yield Answer(ask.key, "", error=_one_line(error))
-            try:
-                moved = engine.step()
-            except RuntimeError as error:  # out of memory among them
-                engine.cancel(*open_asks)
-                left = [*open_asks.values(), *reversed(waiting)]
-                if len(left) == 1:
-                    yield Answer(left[0].key, "", error=_one_line(error))
-                    return
-                for ask in left:
-                    yield from self._run([ask], 1)
-                return
-            for job in moved:
-                if job.is_finished:
-                    yield self._finished(open_asks.pop(job), job)
-
-    def _finished(self, ask: Ask, job: Job) -> Answer:
-        if job.error is not None:
-            return Answer(ask.key, "", error=_one_line(job.error))
-        done: Completion = job.completion
-        new = done.token_ids
+        ids = torch.tensor([prompt], device=self.model.device)
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=options.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            return_dict_in_generate=True,
+            **self._ends(options),
+        )
+        new = out.sequences[0, len(prompt) :].tolist()
         text = text_of(self.tokenizer, new)
-        return Answer(ask.key, text, done.prompt_tokens, len(new), done.kept)
+        cuts = [place for stop in options.stop if (place := text.find(stop)) >= 0]
+        text = text[: min(cuts, default=len(text))]
+        return Answer(text, None, {}, Plain.name, "length", len(prompt), new, None)
 
-    def _request(self, ask: Ask) -> Request:
-        document, prompt, method = self._parts(ask)
-        return Request(
-            prompt=None if document else prompt,
-            document=document,
-            question=prompt if document else None,
-            options=SamplingOptions(max_new_tokens=ask.max_new_tokens, seed=self.seed),
-            method=method,
-        )
-
-    def _parts(self, ask: Ask) -> tuple[list[int] | None, list[int], Method]:
-        """The document's tokens, the question's (or the whole prompt's), and the method."""
-        method, (text, split) = self.method, ask.text
-        if not method.wants_question:
-            return None, token_ids(self.tokenizer, text), method
-        if not ask.has_document:
-            return None, token_ids(self.tokenizer, text), Plain()
-        if split is None:
-            raise InputError("the cut lost the place where the question begins")
-        document = encode(self.tokenizer, text[:split]).ids
-        return document, encode(self.tokenizer, text[split:], begins=False).ids, method
-
-    @torch.inference_mode()
-    def _answer_line(self, ask: Ask) -> Answer:
-        """By `generate`: the engine's stop strings know no least length."""
-        document, prompt, method = self._parts(ask)
-        options: dict[str, Any] = {"method": method}
-        if document:
-            options["question_lengths"] = torch.tensor([len(prompt)], device=self.model.device)
-            prompt = document + prompt
-        torch.manual_seed(self.seed)
-        new, kept = generate(
-            self.model, prompt, ask, self.tokenizer, piece_length=self.piece_length, **options
-        )
-        rows = None if kept is None else kept.rows()[0]
-        return Answer(ask.key, text_of(self.tokenizer, new), len(prompt), len(new), rows)
+    def _ends(self, options: SamplingOptions) -> dict[str, Any]:
+        """What `generate` is told of tokens that end a text, where that is not the model's own."""
+        if not options.stop_token_ids:
+            return {}
+        ends = (self.tokenizer.eos_token_id, *options.stop_token_ids)
+        found = [token for token in ends if token is not None]
+        return {"eos_token_id": found, "min_new_tokens": options.min_new_tokens}

@@ -12,7 +12,16 @@ from remamba.errors import InputError
 from remamba.evals.items import Item
 from remamba.evals.predictions import FOLDER, PredictionFile
 from remamba.evals.prompting import Text
-from remamba.evals.readers import Answer, Ask, Reader
+from remamba.evals.readers import (
+    Answer,
+    AnsweringModel,
+    Ask,
+    SamplingOptions,
+    ends_of_line,
+    make_ask,
+    text_of,
+)
+from remamba.methods.base import Method
 
 STORY, WORLD = "story", "world"
 
@@ -38,7 +47,7 @@ class Asking(Protocol):
         ...
 
 
-def check_positions(reader: Reader, asking: Asking, datasets: Iterable[str]) -> None:
+def check_positions(reader: AnsweringModel, asking: Asking, datasets: Iterable[str]) -> None:
     """Refuse prompts and answers that together are more than the model's positions."""
     positions = getattr(reader.model.config, "max_position_embeddings", None)
     longest = max(map(asking.new_tokens, datasets))
@@ -53,15 +62,19 @@ def check_positions(reader: Reader, asking: Asking, datasets: Iterable[str]) -> 
 def predict(
     folder: Path,
     items: Mapping[str, Sequence[Item]],
-    reader: Reader,
+    reader: AnsweringModel,
+    method: Method,
     asking: Asking,
     *,
+    seed: int = 0,
     retry_failed: bool = False,
 ) -> int:
     """Writes predictions/<dataset>.jsonl for every dataset; what is there already is kept.
 
     Args:
         items: dataset -> its questions.
+        method: how the model reads.
+        seed: of a method that draws random numbers.
         retry_failed: ask the questions again that failed before.
 
     Returns:
@@ -76,54 +89,84 @@ def predict(
     )
     for dataset, file in files.items():
         left = progress.left[dataset]
-        _answer_all(dataset, left, file, reader, asking, progress)
+        asks = _Asks(dataset, left, reader.tokenizer, method, asking, seed)
+        asks.answer(reader, file, progress)
         file.finish([item.id for item in items[dataset]])
     return sum(row.get("error") is not None for f in files.values() for row in f.done.values())
 
 
-def _answer_all(
-    dataset: str,
-    items: Sequence[Item],
-    file: PredictionFile,
-    reader: Reader,
-    asking: Asking,
-    progress: Progress,
-) -> None:
-    by_id = {item.id: item for item in items}
-    most = asking.new_tokens(dataset)
-    asks = []
-    for item in items:
-        text = asking.text(dataset, item)
-        asks.append(Ask((item.id, STORY), text, most, ends_line=dataset == "samsum"))
-        if item.world_prompt is not None:
-            asks.append(Ask((item.id, WORLD), Text(item.world_prompt, None), most, False, False))
-    partial: dict[str, dict[str, Answer]] = {}
-    for answer in reader.answer(asks):
-        name, part = answer.key
-        item, parts = by_id[name], partial.setdefault(name, {})
-        parts[part] = answer
+class _Asks:
+    """The questions of a dataset as a model is asked them; an item of two parts has two."""
+
+    def __init__(
+        self,
+        dataset: str,
+        items: Sequence[Item],
+        tokenizer: Any,
+        method: Method,
+        asking: Asking,
+        seed: int,
+    ):
+        self.dataset, self.tokenizer, self.method = dataset, tokenizer, method
+        line = ends_of_line(tokenizer) if dataset == "samsum" else {}
+        most = asking.new_tokens(dataset)
+        self._options = SamplingOptions(max_new_tokens=most, seed=seed, **line)
+        self._parts: dict[str, tuple[Item, dict[str, Answer]]] = {}
+        self._asks: list[Ask] = []
+        self._of: list[tuple[str, str]] = []
+        for item in items:
+            self._parts[item.id] = item, {}
+            self._add(item, STORY, asking.text(dataset, item))
+            if item.world_prompt is not None:
+                self._add(item, WORLD, Text(item.world_prompt, None), has_document=False)
+
+    def _add(self, item: Item, part: str, text: Text, *, has_document: bool = True) -> None:
+        try:
+            ask = make_ask(text, self.method, self._options, has_document=has_document)
+        except InputError as error:
+            self._parts[item.id][1][part] = Answer.failed(error)
+            return
+        self._asks.append(ask)
+        self._of.append((item.id, part))
+
+    def answer(self, reader: AnsweringModel, file: PredictionFile, progress: Progress) -> None:
+        """Write a row for each question, as soon as all its parts are answered."""
+        for item, parts in self._parts.values():
+            self._write(item, parts, file, progress)
+        for number, answer in reader.answer_each(self._asks, errors="return"):
+            name, part = self._of[number]
+            item, parts = self._parts[name]
+            parts[part] = answer
+            self._write(item, parts, file, progress)
+
+    def _write(
+        self, item: Item, parts: dict[str, Answer], file: PredictionFile, progress: Progress
+    ) -> None:
         if len(parts) == 1 + (item.world_prompt is not None):
-            file.append(_row(item, partial.pop(name)))
-            progress.advance(dataset, item)
+            file.append(_row(item, parts, self.tokenizer))
+            progress.advance(self.dataset, item)
 
 
-def _row(item: Item, parts: dict[str, Answer]) -> dict[str, Any]:
+def _row(item: Item, parts: dict[str, Answer], tokenizer: Any) -> dict[str, Any]:
     """A prediction as it is written; with a world question both answers in L-Eval's form."""
     story = parts[STORY]
     error = next((part.error for part in parts.values() if part.error is not None), None)
-    text = story.text
+    text = text_of(tokenizer, story.token_ids)
     if WORLD in parts:
-        text += f" [fact: {parts[WORLD].text}]"
+        text += f" [fact: {text_of(tokenizer, parts[WORLD].token_ids)}]"
+    kept = story.kept_tokens
     row = {
         "id": item.id,
         "pred": "" if error else text,
         **item.reference(),
         **item.details,
-        "kept": None if story.kept is None else [[at, round(s, 4)] for at, s in story.kept],
+        "kept": None if kept is None else [[at, round(score, 4)] for at, score in kept],
         "prompt_tokens": story.prompt_tokens,
         "new_tokens": story.new_tokens,
     }
-    return row if error is None else {**row, "error": error}
+    if error is None:
+        return row
+    return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 class Progress:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from remamba.methods.plain import read_documents, states_for
 from remamba.methods.selection import Span, num_kept, span_bounds
 from remamba.methods.splice import plan_adaption, plan_splice, spliced_embeds
 from remamba.model.backbone import Backbone
-from remamba.model.rows import IGNORE, Batch, ignore_pads, to_device
+from remamba.model.rows import IGNORE, Batch, cut, ignore_pads, to_device
 from remamba.model.states import StateCache
 
 
@@ -80,26 +81,36 @@ class ReMamba(Method):
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
     ) -> Passage:
-        self._check(memory)
+        memory = self._narrowed(memory)
         return answer(model, questions, memory, self.compression, options)
 
-    def _check(self, memory: DocumentMemory) -> None:
-        """Raise InputError if the memory was read with settings that these cannot use."""
+    def _narrowed(self, memory: DocumentMemory) -> DocumentMemory:
+        """The memory as this method would have read it: with the states of its own span alone.
+
+        Raises:
+            InputError: it was read with settings that these cannot use.
+        """
         if memory.method == self:
-            return
+            return memory
         own = self.compression
-        had = memory.method.compression if isinstance(memory.method, ReMamba) else None
-        if had is None or (own.start, own.length) != (had.start, had.length):
-            was = had and f"start={had.start}, length={had.length}"
-            raise InputError(
-                f"the memory was read with {was or f'the method {memory.method.name}'}, not with "
-                f"start={own.start}, length={own.length}; read it again"
-            )
         if not own.covers_document:
             raise InputError(
                 f"a memory cannot serve placement={own.placement!r} with length={own.length}: "
                 "stage 2 would read the document again"
             )
+        had = memory.method.compression if isinstance(memory.method, ReMamba) else None
+        if had is not None and (own.start, own.length) == (had.start, had.length):
+            return memory
+        span, held = span_bounds(memory.lengths, memory.lengths, own), memory.span
+        if had is None or bool(((span.start < held.start) | (span.stop > held.stop)).any()):
+            was = had and f"start={had.start}, length={had.length}"
+            raise InputError(
+                f"the memory was read with {was or f'the method {memory.method.name}'}, which "
+                f"does not hold the states of start={own.start}, length={own.length}; read it again"
+            )
+        width = int(span.length.max())
+        hidden = cut(memory.hidden, span.start - held.start, width)
+        return dataclasses.replace(memory, hidden=hidden, span=span, method=self)
 
 
 class Reading(NamedTuple):

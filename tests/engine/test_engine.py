@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from remamba import CompressionConfig, InputError
 from remamba.engine.engine import Completion, Engine, Request, SamplingOptions, fill_template
 from remamba.engine.slots import GrowingRows, Slots, StaticRows
+from remamba.methods.shorten import Drop
 from tests.tiny import END, TEXT, tiny_model, tiny_tokenizer
 
 FORMS: dict[str, CompressionConfig | bool] = {
@@ -35,7 +37,11 @@ def ids_of(length: int, seed: int = 0) -> list[int]:
 def generated(model: Any, ids: list[int], count: int = 7, **options: Any) -> list[int]:
     """The new tokens that transformers' generate draws greedily."""
     out = model.generate(
-        torch.tensor([ids]), max_new_tokens=count, do_sample=False, pad_token_id=0, **options
+        torch.tensor([ids], device=model.device),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
     )
     return out[0, len(ids) :].tolist()
 
@@ -58,6 +64,74 @@ def test_greedy_equals_generate(backbone: str, form: str, static: bool) -> None:
         assert completion.finish_reason == "length"
         assert completion.prompt_tokens == len(ids)
         assert (completion.kept is None) == (form == "off")
+
+
+def check_ends(device: str, static: bool) -> None:
+    model = tiny_model().to(device)
+    ids = ids_of(30)
+    free = generated(model, ids, 8)
+    requests, expected = [], []
+    for least in (0, 1, 3, 8):
+        for stop in (free[0], free[2], free[5]):
+            options = SamplingOptions(8, stop_token_ids=(stop,), min_new_tokens=least)
+            requests.append(Request(prompt=ids, options=options))
+            row = torch.tensor([ids], device=device)
+            out = model.generate(
+                row, max_new_tokens=8, min_new_tokens=least, eos_token_id=[stop], do_sample=False,
+                pad_token_id=0,
+            )  # fmt: skip
+            expected.append(out[0, len(ids) :].tolist())
+    done = Engine(model, tiny_tokenizer(), slots=3, static=static).run(requests)
+    assert [found.token_ids for found in done] == expected
+    assert {len(tokens) for tokens in expected} > {1, 8}
+    for found, request in zip(done, requests, strict=True):
+        ended = found.token_ids[-1] in request.options.stop_token_ids
+        assert found.finish_reason == ("stop" if ended else "length")
+        said = found.token_ids[:-1] if ended else found.token_ids
+        assert found.text == tiny_tokenizer().decode(said, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+def test_tokens_that_end_and_the_least_number_equal_generate(static: bool) -> None:
+    check_ends("cpu", static)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("static", [False, True], ids=["compact", "static"])
+def test_tokens_that_end_on_a_gpu(static: bool) -> None:
+    check_ends("cuda", static)
+
+
+@pytest.mark.parametrize("form", ["paper", "whole", "before"])
+def test_the_scores_of_the_whole_span(form: str) -> None:
+    """They are those that the kept ones were chosen by: the highest K of them, in their places."""
+    model, compression = tiny_model(), FORMS[form]
+    assert isinstance(compression, CompressionConfig)
+    document = ids_of(60)
+    questions = [ids_of(n) for n in (4, 9)]
+    requests = [Request(document=document, question=q, compression=compression) for q in questions]
+    for found in Engine(model, slots=2).run(requests):
+        assert found.kept is not None and found.scored is not None
+        scores, start = found.scored.scores, found.scored.start
+        best = scores.topk(len(found.kept)).indices.sort().values + start
+        assert [at for at, _ in found.kept] == best.tolist()
+        for at, score in found.kept:
+            assert scores[at - start].item() == pytest.approx(score, abs=1e-6)
+        assert found.scored.stop - start == math.ceil(compression.length * 60)
+    (plain,) = Engine(model).run([Request(document=document, question=[1], method="plain")])
+    assert plain.scored is None
+
+
+def test_documents_that_no_memory_can_stand_for_are_read_with_their_questions() -> None:
+    """`drop` of the whole document leaves nothing to remember; alone and together the same."""
+    model = tiny_model()
+    requests = [
+        Request(document=ids_of(20), question=ids_of(n), options=GREEDY, method=Drop(0.0, 1.0))
+        for n in (3, 5, 4)
+    ]
+    together = Engine(model, slots=3).run(requests)
+    alone = [Engine(model).run([request])[0] for request in requests]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
 
 
 @pytest.mark.gpu

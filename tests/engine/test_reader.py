@@ -148,7 +148,7 @@ def test_settings_that_no_memory_serves() -> None:
     whole = reader.read(TEXT, method=WHOLE)
     assert told(whole.ask(QUESTION, method="remamba", options=SHORT)) == told(expected)
     plain = reader.read(TEXT, method="plain")
-    with pytest.raises(InputError, match=r"read with the method plain, not with .*; read it again"):
+    with pytest.raises(InputError, match=r"method plain, which does not hold .*; read it again"):
         plain.ask(QUESTION, method=WHOLE)
     assert len(plain.ask(QUESTION, method=PAPER).kept or ()) > 0
 

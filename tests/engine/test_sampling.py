@@ -50,12 +50,26 @@ def test_rows_of_unlike_options_share_a_step() -> None:
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"stop": ("a", "")},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 9, "max_new_tokens": 8},
+        {"stop_token_ids": (3, -1)},
     ],
     ids=str,
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         SamplingOptions(**options)
+
+
+def test_ends_are_forbidden_for_the_first_tokens() -> None:
+    """Token 2 is the likeliest, then 0, then 1: by hand."""
+    logits = torch.tensor([[2.0, 1.0, 3.0]]).expand(3, 3)
+    rows = [
+        Sampler(SamplingOptions(min_new_tokens=2), frozenset({2})),
+        Sampler(SamplingOptions(min_new_tokens=1, stop_token_ids=(0,)), frozenset({2})),
+        Sampler(SamplingOptions(min_new_tokens=9, ignore_eos=True), frozenset({2})),
+    ]
+    assert [choose(logits, rows) for _ in range(3)] == [[0, 1, 2], [0, 2, 2], [2, 2, 2]]
 
 
 @pytest.mark.parametrize("vocab", [1, 97, 128, 240, 1000])

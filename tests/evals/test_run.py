@@ -15,7 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from remamba.checkpoints.convert import convert
-from remamba.evals import leval, longbench, readers
+from remamba.engine.engine import Engine
+from remamba.engine.reader import Reader
+from remamba.evals import leval, longbench
 from tests.evals.toy import leval_folder, leval_row, longbench_folder, longbench_row, write_rows
 from tests.tiny import PAPER, WHOLE, Run, save_tiny, tiny_tokenizer
 
@@ -163,11 +165,11 @@ def test_a_finished_run_is_not_asked_again(
     asked = words(folder, "leval", "paper", tmp_path / "run", "--datasets", "tpo")
     first = remamba(*asked)
 
-    def nothing(self: object, asks: Any) -> Any:
+    def nothing(self: object, asks: Any, errors: str) -> Any:
         assert not asks
         return iter(())
 
-    monkeypatch.setattr(readers.ReMambaReader, "answer", nothing)
+    monkeypatch.setattr(Reader, "answer_each", nothing)
     assert remamba(*asked, "--resume") == first
 
 
@@ -175,7 +177,7 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
     folder: Path, remamba: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = words(folder, "longbench-e", "paper", tmp_path / "run", "--datasets", "qasper")
-    plain, made, broken = readers.Engine.step, readers.ReMambaReader._request, None
+    plain, made, broken = Engine.step, Reader._request, None
 
     def breaking(engine: Any) -> Any:
         if any(job.ids == broken for job in engine._waiting):
@@ -185,15 +187,18 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
     remamba(*asked)
     unbroken = rows(tmp_path / "run", "qasper")
 
-    def remember(self: Any, ask: Any) -> Any:
+    asked_so_far: list[Any] = []
+
+    def remember(self: Any, ask: Any, known: Any) -> Any:
         nonlocal broken
-        found = made(self, ask)
-        if ask.key[0] == "qasper-1":
-            broken = list(found.prompt)
+        found = made(self, ask, known)
+        asked_so_far.append(ask)
+        if len(asked_so_far) == 2:  # qasper-1
+            broken = list(found[0].prompt)
         return found
 
-    monkeypatch.setattr(readers.ReMambaReader, "_request", remember)
-    monkeypatch.setattr(readers.Engine, "step", breaking)
+    monkeypatch.setattr(Reader, "_request", remember)
+    monkeypatch.setattr(Engine, "step", breaking)
     scores = remamba(*asked, "--overwrite")
     found = rows(tmp_path / "run", "qasper")
     assert [row["id"] for row in found] == [f"qasper-{i}" for i in range(4)]
@@ -202,7 +207,7 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
         assert found[i]["pred"] == unbroken[i]["pred"]
         assert [at for at, _ in found[i]["kept"]] == [at for at, _ in unbroken[i]["kept"]]
     assert scores["datasets"]["qasper"]["n"] == 4
-    monkeypatch.setattr(readers.Engine, "step", plain)
+    monkeypatch.setattr(Engine, "step", plain)
     remamba(*asked, "--resume")
     assert "error" in rows(tmp_path / "run", "qasper")[1]
     remamba(*asked, "--resume", "--retry-failed")

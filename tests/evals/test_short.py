@@ -93,7 +93,7 @@ def test_likelihoods_are_the_harness_own(tmp_path: Path) -> None:
     theirs = HFLM(str(tmp_path / "theirs"), device="cpu", dtype="float32", batch_size=1)
     for name, more in (("theirs", {}), ("ours", {"method": "plain"})):
         reading = ModelOptions(model=str(tmp_path / name), device="cpu", **more)
-        ours = HarnessModel(load_reader(RunOptions(output=tmp_path, reading=reading)))
+        ours = HarnessModel(*load_reader(RunOptions(output=tmp_path, reading=reading)))
         pairs = requests("loglikelihood", asked)
         expected, found = theirs.loglikelihood(pairs), ours.loglikelihood(pairs)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]

@@ -139,8 +139,31 @@ def test_one_call_takes_one_way_of_reading():
         with pytest.raises(InputError):
             model(ids, memory=memory, method=other)
     plain = model.read(ids, method="plain")
-    with pytest.raises(InputError, match="was read with the method plain, not with start"):
+    with pytest.raises(InputError, match="with the method plain, which does not hold"):
         model(ids, memory=plain, compression=FORMS["whole"])
+
+
+@pytest.mark.parametrize("lengths", [(30, 30), (30, 17)])
+@pytest.mark.parametrize("placement", ["replace", "before_question"])
+def test_a_memory_of_more_serves_a_span_within(placement, lengths):
+    """As the memory that was read with the narrower settings itself, to the bit."""
+    model, ids = tiny_model("mamba"), tokens(2, 30)
+    mask = torch.arange(30) < torch.tensor(lengths)[:, None]
+    wide = CompressionConfig(start=0.1, length=0.9, keep_ratio=0.5, placement="before_question")
+    narrow = CompressionConfig(start=0.2, length=0.4, num_kept=3, placement="before_question")
+    if placement == "replace":
+        wide, narrow = CompressionConfig(length=1.0, num_kept=3), wide
+    asked = tokens(4, 5)
+    with torch.no_grad():
+        memory = model.read(ids, mask, compression=wide)
+        found = model(asked, memory=memory, compression=narrow)
+        own = model(asked, memory=model.read(ids, mask, compression=narrow))
+    assert torch.equal(found.logits, own.logits)
+    assert torch.equal(found.kept.index, own.kept.index)
+    assert [x.tolist() for x in found.span] == [x.tolist() for x in own.span]
+    less = model.read(ids, mask, compression=narrow)
+    with pytest.raises(InputError, match="which does not hold the states of"):
+        model(asked, memory=less, compression=CompressionConfig(length=1.0))
 
 
 def test_the_models_own_method_is_the_default():

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lab.asked.evidence import evidence_ranks, found_spans, place_in_span, token_spans
-from remamba.methods.selection import Span
 from remamba.text import encode
 from tests.tiny import TEXT, tiny_tokenizer
 
@@ -38,14 +37,12 @@ def test_token_spans_say_what_they_quote() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7, 9.0], [0.3, 0.3, 0.2, 8.0, 8.0]])
-    span = Span(torch.tensor([10, 0]), torch.tensor([14, 3]))  # the last columns are no positions
-    evidence = [[(10, 11), (12, 15), (0, 10)], [(0, 1), (2, 9)]]
-    assert evidence_ranks(scores, span, evidence) == [[4, 2, None], [1, 3]]
-    assert evidence_ranks(scores, span, [[], [(1, 2)]]) == [[], [1]]
-    assert evidence_ranks(torch.zeros(1, 0), Span(*torch.zeros(2, 1).long()), [[(0, 1)]]) == [
-        [None]
-    ]
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.7])
+    evidence = [(10, 11), (12, 15), (0, 10), (8, 11), (14, 20)]
+    assert evidence_ranks(scores, 10, evidence) == [4, 2, None, 4, None]
+    assert evidence_ranks(torch.tensor([0.3, 0.3, 0.2]), 0, [(0, 1), (2, 9)]) == [1, 3]
+    assert evidence_ranks(scores, 0, []) == []
+    assert evidence_ranks(torch.zeros(0), 0, [(0, 1)]) == [None]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from lab.asked.asking import PlantedReader
 from lab.asked.conditions import WORDS
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
@@ -161,7 +160,7 @@ def test_one_reading_serves_all_conditions(
     monkeypatch.setattr(ReMamba, "read", counted)
     names = ("two-stage", "stage1", "random", "fixed", "drop")
     remamba(*ask(folder, "before", tmp_path / "run", "--conditions", *names))
-    assert sum(read) == 6 + 2  # each document once, and a warm-up of each model
+    assert sum(read) == 6  # each document once
 
 
 def test_resumed_is_whole(folder: Path, finished: Any, remamba: Run, tmp_path: Path) -> None:
@@ -286,12 +285,18 @@ def test_the_papers_form_tells_inside_from_outside(
         assert told["ranks"][0] is not None and told["ranks"][1] is None
 
 
-def test_random_selection_needs_the_same_batches(
+def test_random_selection_draws_by_question_and_seed(
     folder: Path, remamba: Run, refused: Run, tmp_path: Path
 ) -> None:
-    words = ask(folder, "whole", tmp_path / "run", "--limit", 1, "--conditions", "random", "drop")
-    remamba(*words)
-    assert "with batch_size = 32, and not 2" in refused(*words, "--resume", "--batch-size", 2)
+    """Whoever else is asked beside it changes nothing."""
+    random = ("--conditions", "random")
+    for name, more in (("many", ()), ("one", ("--slots", 1)), ("few", ("--limit", 1))):
+        remamba(*ask(folder, "whole", tmp_path / name, *random, *more))
+    many, one, few = (predictions(tmp_path / n / "random") for n in ("many", "one", "few"))
+    kept = [{name: row["kept"] for name, row in found.items()} for found in (many, one, few)]
+    assert kept[0] == kept[1] and kept[2].items() < kept[0].items()
+    words = ask(folder, "whole", tmp_path / "many", *random, "--resume", "--seed", 1)
+    assert "was begun with seed = 0" in refused(*words)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +305,7 @@ def test_random_selection_needs_the_same_batches(
         (("--conditions", "plane"), "--conditions plane: choose of two-stage"),
         (("--conditions", "random", "--method", "plain"), "needs a model that compresses"),
         (("--lengths-p", 0.5), "give both or neither"),
-        (("--batch-size", 0), "--batch-size 0 must be at least 1"),
+        (("--slots", 0), "--slots 0 must be at least 1"),
         (
             ("--conditions", "plain-truncate"),
             "--conditions plain-truncate is now called plain-middle; give --conditions",
@@ -323,12 +328,20 @@ def test_plain_conditions_need_a_plain_model(folder: Path, refused: Run, tmp_pat
     assert "give --plain DIR" in refused(*words[:at], *words[at + 2 :])
 
 
-def test_answers_end_with_the_text() -> None:
-    model = tiny_model()
-    reader = PlantedReader(model, tiny_tokenizer(), 1000)
-    ids = encode(tiny_tokenizer(), TEXT).ids
-    (((whole,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], Plain(), 12)
-    model.generation_config.eos_token_id = whole.tokens[3]
-    reader = PlantedReader(model, tiny_tokenizer(), 1000)
-    (((ended,),), _) = reader.answer(reader.read([ids]), [[ids[:5]]], Plain(), 12)
-    assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3])]
+def test_answers_end_with_the_text(folder: Path, remamba: Run, tmp_path: Path) -> None:
+    given = json.loads((folder / "data.jsonl").read_text().splitlines()[0])
+    tokenizer = tiny_tokenizer()
+    ids = encode(tokenizer, given["document"]).ids
+    ids = ids + encode(tokenizer, given["questions"][0]["question"], begins=False).ids
+    out = tiny_model().generate(
+        torch.tensor([ids]), method="plain", max_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    new = out[0, len(ids) :].tolist()
+    save_tiny(tmp_path / "ends", compression=WHOLE, eos_token_id=new[3])
+    words = ask(folder, "whole", tmp_path / "run", "--conditions", "stage1")
+    words[words.index(folder / "whole")] = tmp_path / "ends"
+    remamba(*words)
+    told = predictions(tmp_path / "run" / "stage1")["facts-0-0"]
+    assert told["new_tokens"] == new.index(new[3])
+    ended = new[: new.index(new[3])]
+    assert told["pred"] == tokenizer.decode(ended, skip_special_tokens=True)

@@ -198,7 +198,7 @@ def test_one_seed_is_that_run(tmp_path: Path, report: Run) -> None:
             links = {key: cell["evidence"][key] for key in ("every", "rank", "found", "missed")}
             assert found["links"]["few"][task][length] == links
     times = told["two-stage"]["times"]["500"]
-    assert found["times"]["few"]["lengths"]["500"]["both"] == times["read"] + times["first"] == 260
+    assert found["times"]["few"]["lengths"]["500"]["both"] == times["read"] + times["answer"] == 260
 
 
 def test_links_over_seeds(family: Path, report: Run) -> None:
@@ -230,7 +230,7 @@ def test_cost(family: Path, report: Run) -> None:
     assert (few["seeds"], few["stages"], few["tokens"], few["seconds"]) == ([1, 2], 2, 400, 20)
     assert few["by_seed"]["2"] == {"tokens": 500, "seconds": 20}
     assert (plain["seeds"], plain["tokens"]) == ([2], 300)
-    assert found["times"]["few"]["lengths"] == {"500": {"read": 250, "first": 10, "both": 260}}
+    assert found["times"]["few"]["lengths"] == {"500": {"read": 250, "answer": 10, "both": 260}}
     assert found["times"]["plain"]["lengths"]["500"]["both"] == 135
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lab.asked.asking import PlantedReader
 from lab.commands import miniature_training
 from lab.paper import miniatures
 from lab.paper.miniatures import MINIATURES
 from remamba import cli
+from remamba.engine.reader import Reader
 from tests.tiny import PAPER, WHOLE, Run, save_tiny
 
 
@@ -147,13 +147,13 @@ def test_resuming_asks_nothing_twice(
     assert "was begun with" in refused(*words("table1", out), "--resume", *other)
     (out / "two-stage" / "predictions" / "facts.jsonl").unlink()
     asked: list[int] = []
-    answer = PlantedReader.answer
+    answer = Reader.answer
 
-    def counted(self: Any, reading: Any, questions: Any, *rest: Any) -> Any:
-        asked.extend(map(len, questions))
-        return answer(self, reading, questions, *rest)
+    def counted(self: Any, asks: Any) -> Any:
+        asked.append(len(asks))
+        return answer(self, asks)
 
-    monkeypatch.setattr(PlantedReader, "answer", counted)
+    monkeypatch.setattr(Reader, "answer", counted)
     assert remamba(*words("table1", out), "--json", "--resume", *own) == found
     assert sum(asked) == 16  # by the row that lost answers; a batch holds both tasks
     asked.clear()
