@@ -22,6 +22,7 @@ from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
+from remamba.model.rows import pad_rows
 from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
 from remamba.text import GrowingText, encode
 
@@ -263,12 +264,7 @@ class Engine:
         first = group[0]
         is_apart = first.memory is not None
         rows = [job.ids if is_apart else job.context + job.ids for job in group]
-        width = max(map(len, rows))
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        ids = torch.zeros_like(mask)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
+        ids, mask = pad_rows(rows)
         question_lengths = None
         if first.context and not is_apart:
             question_lengths = torch.tensor([len(job.ids) for job in group])

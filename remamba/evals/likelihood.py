@@ -9,6 +9,7 @@ import torch
 
 from remamba.methods.base import Method
 from remamba.methods.plain import Plain
+from remamba.model.rows import pad_rows
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 BATCH_TOKENS = 8192
@@ -38,12 +39,7 @@ def log_likelihoods(
     is_ours = isinstance(model, ReMambaForCausalLM)
     for group in _groups(pairs, BATCH_TOKENS if is_ours else 0):
         rows = [[*pairs[i].prompt, *pairs[i].continuation] for i in group]
-        width = max(map(len, rows))
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for at, row in enumerate(rows):
-            ids[at, : len(row)] = torch.tensor(row)
-            mask[at, : len(row)] = 1
+        ids, mask = pad_rows(rows)
         longest = max(len(pairs[i].continuation) for i in group)
         if is_ours:
             logits = model(

@@ -6,7 +6,7 @@ Lengths are tensors on the host (the CPU), so that no pass waits for the device 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,16 @@ def cut(x: Tensor, start: Tensor, width: int) -> Tensor:
     column = torch.arange(width, device=x.device)
     index = to_device(start, x.device)[:, None] + column
     return take_positions(x, index.clamp(0, x.shape[1] - 1))
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as (b, longest) int64, zeros on the right, and their mask alike."""
+    mask = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    ids = torch.zeros_like(mask)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
 
 
 @dataclass

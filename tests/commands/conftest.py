@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +18,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny(path / name, compression=settings, question_template="\nQ: {question}\nA:")
     (path / "doc.txt").write_text(TEXT * 4, encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def remamba(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; returns its stdout, parsed where --json was given."""
-
-    def run(*argv: object) -> Any:
-        assert cli.main([str(word) for word in argv]) == 0
-        out = capsys.readouterr().out
-        return json.loads(out) if "--json" in argv else out
-
-    return run
 
 
 @pytest.fixture
