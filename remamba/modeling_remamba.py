@@ -61,6 +61,8 @@ class ReMambaOutput(ModelOutput):
     """(b, m) importance of each position of the span (Eq. 3), which `kept` was chosen by."""
     span: Span | None = None
     """The positions that were scored, of each document or row, in what was read of it."""
+    chosen: Tensor | None = None
+    """(b,) the chunk that each row goes on from (the method `chunks`); on the host."""
 
 
 class ReMambaModel(PreTrainedModel):
@@ -479,7 +481,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             )
         if reading is not None and passage.scores is not None:
             found |= {"scores": passage.scores.detach(), "span": reading.span}
-        out = ReMambaOutput(cache_params=cache, kept=passage.kept, **found)
+        out = ReMambaOutput(cache_params=cache, kept=passage.kept, chosen=passage.chosen, **found)
         return self._returned(out, return_dict)
 
     def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:

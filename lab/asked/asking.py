@@ -58,7 +58,7 @@ def read_documents(documents: Sequence[Document], methods: Sequence[Method]) -> 
     method = WHOLE_DOCUMENT if with_states else Plain()
     for document in documents:
         begun = time.perf_counter()
-        document.memory = document.reader.read_memory(document.ids, method)
+        document.memory = document.reader.read_document(document, method)
         _wait(document.reader)
         document.seconds = time.perf_counter() - begun
 

@@ -306,7 +306,8 @@ def _document(reader: Reader, document: Encoded, left: Sequence[int]) -> Documen
     """Those of a document's tokens that are left, as a reader knows them; not yet read."""
     ids = [document.ids[place] for place in left]
     offsets = [document.offsets[place] for place in left]
-    return Document(reader, document.source.text, ids, offsets, Plain())
+    text = document.source.text
+    return Document(reader, text, ids, offsets, Plain(), opening=document.opening)
 
 
 def _in_left(spans: Sequence[tuple[int, int]], left: Sequence[int]) -> Sequence[tuple[int, int]]:

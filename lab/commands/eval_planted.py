@@ -100,7 +100,7 @@ def run(args: Args) -> int:
         readers = {"model": args.reading.load(slots=args.slots)}
         if args.plain is not None:
             readers["plain"] = args.reading.load(args.plain, args.slots)
-        method = args.reading.chosen(readers["model"].model.config)
+        method = args.reading.chosen(readers["model"])
         own = method.compression if isinstance(method, ReMamba) else None
         conditions = make_conditions(
             args.conditions or None,

@@ -61,6 +61,7 @@ class Args:
 def run(args: Args) -> int:
     """Prints the answers, with the kept words and the time of each stage."""
     from remamba.commands.answers import Answered, as_json, as_page, print_answers
+    from remamba.commands.reading import tell_untrained
     from remamba.commands.text_input import make_stdout_tolerant, read_text
     from remamba.files import write_whole
 
@@ -68,6 +69,8 @@ def run(args: Args) -> int:
     text = read_text(args.document) if args.document is not None else ""
     reader = args.reading.load()
     other = args.reading.load(args.plain_model) if args.plain_model is not None else None
+    if args.memory is None:
+        tell_untrained(reader, args.reading.method)
     document = _document(args, reader, text)
     answers = _answers(args, reader, document)
     plain: Sequence[Answer | None] = [None] * len(answers)
@@ -127,7 +130,7 @@ def _document(args: Args, reader: Reader, text: str) -> Document:
             raise InputError(f"--selection needs a text, and {args.memory} holds no tokens")
         document.method = method = _method_on(args, document)
     else:
-        method = args.reading.chosen(reader.model.config)
+        method = args.reading.chosen(reader)
     if method.name == "plain" and (args.compare or args.plain_model):
         raise InputError("there is nothing to compare: plain Mamba answers already")
     if args.memory is None:
@@ -142,7 +145,7 @@ def _method_on(args: Args, document: Document) -> Method:
 
     reading = args.reading
     if reading.method is not None:
-        return reading.chosen(document.reader.model.config)
+        return reading.chosen(document.reader)
     changes = reading.changes()
     if not changes:
         return document.method

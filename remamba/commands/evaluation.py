@@ -76,11 +76,14 @@ def model_type(name: str) -> str | None:
 def load_reader(options: RunOptions) -> tuple[AnsweringModel, Method]:
     """The model that answers, a ReMamba or any causal model of transformers, and how it reads.
 
+    A published Mamba is read plainly where no method is given, as everywhere else.
+
     Raises:
         InputError: there is none, or options were given that it does not know.
     """
     from transformers import AutoModelForCausalLM
 
+    from remamba.checkpoints.published import is_published
     from remamba.evals.readers import TransformersReader
     from remamba.methods.plain import Plain
     from remamba.pretrained import locate
@@ -89,9 +92,11 @@ def load_reader(options: RunOptions) -> tuple[AnsweringModel, Method]:
     reading = options.reading
     place = locate(reading.model)
     kind = model_type(reading.model)
-    if kind == "remamba":
+    if kind == "remamba" or is_published(place):
         loaded = reading.load(slots=options.slots)
-        return loaded, reading.chosen(loaded.model.config)
+        if loaded.is_untrained and reading.method is None and not reading.changes():
+            return loaded, Plain()  # the number that others report of the model
+        return loaded, reading.chosen(loaded)
     given = [*reading.changes(), *(["method"] if reading.method not in (None, "plain") else [])]
     if given:
         raise InputError(

@@ -90,7 +90,9 @@ def _method(reading: ModelOptions, reader: Reader) -> Method:
     """The method in force; a prompt in one part has no document for a whole-document span."""
     from remamba.methods.plain import Plain
 
-    method, is_asked = reading.chosen(reader.model.config), bool(reading.changes())
+    if reader.is_untrained and reading.method is None:
+        return Plain()
+    method, is_asked = reading.chosen(reader), bool(reading.changes())
     placement = getattr(getattr(method, "compression", None), "placement", "")
     if placement == "before_question" and is_asked:
         raise InputError(

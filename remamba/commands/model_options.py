@@ -18,7 +18,7 @@ from remamba.compression_config import (
 )
 from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
 from remamba.errors import InputError
-from remamba.methods.base import METHODS, Method, method_of, own_method
+from remamba.methods.base import METHODS, Method, method_of
 from remamba.options import add_options, given
 from remamba.train.recipes import NAMES, recipe_compression
 
@@ -48,13 +48,16 @@ class ModelOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Its numbers: auto is float32 on a CPU and bfloat16 on a GPU."""
     method: Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint=OWN)] = None
-    """The way of reading; last+remamba shortens the document first. The settings of remamba are
-    the options from --start to --importance."""
+    """The way of reading; last+remamba and bm25+remamba shorten the document first. The settings of
+    remamba are the options from --start to --importance."""
     recipe: Annotated[str | None, arg(metavar="|".join(NAMES), help_behavior_hint="")] = None
     """The settings that a model trained by this recipe is saved with, in place of the model's
     own; what is given beside it takes its place."""
     method_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """How many tokens of the document the methods last and middle leave."""
+    """How many tokens of the document the methods last, middle and bm25 leave; of the method
+    chunks, how many a chunk has at most."""
+    candidates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Of the method chunks: ask only the N chunks that BM25 ranks first."""
     piece_length: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint=f"(default: {CPU_PIECE}, on a GPU {GPU_PIECE})"),
@@ -65,30 +68,32 @@ class ModelOptions:
         """The settings of `remamba` that are given here, by name."""
         return given(self, CompressionConfig)
 
-    def chosen(self, config: Any) -> Method:
-        """The way of reading: the model's own with what is given here.
-
-        Args:
-            config: the model's ReMambaConfig.
+    def chosen(self, reader: Reader) -> Method:
+        """The way of reading: the reader's own with what is given here.
 
         Raises:
             InputError: there is no such method, or an option has no effect with it.
         """
         from remamba.methods.remamba import ReMamba
 
-        own, changes, settings = own_method(config), self.changes(), config.compression_config
+        own, changes = reader.method, self.changes()
+        settings = reader.model.config.compression_config
         if self.recipe is not None:
             settings = CompressionConfig(**recipe_compression(self.recipe))
             own, changes = ReMamba(settings), changes or {"recipe": self.recipe}
         settings = settings.replace(**self.changes())
         method = own if self.method is None else method_of(self.method, settings)
-        if self.method_tokens is not None:
-            if "tokens" not in vars(method):
+        for flag, field, value in (
+            ("method-tokens", "tokens", self.method_tokens),
+            ("candidates", "candidates", self.candidates),
+        ):
+            if value is None:
+                continue
+            if field not in vars(method):
                 raise InputError(
-                    f"--method-tokens {self.method_tokens} has no effect with the method "
-                    f"{method.name}; leave it out"
+                    f"--{flag} {value} has no effect with the method {method.name}; leave it out"
                 )
-            method = _replaced(method, tokens=self.method_tokens)
+            method = _replaced(method, **{field: value})
         if not changes:
             return method
         return _with_settings(method, settings, next(iter(changes)))

@@ -41,13 +41,14 @@ def run(args: Args) -> int:
     """Writes the memory; says on stderr what it took."""
     import torch
 
-    from remamba.commands.reading import check_output, reading_bar
+    from remamba.commands.reading import check_output, reading_bar, tell_untrained
     from remamba.commands.text_input import read_text
 
     check_output("--output", args.output, args.overwrite, args.document)
     text = read_text(args.document)
     reader = args.reading.load()
-    method = args.reading.chosen(reader.model.config)
+    tell_untrained(reader, args.reading.method)
+    method = args.reading.chosen(reader)
     with reading_bar() as bar:
         document = reader.read(text, method=method, progress=bar)
     document.save(args.output, torch.bfloat16 if args.compact else None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from remamba.errors import InputError
 
 if TYPE_CHECKING:
+    from remamba import Reader
     from remamba.engine.reader import Progress
 
 
@@ -27,6 +28,21 @@ def reading_bar() -> Iterator[Progress | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("reading", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def tell_untrained(reader: Reader, asked: str | None) -> None:
+    """One line on stderr about how a model without a trained selection reads, if nothing is said.
+
+    Args:
+        asked: the method that the command line names.
+    """
+    if asked is None and reader.is_untrained:
+        tokens = vars(reader.method)["tokens"]
+        print(
+            f"reading in chunks of {tokens:,} tokens, since {reader.name} has no trained "
+            "selection; --method plain reads it whole",
+            file=sys.stderr,
+        )
 
 
 def check_output(flag: str, path: str, overwrite: bool, *read: str | None) -> None:

@@ -38,6 +38,9 @@ class Ask:
     method: AskedMethod = None
     options: SamplingOptions = field(default_factory=SamplingOptions)
     """How the answer is drawn, and when it ends."""
+    prefix: str = ""
+    """What stands before the document, such as an instruction: where a method chooses parts of the
+    document, it is read before each of them."""
     template: str | None = None
     """How the question is written behind the document, {question} in its place; None: the
     model's own."""
@@ -49,16 +52,30 @@ class Ask:
             raise InputError(f"an ask takes a document or a prompt (given: {given})")
         if (self.question is None) != (self.document is None):
             raise InputError("a question goes with a document, and a document with a question")
+        if self.prefix and not isinstance(self.document, str | Path):
+            raise InputError("a prefix stands before a document that is given as text or a file")
         if self.prompt is not None and self.template is not None:
             raise InputError("a template is for a question, and a prompt is read as it is given")
-        for name in ("document", "question", "prompt", "template"):
+        for name in ("document", "question", "prompt", "template", "prefix"):
             text = getattr(self, name)
             if name != "document" and not isinstance(text, str | None):
                 raise InputError(f"the {name} {text!r} is no text; give a str")
+            if name == "prefix":
+                continue
             if isinstance(text, str) and not (text if name == "prompt" else text.strip()):
                 raise InputError(f"the {name} is empty; it needs at least one word")
         if self.template is not None:
             fill_template(self.template, "")
+
+
+@dataclass(frozen=True)
+class TextRange:
+    """A part of a document."""
+
+    text: str
+    start: int
+    """Its first character in the document."""
+    stop: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +107,9 @@ class Answer:
     """Position and score of each kept token, from which `kept` is made."""
     scored: Scored | None = None
     """The scores of all positions that they were chosen from; None: plain Mamba."""
+    passages: tuple[TextRange, ...] | None = None
+    """The parts of the document that the answer was read from, where the method chose some (`bm25`,
+    `chunks`); None: the method does not choose among parts."""
     error: Exception | None = None
     """Why there is no answer; a RuntimeError is one of the machine, such as out of memory."""
 
@@ -107,6 +127,8 @@ class Answer:
         if self.error is not None:
             return f"Answer(error={shortened(str(self.error))!r})"
         kept = "" if self.kept is None else f", {len(self.kept)} words kept"
+        if self.passages is not None:
+            kept += f", from {', '.join(f'{p.start}-{p.stop}' for p in self.passages[:3])}"
         seconds = self.seconds.get("prefill", 0.0) + self.seconds.get("decode", 0.0)
         return f"Answer({shortened(self.text)!r}, by {self.method}{kept}, in {seconds:.2f} s)"
 

@@ -245,11 +245,12 @@ class Engine:
         nothing: list[Any] = [None] * len(group)
         kept = nothing if out.kept is None else out.kept.rows()
         scored = nothing if out.scores is None else _scored(out)
+        chunks = nothing if out.chosen is None else out.chosen.tolist()
         cache = out.cache_params
         assert cache is not None
         cache.kept = None
-        for job, token, *row in zip(group, tokens, kept, scored, strict=True):
-            job.kept, job.scored = row
+        for job, token, *row in zip(group, tokens, kept, scored, chunks, strict=True):
+            job.kept, job.scored, job.chunk = row
             job.seconds = clock.seconds(job.reading_seconds)
             self._take(job, token)
         staying = [row for row, job in enumerate(group) if not job.is_finished]

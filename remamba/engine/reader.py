@@ -11,26 +11,35 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from remamba.checkpoints.published import is_published, load_any
 from remamba.compression_config import CompressionConfig
 from remamba.engine.answer import Answer, Ask, AskedMethod
 from remamba.engine.document import Document
 from remamba.engine.engine import Engine, TextIterator
-from remamba.engine.kept_words import kept_words
 from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
+from remamba.engine.made import Made, left_by_words, serves
 from remamba.engine.request import Completion, Job, Request, fill_template
+from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
-from remamba.execution.passes import not_finite
+from remamba.execution.passes import PassOptions, not_finite
 from remamba.methods.base import Method
+from remamba.methods.bm25 import Bm25, best_of
+from remamba.methods.chunks import Chunks, read_chunks
 from remamba.methods.memory import DocumentMemory
+from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
-from remamba.methods.shorten import Shorten
+from remamba.model.rows import enter, pad_rows
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.pretrained import EMBEDDED, quiet_transformers
-from remamba.text import decode_with_offsets, encode, load_tokenizer, read_text
+from remamba.pretrained import EMBEDDED, known_fingerprint, quiet_transformers
+from remamba.text import decode_with_offsets, encode, load_tokenizer, opening_tokens, read_text
 
+UNTRAINED = Chunks(candidates=3)
+"""How a model without a trained selection reads documents, where nothing is said."""
 LOOK_AHEAD = 64
 """How many asks wait in the engine beyond those in its slots, so that alike ones meet."""
 
+Known = WeakValueDictionary[tuple[str, str | Path], Document]
+"""Texts and files that asks under way are about, by their prefix and themselves."""
 Progress = Callable[[int, int], None]
 """Called while a document is read, with the tokens read so far and all there are."""
 
@@ -79,7 +88,9 @@ class Reader:
     [('plain', 'eos'), ('remamba', 'eos')]
 
     Args:
-        model: a model directory, a hub name, an embedded model's name, or a loaded model.
+        model: a model directory, a hub name, an embedded model's name, or a loaded model. A
+            published Mamba, Mamba-2 or Falcon-Mamba needs no conversion; as it has no trained
+            selection, it reads documents by UNTRAINED where no method is given.
         tokenizer: of a loaded model; else it lies beside the model unless given here.
         device, dtype: where a named model runs and in which numbers; "auto" is a GPU if there is
             one, in bfloat16 if it can, else a CPU in float32. A loaded model stays as it is.
@@ -111,10 +122,11 @@ class Reader:
             place = resolve_device(device)
             numbers = resolve_dtype(dtype, place)
             with quiet_transformers():
-                loaded = ReMambaForCausalLM.from_pretrained(model, dtype=numbers).to(place)
+                loaded: Any = load_any(model, numbers).to(place)  # type: ignore[arg-type]
                 if tokenizer is None:
                     tokenizer = load_tokenizer(model, loaded.config.vocab_size)
             self.name = str(model)
+            self.is_untrained = is_published(model)
         else:
             if tokenizer is None:
                 raise InputError("a loaded model comes without a tokenizer; give tokenizer=")
@@ -124,6 +136,7 @@ class Reader:
                     "itself: model.to(...)"
                 )
             self.name, loaded = model.name_or_path or type(model).__name__, model
+            self.is_untrained = False
         self.model: ReMambaForCausalLM = loaded.eval()
         self.tokenizer = tokenizer
         on_gpu = self.model.device.type == "cuda"
@@ -132,6 +145,11 @@ class Reader:
         self.seconds = time.perf_counter() - begun
         """Spent on loading."""
         self._engine: Engine | None = None
+
+    @property
+    def method(self) -> Method:
+        """How documents are read where nothing else is asked for."""
+        return UNTRAINED if self.is_untrained else self.model.resolve_method()
 
     def __repr__(self) -> str:
         model, dtype = self.model, str(self.model.dtype).removeprefix("torch.")
@@ -145,17 +163,17 @@ class Reader:
 
         Args:
             document: the text itself, or the Path of a text file (UTF-8).
-            method: None is the model's own; see `AskedMethod`.
+            method: None is the reader's own; see `AskedMethod`.
             progress: called with the tokens read so far, and all there are.
 
         Raises:
             InputError: the text is empty or cannot be read, the method is unknown, or the
                 document's states are not finite.
         """
-        found = self._document(document, resolve_method(self.model, method))
+        found = self._document(document, self._resolved(method))
         if found.method.serves_memory:
             begun = time.perf_counter()
-            found.memory = self.read_memory(found.ids, found.method, progress)
+            found.memory = self.read_document(found, found.method, progress)
             found.seconds = time.perf_counter() - begun
         return found
 
@@ -168,16 +186,21 @@ class Reader:
             InputError: there is no such memory, it is truncated, or another model's.
         """
         memory = self.model.load_memory(path)
-        if memory.batch_size != 1:
+        if memory.documents != 1:
             raise InputError(
-                f"{path} holds {memory.batch_size} documents; save one of them alone: "
+                f"{path} holds {memory.documents} documents; save one of them alone: "
                 "memory.select(torch.tensor([i])).save(...)"
             )
         text, ids, offsets = "", list[int](), list[tuple[int, int]]()
         if memory.input_ids is not None:
-            ids = memory.input_ids[0, : int(memory.lengths[0])].tolist()
+            rows = zip(memory.input_ids.tolist(), memory.lengths.tolist(), strict=True)
+            first, *others = (row[:length] for row, length in rows)
+            begins = opening_tokens(self.tokenizer)
+            # every chunk begins as the document does
+            ids = [*first, *(token for row in others for token in row[len(begins) :])]
             text, offsets = decode_with_offsets(self.tokenizer, ids)
-        return Document(self, text, ids, offsets, memory.method, memory)
+        begins = opening_tokens(self.tokenizer) if ids else []
+        return Document(self, text, ids, offsets, memory.method, memory, opening=len(begins))
 
     def answer(
         self, asks: Sequence[Ask], *, errors: Literal["raise", "return"] = "raise"
@@ -214,9 +237,9 @@ class Reader:
         Raises:
             InputError: it cannot be answered.
         """
-        request, document = self._request(ask, WeakValueDictionary())
-        text = self._ready_engine().stream(request)
-        return AnswerStream(text, lambda done: _answer(done, request, document))
+        made = self._request(ask, WeakValueDictionary())
+        text = self._ready_engine().stream(made.request)
+        return AnswerStream(text, made.answer)
 
     def _ready_engine(self, slots: int | None = None) -> Engine:
         """The engine that is kept from call to call; or one of other slots, for once."""
@@ -228,35 +251,51 @@ class Reader:
             )
         return self._engine
 
-    def read_memory(
-        self,
-        ids: Sequence[int],
-        method: Method,
-        progress: Progress | None = None,
+    def read_document(
+        self, document: Document, method: Method, progress: Progress | None = None
     ) -> DocumentMemory:
-        """The memory of a document's tokens.
+        """The memory of a document, which is not put into it.
 
         Raises:
             InputError: this method reads the document again for every question, so that no memory
                 can stand for it; or the states are not finite.
         """
-        tensor = torch.tensor([ids], device=self.model.device)
-        with torch.inference_mode(), _telling(progress, self.model, len(ids)):
-            memory = self.model.read(tensor, method=method, piece_length=self.piece_length)
-            states = (memory.hidden, *memory.cache.tensors().values())
-            if not all(bool(torch.isfinite(state).all()) for state in states):
-                raise not_finite("the document's states", self.model.dtype)
+        with torch.inference_mode(), _telling(progress, self.model, len(document.ids)):
+            if isinstance(method, Chunks):
+                return document.chunk_memory(method)
+            ids = torch.tensor([document.ids], device=self.model.device)
+            memory = self.model.read(ids, method=method, piece_length=self.piece_length)
+            return self._checked(memory)
+
+    def read_rows(self, rows: Sequence[Sequence[int]], method: Chunks) -> DocumentMemory:
+        """The states behind a document's chunks, each a row of tokens.
+
+        Raises:
+            InputError: the states are not finite.
+        """
+        with torch.inference_mode():
+            chunks = enter(*pad_rows(rows), device=self.model.device)
+            memory = read_chunks(self.model, chunks, method, PassOptions(self.piece_length))
+            memory.fingerprint = known_fingerprint(self.model)
+            return self._checked(memory)
+
+    def _checked(self, memory: DocumentMemory) -> DocumentMemory:
+        states = (memory.hidden, *memory.cache.tensors().values())
+        if not all(bool(torch.isfinite(state).all()) for state in states):
+            raise not_finite("the document's states", self.model.dtype)
         return memory
 
-    def _document(self, given: str | Path, method: Method) -> Document:
-        """A text or a file as tokens, not yet read."""
+    def _document(self, given: str | Path, method: Method, prefix: str = "") -> Document:
+        """A text or a file as tokens, not yet read; and what stands before it."""
         if isinstance(given, Path):
             given = read_text(given)
         if not isinstance(given, str):
             raise InputError(f"the document {given!r} is no text; give a str, a Path or a Document")
         if not given.strip():
             raise InputError("the document is empty; it needs at least one word")
-        return Document(self, given, *encode(self.tokenizer, given), method)
+        found = Document(self, prefix + given, *encode(self.tokenizer, prefix + given), method)
+        found.opening = sum(start < len(prefix) or not stop for start, stop in found.offsets)
+        return found
 
     def _check(self, ask: Ask) -> Method:
         """The method in force; InputError for what is wrong, files and texts unread."""
@@ -269,40 +308,79 @@ class Reader:
                 )
             if ask.method is None:
                 return ask.document.method
-        return resolve_method(self.model, ask.method)
+        return self._resolved(ask.method, has_document=ask.document is not None)
 
-    def _request(
-        self, ask: Ask, known: WeakValueDictionary[str | Path, Document]
-    ) -> tuple[Request, Document]:
-        """An ask as the engine takes it, and the text that its kept words are words of.
+    def _resolved(self, method: AskedMethod, has_document: bool = True) -> Method:
+        if method is not None:
+            return resolve_method(self.model, method)
+        if self.is_untrained and not has_document:
+            return Plain()
+        return self.method
+
+    def _request(self, ask: Ask, known: Known) -> Made:
+        """An ask as the engine takes it, and what its answer is made with.
 
         Args:
             known: the texts and files of asks under way, encoded; this one's is added.
         """
         method = self._check(ask)
         if ask.prompt is not None:
-            prompt = Document(self, ask.prompt, *encode(self.tokenizer, ask.prompt), method)
-            return Request(prompt=prompt.ids, options=ask.options, method=method), prompt
+            if method.needs_text or isinstance(method, Chunks):
+                raise InputError(
+                    f"the method {method.name} chooses parts of a document for a question, and a "
+                    "prompt in one part has neither: give document and question, or another method"
+                )
+            prompt = self._document(ask.prompt, method)
+            return Made(Request(prompt=prompt.ids, options=ask.options, method=method), prompt)
         document = ask.document
         if not isinstance(document, Document):
             assert document is not None
-            found = known.get(document)
+            key = (ask.prefix, document)
+            found = known.get(key)
             if found is None:
-                found = known[document] = self._document(document, method)
+                found = known[key] = self._document(document, method, ask.prefix)
             document = found
         assert ask.question is not None
         question = fill_template(ask.template or self.model.config.question_template, ask.question)
-        memory = document.memory
-        if document.ids and memory is not None and not _serves(memory, method):
+        if isinstance(method, Chunks):
+            return self._of_chunks(document, ask.question, question, ask.options, method)
+        ids, left, memory = document.ids, None, document.memory
+        if isinstance(method, Bm25):
+            left = left_by_words(document, ask.question, method)
+            ids, memory = [ids[place] for place in left], None
+        if document.ids and memory is not None and not serves(memory, method):
             memory = None  # the document is read anew
-        made = Request(
-            document=document.ids if memory is None else None,
+        request = Request(
+            document=ids if memory is None else None,
             memory=memory,
             question=question,
             options=ask.options,
-            method=method,
+            method=method.reader if isinstance(method, Bm25) else method,
         )
-        return made, document
+        return Made(request, document, method, left)
+
+    def _of_chunks(
+        self,
+        document: Document,
+        asked: str,
+        question: str,
+        options: SamplingOptions,
+        method: Chunks,
+    ) -> Made:
+        """A question to the chunks of a document that may answer it.
+
+        Args:
+            asked: the question's own words, by which BM25 ranks; `question` is how it is written.
+        """
+        ranges = document.chunks(method.tokens)
+        which = None
+        if method.candidates is not None and method.candidates < len(ranges):
+            texts = [document.text_range(*tokens).text for tokens in ranges]
+            which = best_of(texts, asked, method.candidates)
+        memory = document.chunk_memory(method, which)
+        request = Request(memory=memory, question=question, options=options, method=method)
+        places = ranges if which is None else [ranges[number] for number in which]
+        return Made(request, document, method, chunks=places)
 
     def _answer_each(
         self, asks: list[tuple[int, Ask]], slots: int, returns_errors: bool
@@ -310,8 +388,8 @@ class Reader:
         """See `answer_each`; after an error of the machine each ask alone, to find whose it was."""
         engine = self._ready_engine(slots)
         waiting = list(reversed(asks))
-        known: WeakValueDictionary[str | Path, Document] = WeakValueDictionary()
-        under_way: dict[Job, tuple[int, Ask, Document]] = {}
+        known: Known = WeakValueDictionary()
+        under_way: dict[Job, tuple[int, Ask, Made]] = {}
         last: Ask | None = None
         try:
             while waiting or under_way:
@@ -322,8 +400,8 @@ class Reader:
                     number, ask = waiting.pop()
                     last = ask
                     try:
-                        request, document = self._request(ask, known)
-                        under_way[engine.submit(request)] = (number, ask, document)
+                        made = self._request(ask, known)
+                        under_way[engine.submit(made.request)] = (number, ask, made)
                     except InputError as error:
                         if not returns_errors:
                             raise
@@ -347,9 +425,9 @@ class Reader:
                 for job in moved:
                     if not job.is_finished or job not in under_way:
                         continue
-                    number, _, document = under_way.pop(job)
+                    number, _, made = under_way.pop(job)
                     if job.error is None:
-                        yield number, _answer(job.completion, job.request, document)
+                        yield number, made.answer(job.completion)
                     elif returns_errors:
                         yield number, Answer.failed(job.error)
                     else:
@@ -387,45 +465,6 @@ def _is_same(last: Ask | None, ask: Ask) -> bool:
     return last is not None and ask.document is not None and last.document == ask.document
 
 
-def _serves(memory: DocumentMemory, method: Method) -> bool:
-    """Whether a memory can answer what is asked by a method, or its text has to be read anew."""
-    if not method.serves_memory:
-        return False
-    return (not isinstance(method, Shorten) and not isinstance(memory.method, Shorten)) or (
-        method == memory.method
-    )
-
-
-def _kept(done: Completion, request: Request, document: Document) -> list[tuple[int, float]] | None:
-    """Position and score of each kept token, in the document as it is known."""
-    memory = request.memory
-    if done.kept is None or memory is None or not isinstance(memory.method, Shorten):
-        return done.kept
-    whole = torch.tensor([len(document.ids)])
-    if int(memory.lengths[0]) == int(whole):
-        return done.kept
-    span = memory.method.left_out(whole, whole)
-    start, length = int(span.start), int(span.length)
-    return [(at if at < start else at + length, score) for at, score in done.kept]
-
-
-def _answer(done: Completion, request: Request, document: Document) -> Answer:
-    """A completion with the kept words of the text it was made from."""
-    kept, method = _kept(done, request, document), request.method
-    assert isinstance(method, Method), "requests of a reader name their method"
-    return Answer(
-        text=done.text,
-        kept=None if kept is None else tuple(kept_words(document.text, document.offsets, kept)),
-        seconds=done.seconds,
-        method=method.name,
-        finish_reason=done.finish_reason,
-        prompt_tokens=done.prompt_tokens,
-        token_ids=done.token_ids,
-        kept_tokens=kept,
-        scored=done.scored,
-    )
-
-
 @contextmanager
 def _telling(progress: Progress | None, model: ReMambaForCausalLM, total: int) -> Iterator[None]:
     """`progress` hears of every piece that the model reads."""
@@ -436,8 +475,8 @@ def _telling(progress: Progress | None, model: ReMambaForCausalLM, total: int) -
 
     def advance(_: Any, __: Any, hidden: torch.Tensor) -> None:
         nonlocal done
-        done += hidden.shape[1]
-        progress(done, total)
+        done += hidden.shape[0] * hidden.shape[1]
+        progress(min(done, total), total)
 
     hook = model.backbone.register_forward_hook(advance)
     try:

@@ -59,9 +59,9 @@ class Request:
             )
         if (self.question is None) != (self.prompt is not None):
             raise InputError("a question goes with a document or a memory, and with those only")
-        if self.memory is not None and self.memory.batch_size != 1:
+        if self.memory is not None and self.memory.documents != 1:
             raise InputError(
-                f"the memory holds {self.memory.batch_size} documents; a request takes one: "
+                f"the memory holds {self.memory.documents} documents; a request takes one: "
                 "memory.select(torch.tensor([i]))"
             )
         for name in ("prompt", "document", "question"):
@@ -99,6 +99,8 @@ class Completion:
     """Position (in the prompt, or the document) and score of each kept token; None: plain Mamba."""
     scored: Scored | None
     """Of all positions that kept ones were chosen from; None: plain Mamba."""
+    chunk: int | None
+    """Which of a memory's chunks answers, of the method `chunks`."""
     prompt_tokens: int
     seconds: dict[str, float]
     """`prefill` and `decode`; with two stages also `stage1` and `stage2`, which make up prefill.
@@ -125,6 +127,7 @@ class Job:
     token_ids: list[int] = field(default_factory=list)
     kept: list[tuple[int, float]] | None = None
     scored: Scored | None = None
+    chunk: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     finish_reason: str | None = None
     error: InputError | None = None
@@ -147,13 +150,14 @@ class Job:
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None, "the job is not finished"
-        read = len(self.context) if self.memory is None else int(self.memory.lengths[0])
+        read = len(self.context) if self.memory is None else int(self.memory.lengths.sum())
         return Completion(
             self.growing.text if self.growing else "",
             self.token_ids,
             self.finish_reason,
             self.kept,
             self.scored,
+            self.chunk,
             read + len(self.ids),
             self.seconds,
         )

@@ -66,7 +66,7 @@ class GrowingRows:
         if self.cache is None:
             self.cache, self._tokens = cache, []
         else:
-            self.cache = _stack(self.cache, cache)
+            self.cache = StateCache.side_by_side([self.cache, cache])
         self._tokens += tokens
 
     def keep(self, order: list[int]) -> None:
@@ -86,16 +86,6 @@ class GrowingRows:
         backbone, lm_head = self._model.backbone, self._model.lm_head
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
         return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
-
-
-def _stack(first: StateCache, second: StateCache) -> StateCache:
-    """The rows of both caches, the first one's in front."""
-    both = StateCache(len(first.conv_states))
-    for i in range(len(first.conv_states)):
-        conv = [first.conv_states[i], second.conv_states[i]]
-        ssm = [first.ssm_states[i], second.ssm_states[i]]
-        both.update(i, torch.cat(conv), torch.cat(ssm))  # type: ignore[arg-type]
-    return both
 
 
 class StaticRows:

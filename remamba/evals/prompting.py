@@ -24,11 +24,13 @@ RESERVED = {("authors", "longbench-e"): 500, ("authors", "leval"): 500, ("offici
 
 
 class Text(NamedTuple):
-    """What a model reads, and where its question begins if that is known."""
+    """What a model reads, and where its document and its question begin if that is known."""
 
     text: str
     split: int | None
     """Characters before the part behind the document; None when the cut lost the place."""
+    start: int = 0
+    """Characters before the document: an instruction; 0 too when the cut lost the place."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Prompting:
     def _find_question(self, text: str, prompt: Prompt) -> Text:
         if not prompt.after.strip() or not text.endswith(prompt.after):
             return Text(text, None)
-        return Text(text, len(text) - len(prompt.after))
+        start = len(prompt.before) if text.startswith(prompt.before) else 0
+        return Text(text, len(text) - len(prompt.after), start)
 
     def _wrapped(self, found: Text) -> Text:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -150,7 +153,7 @@ def check_shorten(name: str, count: int) -> None:
 
 def _whole(prompt: Prompt) -> Text:
     split = len(prompt.before) + len(prompt.document)
-    return Text(prompt.text, split if prompt.after.strip() else None)
+    return Text(prompt.text, split if prompt.after.strip() else None, len(prompt.before))
 
 
 def cut_middle(tokenizer: Any, text: str, limit: int, *, special: bool = True) -> str:

@@ -52,8 +52,11 @@ def make_ask(
         return Ask(prompt=text.text, method=Plain(), options=options)
     if text.split is None:
         raise InputError("the cut lost the place where the question begins")
-    document, question = text.text[: text.split], text.text[text.split :]
-    return Ask(document, question, method=method, options=options, template="{question}")
+    prefix, document = text.text[: text.start], text.text[text.start : text.split]
+    question = text.text[text.split :]
+    return Ask(
+        document, question, method=method, options=options, prefix=prefix, template="{question}"
+    )
 
 
 def ends_of_line(tokenizer: Any) -> dict[str, Any]:

@@ -34,6 +34,12 @@ METHODS = {
         "remamba.methods.shorten:Middle",
         "one reading of the document without its middle (the authors' cut)",
     ),
+    "bm25": ("remamba.methods.bm25:Bm25", "one reading of the passages that BM25 finds"),
+    "chunks": (
+        "remamba.methods.chunks:Chunks",
+        "the document's chunks read apart, and an answer from the surest (OPRM)",
+    ),
+    "twice": ("remamba.methods.twice:Twice", "one reading of the prompt given twice (JRT)"),
     "drop": ("remamba.methods.shorten:Drop", "one reading of the document without a span"),
 }
 """Name -> (module:class, what it is)."""
@@ -59,6 +65,8 @@ class Passage:
     """(b, m) importance scores over the span, of methods that score."""
     reading: Any = None
     """Stage 1 of `remamba` (its `Reading`); None of methods that read once."""
+    chosen: Tensor | None = None
+    """(b,) the chunk that each row goes on from, of `chunks`; on the host."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,11 @@ class Method:
     def wants_question(self) -> bool:
         """Whether it needs to know where in a prompt the question begins."""
         return True
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it chooses by words, so that a Reader has to choose for the model."""
+        return False
 
     @property
     def draws(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,33 @@ class DocumentMemory:
 
     @property
     def batch_size(self) -> int:
+        """Rows of states: documents, or the chunks of one."""
         return self.lengths.shape[0]
+
+    @property
+    def documents(self) -> int:
+        """How many documents it holds."""
+        return 1 if self.method.name == "chunks" else self.batch_size
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[DocumentMemory]) -> DocumentMemory:
+        """The rows of memories without spans (of `plain`, or of chunks), in their order."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        lengths = torch.cat([part.lengths for part in parts])
+        ids = [part.input_ids for part in parts if part.input_ids is not None]
+        width = int(lengths.max())
+        joined = [torch.nn.functional.pad(rows, (0, width - rows.shape[1])) for rows in ids]
+        return cls(
+            torch.cat([part.hidden for part in parts]),
+            Span(*map(torch.cat, zip(*(part.span for part in parts), strict=True))),
+            lengths,
+            StateCache.side_by_side([part.cache for part in parts]),
+            first.method,
+            first.fingerprint,
+            torch.cat(joined) if len(ids) == len(parts) else None,
+        )
 
     def select(self, index: Tensor) -> DocumentMemory:
         """The documents `index` (n,), in that order; they may repeat."""

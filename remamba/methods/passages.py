@@ -143,6 +143,34 @@ def split_units(text: str, offsets: Places, most: int) -> list[Unit]:
     return units
 
 
+def split_chunks(text: str, offsets: Places, most: int) -> list[Span]:
+    """(first, end) tokens of each chunk, which together are the whole document, without overlap.
+
+    A chunk is as many neighbouring units as fit into `most` tokens (see `split_units`); the white
+    space before a unit belongs to its chunk.
+    """
+    chunks: list[Span] = []
+    start = end = 0
+
+    def cut_to(stop: int) -> None:
+        """Leave no more than `most` tokens up to `stop` open."""
+        nonlocal start
+        if stop - start > most and start < end:
+            chunks.append((start, end))
+            start = end
+        while stop - start > most:  # white space that alone is more
+            chunks.append((start, start + most))
+            start += most
+
+    for unit in split_units(text, offsets, most):
+        cut_to(unit.end)
+        end = unit.end
+    cut_to(len(offsets))
+    if start < len(offsets):
+        chunks.append((start, len(offsets)))
+    return chunks
+
+
 def _parts(text: str, whole: Span, pattern: re.Pattern[str]) -> Iterator[Span]:
     """What lies between and up to the matches of a pattern, without the white space at its end."""
     start = whole[0]

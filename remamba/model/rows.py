@@ -109,6 +109,28 @@ class Batch:
         """(begin, end) -> (b, end - begin, d), the embeddings of the rows' positions there."""
         return lambda begin, end: self.take(embeddings, slice(begin, end))
 
+    def select(self, index: Tensor) -> Batch:
+        """The rows `index` (n,), on the host, in that order; they may repeat."""
+        away = to_device(index, self.device)
+        given = (self.input_ids, self.embeds, self.labels)
+        ids, embeds, labels = (None if x is None else x.index_select(0, away) for x in given)
+        lengths = self.lengths[index]
+        return Batch(
+            ids, embeds, lengths, self.prompt_lengths[index], self.question_lengths[index], labels
+        )
+
+    def twice(self) -> Batch:
+        """The rows with each prompt given once more in front of itself; labels as they were."""
+        prompts = self.prompt_lengths
+        lengths = self.lengths + prompts
+        column = torch.arange(int(lengths.max()))
+        index = column - torch.where(column < prompts[:, None], 0, prompts[:, None])
+        index = to_device(index.clamp(0, self.width - 1), self.device)
+        x = self.given
+        x = take_positions(x, index)
+        ids, embeds = (x, None) if self.input_ids is not None else (None, x)
+        return Batch(ids, embeds, lengths, 2 * prompts, self.question_lengths)
+
     def part(self, start: Tensor, stop: Tensor) -> Batch:
         """The positions from start (b,) to stop (b,) of each row, as rows of their own."""
         lengths = stop - start
@@ -170,7 +192,7 @@ class Batch:
         document = self.document_lengths
         if bool(((self.question_lengths == 0) | (document == 0)).any()):
             raise InputError(
-                "placement='before_question' needs a document and a question in every row: give "
+                "this way of reading needs a document and a question in every row: give "
                 "question_lengths between 1 and the prompt's length - 1"
             )
         return self.part(torch.zeros_like(document), document), self.part(document, self.lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -171,6 +172,16 @@ class StateCache:
         chosen.kept = None if self.kept is None else self.kept.select(index)
         chosen.text = None if self.text is None else self.text.select(index)
         return chosen
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[StateCache]) -> StateCache:
+        """The rows of filled caches, in their order."""
+        found = cls(len(parts[0].conv_states))
+        for layer in range(len(found.conv_states)):
+            conv = [part.conv_states[layer] for part in parts]
+            ssm = [part.ssm_states[layer] for part in parts]
+            found.update(layer, torch.cat(conv), torch.cat(ssm))  # type: ignore[arg-type]
+        return found
 
     def scale_rows(self, factor: Tensor) -> StateCache:
         """States times `factor` (b,): 0 gives a row that has read nothing, 1 leaves it."""

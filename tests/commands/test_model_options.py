@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remamba import CompressionConfig, InputError, ReMambaConfig, ReMambaForCausalLM, cli
+from remamba import CompressionConfig, InputError, Reader, ReMambaForCausalLM, cli
 from remamba.commands.model_options import ModelOptions
 from remamba.methods.remamba import ReMamba
 from remamba.methods.shorten import Last
@@ -74,12 +74,14 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
 
 
 def test_a_recipe_gives_the_settings_and_what_stands_beside_it_counts() -> None:
-    config = ReMambaConfig(compression={"length": 0.5, "num_kept": 3})
-    sentences = ModelOptions(recipe="sentences").chosen(config)
+    reader = Reader(
+        tiny_model(compression=CompressionConfig(length=0.5, num_kept=3)), tiny_tokenizer()
+    )
+    sentences = ModelOptions(recipe="sentences").chosen(reader)
     assert sentences == ReMamba(CompressionConfig(**recipe_compression("sentences")))
-    changed = ModelOptions(recipe="sentences", keep_ratio=0.1).chosen(config)
+    changed = ModelOptions(recipe="sentences", keep_ratio=0.1).chosen(reader)
     assert changed == ReMamba(sentences.compression.replace(keep_ratio=0.1))
-    last = ModelOptions(recipe="paper", method="last+remamba", method_tokens=9).chosen(config)
+    last = ModelOptions(recipe="paper", method="last+remamba", method_tokens=9).chosen(reader)
     paper = ReMamba(CompressionConfig(**recipe_compression("paper")))
     assert last == Last(9, reader=paper)
     for options, said in (
@@ -87,8 +89,11 @@ def test_a_recipe_gives_the_settings_and_what_stands_beside_it_counts() -> None:
         ({"method": "plain", "num_kept": 4}, "--num-kept has no effect with the method plain"),
         ({"method": "plain", "recipe": "paper"}, "--recipe has no effect with the method plain"),
         ({"method": "plain", "method_tokens": 4}, "--method-tokens 4 has no effect"),
+        ({"method": "bm25", "candidates": 4}, "--candidates 4 has no effect with the method bm25"),
+        ({"method": "chunks", "method_tokens": 31}, "chunks with tokens = 31: give a number from"),
+        ({"method": "chunks", "candidates": 0}, "chunks with candidates = 0: give a number from"),
         ({"selector": "none"}, "selector='none' is now the method 'plain'"),
         ({"method": "truncate"}, "now called last"),
     ):
         with pytest.raises(InputError, match=said):
-            ModelOptions(**options).chosen(config)
+            ModelOptions(**options).chosen(reader)
