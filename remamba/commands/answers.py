@@ -38,6 +38,7 @@ def as_json(answered: Sequence[Answered]) -> list[dict[str, Any]]:
             "question": one.question,
             **_facts(one.answer),
             "kept": _kept(one),
+            "passages": _passages(one),
             "plain": None if one.plain is None else _facts(one.plain),
         }
         for one in answered
@@ -54,6 +55,12 @@ def _kept(one: Answered) -> list[dict[str, Any]] | None:
             for position, score in one.answer.kept_tokens
         ]
     return [{**vars(word), "positions": list(word.positions)} for word in one.answer.kept]
+
+
+def _passages(one: Answered) -> list[dict[str, Any]] | None:
+    """The parts of the document that were read for the answer."""
+    found = one.answer.passages
+    return None if found is None else [vars(passage) for passage in found]
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
@@ -105,6 +112,9 @@ def _lines(document: Document, one: Answered, show: int) -> list[Text]:
         lines.append(Text.assemble(f"  {'Mamba':<8} ", (_shown(one.plain), "bold")))
     if kept is not None:
         lines += _kept_lines(document, one, len(kept), show)
+    for passage in (one.answer.passages or ())[:show]:
+        place = f"characters {passage.start:,} to {passage.stop:,}: "
+        lines.append(Text.assemble((f"  read     {place}", "dim"), _ends(passage.text)))
     once, reading = document.memory is not None, ""
     if document.seconds is not None:
         reading = f"document {document.seconds:.2f} s, "
@@ -114,6 +124,12 @@ def _lines(document: Document, one: Answered, show: int) -> list[Text]:
         reading = "document same reading, " if once else ""
         lines.append(Text(f"  Mamba's  {reading}{_times(one.plain, once)}", "dim"))
     return lines
+
+
+def _ends(text: str) -> str:
+    """A passage's first and last words, on one line."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= 120 else f"{line[:70].rstrip()} ... {line[-40:].lstrip()}"
 
 
 def _shown(answer: Answer) -> str:

@@ -156,7 +156,7 @@ class Chunks(Method):
             rows = question.select(torch.zeros_like(index))
             states = memory.cache.select(index.to(memory.hidden.device))
             passage = read_plain(model.backbone, rows, states, options)
-            unsure = entropy(_logits(model, passage.hidden[:, -1]))
+            unsure = entropy(_logits(model, passage.hidden[:, -1])).detach()
             row = int(unsure.argmin())
             # what is not finite is chosen, so that it is told
             if best is None or not float(unsure[row]) >= best.entropy:

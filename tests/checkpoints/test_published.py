@@ -1,0 +1,138 @@
+"""A published Mamba as it is: the model that a conversion gives, without the conversion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from remamba import Ask, InputError, Reader, ReMambaForCausalLM
+from remamba.checkpoints.convert import convert
+from remamba.checkpoints.published import is_published, load_published
+from remamba.engine.reader import UNTRAINED
+from remamba.methods.plain import Plain
+from tests.tiny import QUESTION, TEXT, Run, save_tiny, tiny_tokenizer
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+KINDS: dict[str, Any] = {
+    "mamba": (MambaForCausalLM, MambaConfig, {}),
+    "mamba2": (Mamba2ForCausalLM, Mamba2Config, {"head_dim": 16, "num_heads": 4, "n_groups": 1}),
+    "falcon_mamba": (FalconMambaForCausalLM, FalconMambaConfig, {}),
+}
+
+
+def published(folder: Path, kind: str, **more: Any) -> Path:
+    """A directory as transformers writes it, with the tiny tokenizer."""
+    torch.manual_seed(2)
+    model, config, own = KINDS[kind]
+    made = model(config(vocab_size=len(tiny_tokenizer()), **SIZE, **own, **more))
+    made.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_model_that_a_conversion_gives(kind: str, tied: bool, tmp_path: Path) -> None:
+    folder = published(tmp_path / "theirs", kind, tie_word_embeddings=tied)
+    assert is_published(folder)
+    loaded = load_published(folder, torch.float32)
+    convert(folder, tmp_path / "ours")
+    assert not is_published(tmp_path / "ours")
+    converted = ReMambaForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    ours, theirs = loaded.state_dict(), converted.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.lm_head.weight is loaded.backbone.embeddings.weight) is tied
+    ids = torch.arange(1, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, converted(ids, method="plain").logits)
+        own = KINDS[kind][0].from_pretrained(folder).eval()(ids).logits
+        torch.testing.assert_close(loaded(ids).logits, own, rtol=1e-4, atol=1e-4)
+    assert not any(t.is_meta for t in loaded.buffers()) and loaded.config.method == "plain"
+
+
+def test_state_spaces_layout(tmp_path: Path) -> None:
+    folder = published(tmp_path / "theirs", "mamba")
+    weights = MambaForCausalLM.from_pretrained(folder).state_dict()
+    ssm = {"layer": "Mamba1", "d_state": 8}
+    config = {"d_model": 32, "n_layer": 2, "vocab_size": len(tiny_tokenizer()), "ssm_cfg": ssm}
+    other = tmp_path / "state-spaces"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**config, "pad_vocab_size_multiple": 1}))
+    names = {name: name.replace("embeddings.", "embedding.") for name in weights}
+    torch.save({names[name]: tensor for name, tensor in weights.items()},
+               other / "pytorch_model.bin")  # fmt: skip
+    tiny_tokenizer().save_pretrained(other)
+    assert is_published(other)
+    ids = torch.arange(1, 60)[None]
+    found, expected = (load_published(one, torch.float32)(ids).logits for one in (other, folder))
+    assert torch.equal(found, expected)
+
+
+def test_a_reader_takes_it_and_reads_in_chunks(tmp_path: Path) -> None:
+    folder = published(tmp_path / "theirs", "mamba")
+    reader = Reader(folder, device="cpu")
+    assert reader.is_untrained and reader.method == UNTRAINED
+    (answer,) = reader.answer([Ask(TEXT * 40, QUESTION)])
+    assert answer.method == "chunks" and answer.passages is not None
+    (prompt,) = reader.answer([Ask(prompt=TEXT)])
+    assert prompt.method == "plain"
+    assert reader.read(TEXT * 40, method="plain").method == Plain()
+    with pytest.raises(InputError, match="this model was not trained for it"):
+        reader.answer([Ask(TEXT, QUESTION, method="remamba")])
+
+
+def test_commands_take_it(tmp_path: Path, remamba: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from remamba import cli
+
+    folder = published(tmp_path / "theirs", "mamba")
+    document = tmp_path / "doc.txt"
+    document.write_text(TEXT * 60)
+    asked = ["ask", "--model", folder, "--document", document, "--question", QUESTION]
+    asked += ["--max-new-tokens", 3, "--device", "cpu"]
+    assert cli.main([str(word) for word in asked]) == 0
+    said = capsys.readouterr()
+    assert f"reading in chunks of 1,000 tokens, since {folder} has no trained selection" in said.err
+    assert "  read     characters " in said.out
+    found = remamba(*asked, "--json")
+    assert found["method"]["name"] == "chunks"
+    (passage,) = found["answers"][0]["passages"]
+    assert (TEXT * 60)[passage["start"] : passage["stop"]].startswith(passage["text"][:20])
+    plain = remamba(*asked, "--method", "plain", "--json")
+    assert plain["answers"][0]["passages"] is None
+    memory = tmp_path / "m.memory"
+    remamba("read", document, "--model", folder, "--output", memory, "--device", "cpu", "--json")
+    again = [word if word != document else memory for word in asked]
+    again[again.index("--document")] = "--memory"
+    told = remamba(*again, "--json")["answers"][0]
+    assert (told["answer"], told["passages"]) == (
+        found["answers"][0]["answer"], found["answers"][0]["passages"],
+    )  # fmt: skip
+    bm25 = remamba(*asked, "--method", "bm25", "--method-tokens", 60, "--json")
+    assert bm25["method"] == {"name": "bm25", "tokens": 60, "reader": {"name": "plain"}}
+    generated = ["generate", "--model", folder, "--prompt", TEXT, "--max-new-tokens", 3]
+    assert cli.main([*map(str, generated), "--device", "cpu"]) == 0
+
+
+def test_what_is_no_published_model(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "ours")
+    assert not is_published(tmp_path / "ours") and not is_published(tmp_path / "nothing")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[]")
+    assert not is_published(tmp_path / "list")
+    folder = published(tmp_path / "theirs", "mamba")
+    (folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="truncated or corrupt"):
+        Reader(folder, device="cpu")
