@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.methods.base import Method
+from remamba.methods.chunks import Chunks
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
 from remamba.methods.shorten import Drop
+from remamba.methods.twice import Twice
 
 MODEL, PLAIN, NOBODY = "model", "plain", "nobody"
-WHOLE, DROP20, MIDDLE, BM25 = "whole", "drop20", "middle", "bm25"
+WHOLE, DROP20, MIDDLE, BM25, ORACLE = "whole", "drop20", "middle", "bm25", "oracle"
 DROPPED = 0.2
 
 WORDS = {
@@ -27,6 +29,11 @@ WORDS = {
     "plain-drop20": "the plain model, the first fifth of each document cut away",
     "plain-middle": "the plain model, the document's middle cut out ({middle} tokens are left)",
     "plain-bm25": "the plain model on the paragraphs that BM25 finds ({bm25} tokens)",
+    "plain-chunks": "the plain model on chunks of {chunks} tokens; the surest answers (OPRM)",
+    "plain-chunks-bm25": "as plain-chunks, among the 3 chunks that BM25 ranks first",
+    "plain-chunks-random": "as plain-chunks, but any chunk answers",
+    "plain-chunks-oracle": "the plain model on the chunk that holds the evidence alone",
+    "plain-twice": "the plain model, document and question given twice",
     "model-bm25": "the weights of stage1 on the paragraphs that BM25 finds ({bm25} tokens)",
     "two-stage-bm25": "as two-stage, but on the paragraphs that BM25 finds ({bm25} tokens)",
     "constant": "the most frequent answer of each task in these data, without a model",
@@ -49,7 +56,7 @@ class Condition:
     """Which of the run's models: MODEL, PLAIN or a name of the caller's; or NOBODY."""
     method: Method = field(default_factory=Plain)
     reads: str = WHOLE
-    """WHOLE, or how the document is shortened first: DROP20, MIDDLE, BM25."""
+    """WHOLE, or how the document is shortened first: DROP20, MIDDLE, BM25, ORACLE."""
     reads_tokens: int | None = None
     """Most tokens that are left of it; None where that is no setting."""
     is_of_map: bool = False
@@ -94,6 +101,7 @@ def make_conditions(
     has_plain: bool,
     middle: int,
     bm25: int,
+    chunks: int = 500,
 ) -> list[Condition]:
     """The conditions of the names, in the table's order; None: all that can be had.
 
@@ -114,21 +122,33 @@ def make_conditions(
             for name in WORDS
             if (has_plain or not name.startswith("plain")) and (settings or name not in COMPRESSING)
         ]
-    return [_condition(name, settings, has_plain, middle, bm25) for name in WORDS if name in names]
+    budgets = {MIDDLE: middle, BM25: bm25, "chunks": chunks}
+    return [_condition(name, settings, has_plain, budgets) for name in WORDS if name in names]
 
 
 def _condition(
-    name: str, settings: CompressionConfig | None, has_plain: bool, middle: int, bm25: int
+    name: str, settings: CompressionConfig | None, has_plain: bool, budgets: Mapping[str, int]
 ) -> Condition:
-    words = WORDS[name].format(middle=middle, bm25=bm25)
+    words = WORDS[name].format(**budgets)
     if name == "constant":
         return Condition(name, words, NOBODY)
     answers_by = PLAIN if name.startswith("plain") else MODEL
     if answers_by == PLAIN and not has_plain:
         raise InputError(f"--conditions {name} needs a plain model; give --plain DIR")
+    chunks = budgets["chunks"]
+    methods: dict[str, Method] = {
+        "plain-chunks": Chunks(chunks),
+        "plain-chunks-bm25": Chunks(chunks, candidates=3),
+        "plain-chunks-random": Chunks(chunks, choice="random"),
+        "plain-twice": Twice(),
+    }
+    if name in methods:
+        return Condition(name, words, answers_by, methods[name])
+    if name == "plain-chunks-oracle":
+        return Condition(name, words, answers_by, reads=ORACLE, reads_tokens=chunks)
     reads = name.rpartition("-")[2]
     if name not in COMPRESSING and reads in (DROP20, MIDDLE, BM25):
-        left = {MIDDLE: middle, BM25: bm25}.get(reads)
+        left = budgets.get(reads)
         return Condition(name, words, answers_by, reads=reads, reads_tokens=left)
     if name in ("stage1", "plain"):
         return Condition(name, words, answers_by)
@@ -140,7 +160,7 @@ def _condition(
     if name == "drop":
         return Condition(name, words, MODEL, Drop(settings.start, settings.length))
     if name == "two-stage-bm25":
-        return Condition(name, words, MODEL, ReMamba(settings), BM25, bm25)
+        return Condition(name, words, MODEL, ReMamba(settings), BM25, budgets[BM25])
     if name != "two-stage":
         settings = settings.replace(selector=name)
     return Condition(name, words, MODEL, ReMamba(settings))

@@ -20,6 +20,7 @@ from lab.asked.conditions import (
     DROPPED,
     MIDDLE,
     NOBODY,
+    ORACLE,
     WHOLE,
     Condition,
 )
@@ -32,7 +33,7 @@ from remamba.errors import InputError
 from remamba.evals.predictions import FOLDER, PredictionFile
 from remamba.evals.readers import text_of
 from remamba.evals.runner import say
-from remamba.methods.passages import Passages, without_middle
+from remamba.methods.passages import Passages, split_chunks, without_middle
 from remamba.methods.plain import Plain
 from remamba.text import encode, opening_tokens
 
@@ -59,6 +60,16 @@ class Encoded:
     values: list[list[tuple[int, int]]]
     """Token spans of the answers in the evidence."""
     _passages: dict[int, Passages] = field(default_factory=dict)
+    _chunks: dict[int, list[range]] = field(default_factory=dict)
+
+    def chunk_of(self, question: PlantedQuestion, count: int) -> range:
+        """The tokens of the chunk, of `count` at most, that holds the question's first evidence."""
+        at = self.source.questions.index(question)
+        first = self.evidence[at][0][0] if self.evidence[at] else self.opening
+        if count not in self._chunks:
+            found = split_chunks(self.source.text, self.offsets[self.opening :], count)
+            self._chunks[count] = [range(a + self.opening, b + self.opening) for a, b in found]
+        return next(chunk for chunk in self._chunks[count] if first in chunk)
 
     def passages(self, count: int) -> Passages:
         """For excerpts of `count` tokens, which are counted from behind the opening."""
@@ -226,7 +237,7 @@ class PlantedRun:
             [self._left(condition, document, question) for question in document.source.questions]
             for document in documents
         ]
-        is_shared = condition.reads != BM25
+        is_shared = condition.reads not in (BM25, ORACLE)
         key = (condition.answers_by, condition.reads)
         if key not in known:
             known[key] = [
@@ -271,6 +282,8 @@ class PlantedRun:
         assert most is not None
         if condition.reads == MIDDLE:
             return [*opening, *without_middle(text, most)]
+        if condition.reads == ORACLE:
+            return [*opening, *document.chunk_of(question, most)]
         found = document.passages(most).best(question.text).tokens
         return [*opening, *(place + document.opening for place in found)]
 

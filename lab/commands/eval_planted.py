@@ -28,8 +28,9 @@ class Args:
     All conditions get the same questions; one reading of a document serves all that can share it.
     Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
     choices of what is kept), plain, plain-drop20, plain-middle, plain-bm25 (a plain model, the
-    document whole or shortened), model-bm25, two-stage-bm25 (the model on what BM25 finds, read
-    once, or with its own compression), constant (the most frequent answer).
+    document whole or shortened), plain-chunks, plain-chunks-bm25 and their controls -random and
+    -oracle (in chunks), plain-twice (given twice), model-bm25, two-stage-bm25 (the model on what
+    BM25 finds, read once, or with its own compression), constant (the most frequent answer).
 
     Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
     """
@@ -52,6 +53,8 @@ class Args:
     """Tokens of a document that plain-middle leaves: its first and its last half of them."""
     bm25_tokens: Annotated[int, arg(metavar="N")] = 500
     """Tokens of a document that plain-bm25, model-bm25 and two-stage-bm25 leave."""
+    chunk_tokens: Annotated[int, arg(metavar="N")] = 500
+    """Most tokens of a chunk of plain-chunks*."""
     lengths_p: Annotated[tuple[float, ...], arg(metavar="P ...", help_behavior_hint="")] = ()
     """With --keep-ratios: two-stage at each of these span lengths p, as a map."""
     keep_ratios: Annotated[tuple[float, ...], arg(metavar="R ...", help_behavior_hint="")] = ()
@@ -70,7 +73,7 @@ class Args:
 
     def check(self) -> None:
         """Raise InputError for values outside their range."""
-        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "slots": 1}
+        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "chunk_tokens": 32, "slots": 1}
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -108,6 +111,7 @@ def run(args: Args) -> int:
             has_plain=args.plain is not None,
             middle=args.middle_tokens,
             bm25=args.bm25_tokens,
+            chunks=args.chunk_tokens,
         ) + map_conditions(own, args.lengths_p, args.keep_ratios)
         device = readers["model"].model.device
         settings = {

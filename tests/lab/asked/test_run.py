@@ -13,11 +13,13 @@ import torch
 
 from lab.asked.conditions import WORDS
 from remamba.methods.base import Method
+from remamba.methods.chunks import Chunks
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.passages import Passages
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
 from remamba.methods.shorten import Drop
+from remamba.methods.twice import Twice
 from remamba.text import encode
 from tests.tiny import BEFORE, PAPER, TEXT, WHOLE, Run, save_tiny, tiny_model, tiny_tokenizer
 
@@ -60,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(folder: Path, model: str, output: Path, *more: object) -> list[object]:
     words: list[object] = ["eval", "planted", "--data", folder / "data.jsonl", "--output", output]
     words += ["--model", folder / model, "--lengths", 100, 200, "--device", "cpu", "--json"]
-    return [*words, "--plain", folder / "plain", "--middle-tokens", 40, "--bm25-tokens", 60, *more]
+    words += ["--plain", folder / "plain", "--middle-tokens", 40, "--bm25-tokens", 60]
+    return [*words, "--chunk-tokens", 33, *more]
 
 
 def predictions(folder: Path) -> dict[str, dict[str, Any]]:
@@ -96,6 +99,8 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
 @pytest.mark.parametrize(
     ("condition", "model", "method"),
     [
+        ("plain-chunks", "plain", Chunks(33)),
+        ("plain-twice", "plain", Twice()),
         ("two-stage", "whole", ReMamba(WHOLE)),
         ("stage1", "whole", Plain()),
         ("fixed", "whole", ReMamba(WHOLE.replace(selector="fixed"))),
