@@ -69,8 +69,8 @@ def run(args: Args) -> int:
     text = read_text(args.document) if args.document is not None else ""
     reader = args.reading.load()
     other = args.reading.load(args.plain_model) if args.plain_model is not None else None
-    if args.memory is None:
-        tell_untrained(reader, args.reading.method)
+    if args.memory is None and args.reading.method is None and reader.is_untrained:
+        tell_untrained(reader, reader.method)
     document = _document(args, reader, text)
     answers = _answers(args, reader, document)
     plain: Sequence[Answer | None] = [None] * len(answers)

@@ -43,12 +43,15 @@ def run(args: Args) -> int:
 
     from remamba.commands.reading import check_output, reading_bar, tell_untrained
     from remamba.commands.text_input import read_text
+    from remamba.engine.reader import UNTRAINED_MEMORY
 
     check_output("--output", args.output, args.overwrite, args.document)
     text = read_text(args.document)
     reader = args.reading.load()
-    tell_untrained(reader, args.reading.method)
     method = args.reading.chosen(reader)
+    if reader.is_untrained and args.reading.method is None:
+        method = UNTRAINED_MEMORY
+        tell_untrained(reader, method)
     with reading_bar() as bar:
         document = reader.read(text, method=method, progress=bar)
     document.save(args.output, torch.bfloat16 if args.compact else None)

@@ -13,6 +13,7 @@ from remamba.errors import InputError
 if TYPE_CHECKING:
     from remamba import Reader
     from remamba.engine.reader import Progress
+    from remamba.methods.base import Method
 
 
 @contextmanager
@@ -30,19 +31,22 @@ def reading_bar() -> Iterator[Progress | None]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
-def tell_untrained(reader: Reader, asked: str | None) -> None:
+def tell_untrained(reader: Reader, method: Method) -> None:
     """One line on stderr about how a model without a trained selection reads, if nothing is said.
 
     Args:
-        asked: the method that the command line names.
+        method: the one that is taken.
     """
-    if asked is None and reader.is_untrained:
-        tokens = vars(reader.method)["tokens"]
-        print(
-            f"reading in chunks of {tokens:,} tokens, since {reader.name} has no trained "
-            "selection; --method plain reads it whole",
-            file=sys.stderr,
-        )
+    tokens = f"{vars(method)['tokens']:,} tokens"
+    words = {
+        "bm25": f"reading the passages that BM25 finds for each question, {tokens} at most",
+        "chunks": f"reading in chunks of {tokens}",
+    }
+    print(
+        f"{words[method.name]}, since {reader.name} has no trained selection; --method plain reads "
+        "it whole",
+        file=sys.stderr,
+    )
 
 
 def check_output(flag: str, path: str, overwrite: bool, *read: str | None) -> None:

@@ -33,8 +33,11 @@ from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import EMBEDDED, known_fingerprint, quiet_transformers
 from remamba.text import decode_with_offsets, encode, load_tokenizer, opening_tokens, read_text
 
-UNTRAINED = Chunks(candidates=3)
-"""How a model without a trained selection reads documents, where nothing is said."""
+UNTRAINED = Bm25()
+"""How a model without a trained selection reads documents where nothing is said: the best of those
+that need no training in docs/METHODS.md."""
+UNTRAINED_MEMORY = Chunks(candidates=3)
+"""The same where a memory is to be kept: the best of those that one reading serves."""
 LOOK_AHEAD = 64
 """How many asks wait in the engine beyond those in its slots, so that alike ones meet."""
 

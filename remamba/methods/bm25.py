@@ -22,7 +22,7 @@ class Bm25(Method):
 
     name = "bm25"
 
-    tokens: int = 1000
+    tokens: int = 500
     """How many of the document's tokens are left at most."""
     reader: Method = field(default_factory=Plain, kw_only=True)
     """The method that reads what is left."""

@@ -35,7 +35,7 @@ class Chunks(Method):
 
     name = "chunks"
 
-    tokens: int = 1000
+    tokens: int = 500
     """The most that a chunk has. A Reader cuts at the ends of paragraphs or sentences, a model
     that is given token ids after every so many tokens."""
     candidates: int | None = None

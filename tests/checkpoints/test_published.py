@@ -20,7 +20,7 @@ from transformers import (
 from remamba import Ask, InputError, Reader, ReMambaForCausalLM
 from remamba.checkpoints.convert import convert
 from remamba.checkpoints.published import is_published, load_published
-from remamba.engine.reader import UNTRAINED
+from remamba.engine.reader import UNTRAINED, UNTRAINED_MEMORY
 from remamba.methods.plain import Plain
 from tests.tiny import QUESTION, TEXT, Run, save_tiny, tiny_tokenizer
 
@@ -81,12 +81,12 @@ def test_state_spaces_layout(tmp_path: Path) -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_reader_takes_it_and_reads_in_chunks(tmp_path: Path) -> None:
+def test_a_reader_takes_it_and_reads_what_bm25_finds(tmp_path: Path) -> None:
     folder = published(tmp_path / "theirs", "mamba")
     reader = Reader(folder, device="cpu")
     assert reader.is_untrained and reader.method == UNTRAINED
     (answer,) = reader.answer([Ask(TEXT * 40, QUESTION)])
-    assert answer.method == "chunks" and answer.passages is not None
+    assert answer.method == "bm25" and answer.passages is not None
     (prompt,) = reader.answer([Ask(prompt=TEXT)])
     assert prompt.method == "plain"
     assert reader.read(TEXT * 40, method="plain").method == Plain()
@@ -104,23 +104,29 @@ def test_commands_take_it(tmp_path: Path, remamba: Run, capsys: pytest.CaptureFi
     asked += ["--max-new-tokens", 3, "--device", "cpu"]
     assert cli.main([str(word) for word in asked]) == 0
     said = capsys.readouterr()
-    assert f"reading in chunks of 1,000 tokens, since {folder} has no trained selection" in said.err
+    assert "reading the passages that BM25 finds for each question, 500 tokens at most, since " in (
+        said.err
+    )
+    assert f"{folder} has no trained selection; --method plain reads it whole" in said.err
     assert "  read     characters " in said.out
     found = remamba(*asked, "--json")
-    assert found["method"]["name"] == "chunks"
+    assert found["method"]["name"] == "bm25"
+    asked += ["--method", "chunks", "--candidates", 3]
+    found = remamba(*asked, "--json")
     (passage,) = found["answers"][0]["passages"]
     assert (TEXT * 60)[passage["start"] : passage["stop"]].startswith(passage["text"][:20])
-    plain = remamba(*asked, "--method", "plain", "--json")
+    plain = remamba(*asked[:-4], "--method", "plain", "--json")
     assert plain["answers"][0]["passages"] is None
     memory = tmp_path / "m.memory"
-    remamba("read", document, "--model", folder, "--output", memory, "--device", "cpu", "--json")
-    again = [word if word != document else memory for word in asked]
+    read = ("read", document, "--model", folder, "--output", memory, "--device", "cpu")
+    assert remamba(*read, "--json")["method"] == UNTRAINED_MEMORY.to_dict()
+    again = [word if word != document else memory for word in asked[:-4]]
     again[again.index("--document")] = "--memory"
     told = remamba(*again, "--json")["answers"][0]
     assert (told["answer"], told["passages"]) == (
         found["answers"][0]["answer"], found["answers"][0]["passages"],
     )  # fmt: skip
-    bm25 = remamba(*asked, "--method", "bm25", "--method-tokens", 60, "--json")
+    bm25 = remamba(*asked[:-4], "--method", "bm25", "--method-tokens", 60, "--json")
     assert bm25["method"] == {"name": "bm25", "tokens": 60, "reader": {"name": "plain"}}
     generated = ["generate", "--model", folder, "--prompt", TEXT, "--max-new-tokens", 3]
     assert cli.main([*map(str, generated), "--device", "cpu"]) == 0
