@@ -17,7 +17,7 @@ def rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def tests_of(file: Path) -> set[str]:
+def defined(file: Path) -> set[str]:
     """The tests of a file, and its classes of tests."""
     found = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -42,4 +42,4 @@ def test_a_row_is_whole_and_its_tests_exist(row: list[str]) -> None:
     named = TEST.findall(test)
     assert named, f"{test!r} names no `file.py::test`"
     for file, name in named:
-        assert name in tests_of(HERE / file), f"tests/ecosystem/{file} has no {name}"
+        assert name in defined(HERE / file), f"tests/ecosystem/{file} has no {name}"
