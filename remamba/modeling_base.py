@@ -49,6 +49,10 @@ class ReMambaOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     """(b, l', d) after the final norm (ReMambaModel)."""
     cache_params: StateCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    """(b, l', d) behind each layer (the sum that the next one reads), then behind the final norm;
+    as many as transformers' Mamba gives. They are of the last stage: with compression on, of the
+    spliced sequence, whatever part of it the logits are of."""
     kept: Kept | None = None
     scores: Tensor | None = None
     """(b, m) importance of each position of the span (Eq. 3), which `kept` was chosen by."""
@@ -62,6 +66,7 @@ class ReMambaPreTrainedModel(PreTrainedModel):
     config_class = ReMambaConfig
     base_model_prefix = "remamba"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
     _is_stateful = True
     _no_split_modules = ["Block"]
 
@@ -73,6 +78,20 @@ class ReMambaPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embeddings = cast(nn.Embedding, value)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """Turn the recomputing of blocks on or off (called by transformers).
+
+        Raises:
+            InputError: by torch's reentrant way, which would lose the gradient of the scores.
+        """
+        for given in (*args, *kwargs.values()):
+            if getattr(given, "keywords", {}).get("use_reentrant"):
+                raise InputError(
+                    "use_reentrant=True would lose the gradient of the scores, which every layer "
+                    "reads; leave it out, or give False"
+                )
+        super()._set_gradient_checkpointing(*args, **kwargs)
 
     def _mark_initial_values(self) -> None:
         """Every part has set its own initial values when it was made, unless it lies on "meta".
