@@ -47,7 +47,7 @@ _HOMES = {
     "ReMambaConfig": "configuration_remamba",
     "ReMambaForCausalLM": "modeling_remamba",
     "ReMambaModel": "modeling_remamba",
-    "ReMambaOutput": "modeling_remamba",
+    "ReMambaOutput": "modeling_base",
     "Reader": "engine.reader",
     "Request": "engine.request",
     "SamplingOptions": "engine.sampling",
@@ -72,7 +72,8 @@ if TYPE_CHECKING:
     from remamba.methods.memory import DocumentMemory
     from remamba.methods.selection import Kept, Span
     from remamba.model.states import StateCache
-    from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel, ReMambaOutput
+    from remamba.modeling_base import ReMambaOutput
+    from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel
     from remamba.text import load_tokenizer
 else:
     # hidden from type checkers, which would take every name for a good one

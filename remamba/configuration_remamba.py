@@ -31,7 +31,7 @@ class ReMambaConfig(PretrainedConfig):
     # Trainer.predict and compute_metrics get the logits alone
     keys_to_ignore_at_inference = [
         "labels", "correct", "score_loss", "stage1_loss", "stage1_correct", "document_loss",
-        "cache_params", "kept", "scores", "span", "chosen",
+        "cache_params", "hidden_states", "kept", "scores", "span", "chosen",
     ]  # fmt: skip
 
     def __init__(

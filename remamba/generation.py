@@ -11,8 +11,13 @@ from transformers.utils import ModelOutput
 
 from remamba.errors import InputError
 from remamba.methods.plain import Plain
-from remamba.model.rows import enter, flush_right, past_end
+from remamba.model.rows import check_rows, enter, flush_right, past_end
 from remamba.model.states import StateCache, Text
+
+FIRST_STEP = ("compression", "method", "question_lengths", "memory", "piece_length")
+"""Options of `forward` that say how the prompt is read; later steps go on from its states."""
+NOT_TOLD = ("next_sequence_length", "labels", "past_key_values")
+"""What generate keeps for itself: slices and caches of attention, and a training step's labels."""
 
 
 def pad_left(mask: Tensor, *given: Tensor | None) -> list[Tensor | None]:
@@ -51,8 +56,10 @@ class StatefulGeneration(GenerationMixin):
 
         Raises:
             InputError: a mask or ids of another shape than what is read; `use_cache=False` where
-                the prompt would be compressed anew, or its embeddings lost, at every token.
+                the prompt would be compressed anew, or its embeddings lost, at every token;
+                `guidance_scale` or `cache_implementation`.
         """
+        self._refuse_unserved(kwargs)
         name = "inputs" if kwargs.get("input_ids") is None else "input_ids"
         ids = inputs if name == "inputs" else kwargs["input_ids"]
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
@@ -87,6 +94,19 @@ class StatefulGeneration(GenerationMixin):
             out.kept = kept
             out.cache_params = None if has_beams else cache
         return out
+
+    def _refuse_unserved(self, kwargs: dict[str, Any]) -> None:
+        """Raise InputError for options of generate that a Mamba's states cannot serve."""
+        if self._setting(kwargs, "guidance_scale") not in (None, 1):
+            raise InputError(
+                f"guidance_scale={self._setting(kwargs, 'guidance_scale')}: transformers' guidance "
+                "carries a second text in past_key_values, which a Mamba has not; leave it out"
+            )
+        if self._setting(kwargs, "cache_implementation") is not None:
+            raise InputError(
+                f"cache_implementation={self._setting(kwargs, 'cache_implementation')!r}: a Mamba "
+                "has one kind of cache, states of one size for texts of any length; leave it out"
+            )
 
     def _setting(self, kwargs: dict[str, Any], name: str) -> Any:
         """An option of generate as it will find it: of the call, or of a generation config."""
@@ -132,8 +152,11 @@ class StatefulGeneration(GenerationMixin):
     ) -> dict[str, Any]:
         """What each step reads: the whole prompt first, then one token on the cache's states."""
         is_filled = cache_params is not None and cache_params.is_filled
+        # what this function does not know is told to forward, which knows it or refuses it
+        told = {k: v for k, v in kwargs.items() if k not in NOT_TOLD and k not in FIRST_STEP}
         if is_filled and not is_first_iteration:
             return {
+                **told,
                 "input_ids": input_ids[:, -1:],
                 "cache_params": cache_params,
                 "logits_to_keep": 1,
@@ -144,8 +167,7 @@ class StatefulGeneration(GenerationMixin):
             "logits_to_keep": 1,
             "attention_mask": attention_mask,
         }
-        for name in ("compression", "method", "question_lengths", "memory", "piece_length"):
-            step[name] = kwargs.get(name)
+        step |= told | {name: kwargs[name] for name in FIRST_STEP if name in kwargs}
         if inputs_embeds is not None:
             return {**step, "inputs_embeds": inputs_embeds}
         text = None if cache_params is None else cache_params.text
@@ -166,6 +188,8 @@ class StatefulGeneration(GenerationMixin):
 
 def _check_shapes(ids: Tensor | None, embeds: Tensor | None, mask: Tensor | None) -> None:
     """Raise InputError where ids or a mask do not stand beside what is read, row by row."""
+    if ids is not None or embeds is not None:
+        check_rows(ids, embeds)
     given = embeds if embeds is not None else ids
     if given is None:
         return

@@ -2,77 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import GenerationMixin
 
-from remamba.compression_config import CompressionConfig
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
-from remamba.execution.passes import PassOptions, not_finite
+from remamba.execution.passes import LayerStates, PassOptions, not_finite
 from remamba.generation import StatefulGeneration
-from remamba.methods.base import Method, Passage, method_of, own_method
+from remamba.methods.base import Method, Passage
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain, read_on
-from remamba.methods.remamba import ReMamba
-from remamba.methods.selection import Compressor, Kept, Span
+from remamba.methods.selection import Compressor
 from remamba.model.backbone import Backbone
-from remamba.model.layers import GatedRMSNorm, Projection, RMSNorm
-from remamba.model.mamba import MambaMixer
-from remamba.model.mamba2 import Mamba2Mixer
+from remamba.model.layers import Projection
 from remamba.model.rows import IGNORE, Batch, align, enter, leave
 from remamba.model.states import StateCache, check_fingerprint
-from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
-
-Compression = CompressionConfig | dict[str, Any] | bool | None
-"""Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
-MethodLike = str | dict[str, Any] | Method
-"""A method's name, what its `to_dict` gave, or the method."""
-
-
-@dataclass
-class ReMambaOutput(ModelOutput):
-    """What a forward returns; l' is the length of the last stage's sequence."""
-
-    loss: Tensor | None = None
-    """Cross-entropy of the labelled tokens by the last stage, mean over tokens."""
-    logits: Tensor | None = None
-    """(b, l', vocab), or (b, logits_to_keep, vocab) of each row's last positions."""
-    labels: Tensor | None = None
-    """(b, l') beside the logits: `logits[:, i]` predicts `labels[:, i + 1]`."""
-    correct: Tensor | None = None
-    """(b,) bool: the last stage predicts every labelled token of the row."""
-    score_loss: Tensor | None = None
-    stage1_loss: Tensor | None = None
-    stage1_correct: Tensor | None = None
-    document_loss: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    """(b, l', d) after the final norm (ReMambaModel)."""
-    cache_params: StateCache | None = None
-    kept: Kept | None = None
-    scores: Tensor | None = None
-    """(b, m) importance of each position of the span (Eq. 3), which `kept` was chosen by."""
-    span: Span | None = None
-    """The positions that were scored, of each document or row, in what was read of it."""
-    chosen: Tensor | None = None
-    """(b,) the chunk that each row goes on from (the method `chunks`); on the host."""
+from remamba.modeling_base import (
+    Compression,
+    MethodLike,
+    ReMambaOutput,
+    ReMambaPreTrainedModel,
+)
+from remamba.pretrained import fingerprint, known_fingerprint
 
 
-class ReMambaModel(PreTrainedModel):
+class ReMambaModel(ReMambaPreTrainedModel):
     """A Mamba backbone that reads its prompt twice; without a language-model head."""
 
-    config_class = ReMambaConfig
-    base_model_prefix = "remamba"
-    supports_gradient_checkpointing = True
-    _is_stateful = True
-    _no_split_modules = ["Block"]
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: ReMambaConfig):
@@ -82,109 +44,6 @@ class ReMambaModel(PreTrainedModel):
         if type(self) is ReMambaModel:
             self._mark_initial_values()
             self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embeddings = cast(nn.Embedding, value)
-
-    def _mark_initial_values(self) -> None:
-        """Every part has set its own initial values when it was made, unless it lies on "meta".
-
-        transformers then sets those alone that `_is_hf_initialized` does not mark.
-        """
-        for module in self.modules():
-            places = {parameter.is_meta for parameter in module.parameters()}
-            if places == {False}:
-                module._is_hf_initialized = True  # type: ignore[assignment]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initial values of a part that has none; its own parts have been given theirs before."""
-        if isinstance(module, MambaMixer | Mamba2Mixer):
-            module.reset_parameters(cast(ReMambaConfig, self.config))
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.Linear | RMSNorm | GatedRMSNorm):
-            module.reset_parameters()
-
-    def initialize_weights(self) -> None:
-        """Initial values of every part that has none yet (called by transformers)."""
-        query = self.compressor.query_proj
-        parts = (*query, *query.parameters())
-        is_known = any(getattr(part, "_is_hf_initialized", False) for part in parts)
-        super().initialize_weights()
-        if not is_known:
-            self.compressor.tie_query()
-
-    def new_cache(self) -> StateCache:
-        """An empty cache with a place for each layer."""
-        return StateCache(self.config.num_hidden_layers)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name: str | Path, *args: Any, **kwargs: Any
-    ) -> Any:
-        """A model from a directory, a hub name, or "remamba-tiny", which is in the package.
-
-        Raises:
-            InputError: nothing there, another architecture, a corrupt file, or tensors that are
-                missing or misshapen (they are named; nothing is initialised anew).
-        """
-        path = locate(name)
-        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
-        check_model(path, **hub)
-        wanted_info = kwargs.pop("output_loading_info", False)
-        # misshapen tensors are collected here and refused below, by name
-        kwargs["ignore_mismatched_sizes"] = True
-        try:
-            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        except (RuntimeError, OSError) as error:
-            raise InputError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
-        model, info = loaded
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(
-                " ".join(map(str, k)) if isinstance(k, tuple) else k for k in info[problem]
-            ):
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise InputError(
-                    f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{more}"
-                )
-        return (model, info) if wanted_info else model
-
-    def resolve_method(
-        self, compression: Compression = None, method: MethodLike | None = None
-    ) -> Method:
-        """The way of reading meant.
-
-        Args:
-            compression: settings of `remamba`: a dict of changes to the model's own, or a
-                CompressionConfig; False: plain Mamba; None: as `method` says.
-            method: a name, a dict that `Method.to_dict` gave, or a Method; None: as `compression`
-                says, and where that is None too, the model's own.
-
-        Raises:
-            InputError: both are given, or there is no such method.
-        """
-        if method is not None and compression is not None:
-            raise InputError(
-                f"give either method={method!r} or compression={compression!r}: compression holds "
-                "the settings of the method 'remamba', and False means the method 'plain'"
-            )
-        if compression is False:
-            return Plain()
-        own = self.config.compression_config
-        if method is not None:
-            return method_of(method, own)
-        if compression is None:
-            return own_method(self.config)
-        if isinstance(compression, dict):
-            return ReMamba(own.replace(**compression))
-        if not isinstance(compression, CompressionConfig):
-            raise InputError(
-                f"compression={compression!r}; give None, False, a dict or a CompressionConfig"
-            )
-        return ReMamba(compression)
 
     def read(
         self,
@@ -315,29 +174,35 @@ class ReMambaModel(PreTrainedModel):
         return_dict: bool | None = None,
     ) -> ReMambaOutput | tuple[Any, ...]:
         """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
-        self._check_outputs(output_attentions, output_hidden_states)
+        layers = self._layers_wanted(output_attentions, output_hidden_states)
         cache = self._wants_cache(use_cache, cache_params)
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
         asked = self._asked(compression, method)
-        passage = self._run(batch, asked, memory, cache, PassOptions(piece_length))
+        options = PassOptions(piece_length, layers=layers)
+        passage = self._run(batch, asked, memory, cache, options)
         out = ReMambaOutput(
             last_hidden_state=leave(passage.hidden, passage.lengths, batch),
             cache_params=cache,
+            hidden_states=_hidden_states(layers, passage, batch),
             kept=passage.kept,
         )
         return self._returned(out, return_dict)
 
-    def _check_outputs(self, attentions: bool | None, hidden_states: bool | None) -> None:
-        """Raise InputError when an output is asked for that there is not."""
+    def _layers_wanted(
+        self, attentions: bool | None, hidden_states: bool | None
+    ) -> LayerStates | None:
+        """Where a reading leaves every layer's states; None where nobody asks for them.
+
+        Raises:
+            InputError: attentions are asked for.
+        """
         if attentions:
             raise InputError("output_attentions=True: a Mamba has no attentions to return")
-        if hidden_states:
-            raise InputError(
-                "output_hidden_states=True is not served; `last_hidden_state` of "
-                "ReMambaModel.forward holds the last layer's states"
-            )
+        if hidden_states is None:
+            hidden_states = self.config.output_hidden_states
+        return LayerStates() if hidden_states else None
 
     def _returned(
         self, out: ReMambaOutput, return_dict: bool | None
@@ -380,13 +245,15 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         document_attention_mask: Tensor | None = None,
         cache_params: StateCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         piece_length: int | None = None,
         score_targets: Tensor | None = None,
         score_negatives: str = "document",
         with_stage1_loss: bool = False,
         with_document_loss: bool = False,
         return_logits: bool = True,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -410,7 +277,9 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             memory: documents read before with `read`.
             document_ids, document_attention_mask: (documents, l) to be read in this call.
             cache_params: a filled cache continues plain Mamba; an empty one is filled.
-            logits_to_keep: logits of each row's last so many positions only; 0: of all.
+            logits_to_keep: logits of each row's last so many positions only (of as many as the
+                longest row has, if that is less); 0: of all. Or (n,) int64, the positions of the
+                last stage's sequence to have logits of. With labels a number has no effect.
             piece_length: tokens the backbone reads at once; bounds the memory, changes no result.
                 None: all, or 65,536 positions of all rows together if gradients are off.
             score_targets: (b, l) bool over input_ids (over the document, if it stands apart): the
@@ -420,7 +289,13 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
             with_document_loss: also `document_loss`, next-token loss of document_ids.
             return_logits: False leaves the logits out; losses are built at labelled positions only.
-            output_attentions, output_hidden_states: refused where True.
+            shift_labels: (b, l) in place of labels, shifted already: position i predicts
+                `shift_labels[:, i]`.
+            num_items_in_batch: what the sum of the labelled tokens' cross-entropies is divided by
+                for `loss`; None: their number. transformers' Trainer gives the number in all the
+                batches of a step, so that gradient accumulation weighs tokens, not batches.
+            output_hidden_states: also `hidden_states`, every layer's, of the last stage's sequence.
+            output_attentions: refused where True.
             return_dict: False returns a tuple of what there is, in the order of ReMambaOutput's
                 fields; None: as the configuration has it.
 
@@ -428,10 +303,13 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         the span and k the kept vectors of the longest row; for placement "before_question" and for
         memories, (b, k + question, vocab).
         """
-        self._check_outputs(output_attentions, output_hidden_states)
+        layers = self._layers_wanted(output_attentions, output_hidden_states)
+        picked = _checked_positions(logits_to_keep)
+        if shift_labels is not None:
+            labels = _shifted_back(shift_labels)
         given = (
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
-            document_ids, score_targets,
+            document_ids, score_targets, layers, picked,
         )  # fmt: skip
         is_step = return_logits and not compression and method is None
         if is_step and decodes_in_place(self, input_ids, cache_params, *given):
@@ -442,7 +320,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         batch = self._enter(
             input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
         )
-        tail = logits_to_keep if labels is None else 0
+        tail = cast(int, logits_to_keep) if labels is None and picked is None else 0
         found: dict[str, Any] = {}
         documents = None
         if document_ids is not None:
@@ -455,16 +333,20 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             )
             if states is not None:
                 found["document_loss"] = document_loss(self.lm_head, documents, states)
-        options = PassOptions(piece_length, tail, with_stage1_loss)
+        options = PassOptions(piece_length, tail, with_stage1_loss, layers)
         passage = self._run(batch, self._asked(compression, method), memory, cache, options)
         if return_logits:
-            logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
+            hidden = passage.hidden
+            if picked is not None:
+                hidden = _at(leave(hidden, passage.lengths, batch), picked)
+            logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
             if prefill and not self.training:
                 _check_finite(logits)
-            found["logits"] = logits if tail else leave(logits, passage.lengths, batch)
+            is_placed = tail or picked is not None
+            found["logits"] = logits if is_placed else leave(logits, passage.lengths, batch)
         if passage.labels is not None:
             found["loss"], found["correct"] = answer_loss(
-                self.lm_head, passage.hidden, passage.labels
+                self.lm_head, passage.hidden, passage.labels, num_items_in_batch
             )
             found["labels"] = leave(passage.labels, passage.lengths, batch, IGNORE)
         reading = passage.reading
@@ -481,6 +363,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             )
         if reading is not None and passage.scores is not None:
             found |= {"scores": passage.scores.detach(), "span": reading.span}
+        found["hidden_states"] = _hidden_states(layers, passage, batch)
         out = ReMambaOutput(cache_params=cache, kept=passage.kept, chosen=passage.chosen, **found)
         return self._returned(out, return_dict)
 
@@ -491,6 +374,61 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
         logits = decode_step_of(self).logits(input_ids[:, 0], cache)
         return ReMambaOutput(logits=logits.unsqueeze(1), cache_params=cache)
+
+
+def _hidden_states(
+    layers: LayerStates | None, passage: Passage, batch: Batch
+) -> tuple[Tensor, ...] | None:
+    """What a reading left in `layers`, padded as the caller's rows are."""
+    if layers is None:
+        return None
+    states = layers.joined()
+    # a token that an earlier call had left unread stands in front, and is not of these rows
+    unread = states[0].shape[1] - int(passage.lengths.max())
+    if unread:
+        states = [x[:, unread:] for x in states]
+    return tuple(leave(x, passage.lengths, batch) for x in states)
+
+
+def _checked_positions(logits_to_keep: int | Tensor) -> Tensor | None:
+    """(n,) int64 the positions that logits_to_keep names; None where it is a number.
+
+    Raises:
+        InputError: it is neither.
+    """
+    x = logits_to_keep
+    if isinstance(x, Tensor):
+        if x.dim() == 1 and not x.is_floating_point() and x.dtype != torch.bool:
+            return x.long()
+        raise InputError(
+            f"logits_to_keep is a tensor of shape {tuple(x.shape)} and {x.dtype}; give (n,) whole "
+            "numbers, which are positions, or a number"
+        )
+    if not isinstance(x, int) or x < 0:
+        raise InputError(f"logits_to_keep = {x!r} must be a whole number, 0 or more, or a tensor")
+    return None
+
+
+def _at(hidden: Tensor, positions: Tensor) -> Tensor:
+    """hidden (b, l, d) at the positions (n,) -> (b, n, d); a negative one counts from the end."""
+    width = hidden.shape[1]
+    outside = (positions < -width) | (positions >= width)
+    if bool(outside.any()):
+        raise InputError(
+            f"logits_to_keep names the position {int(positions[outside][0])}; the sequence that "
+            f"the logits are of has {width}"
+        )
+    return hidden[:, positions.to(hidden.device)]
+
+
+def _shifted_back(shift_labels: Tensor) -> Tensor:
+    """The labels (b, l) whose shifted form was given."""
+    if bool((shift_labels[:, -1:] != IGNORE).any()):
+        raise InputError(
+            f"the last column of shift_labels must be {IGNORE}: the token it names stands behind "
+            "the rows, and is not read; give rows that are one token longer"
+        )
+    return torch.nn.functional.pad(shift_labels[:, :-1], (1, 0), value=IGNORE)
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("pretrained",),
     ("text",),
     ("methods",),
-    ("generation",),
+    ("generation", "modeling_base"),
     ("modeling_remamba",),
     ("auto_classes", "checkpoints"),
     ("engine",),

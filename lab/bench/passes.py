@@ -15,7 +15,8 @@ from lab.bench.ceilings import Work
 from lab.bench.measure import Sample, synchronize
 from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
-from remamba.modeling_remamba import Compression, ReMambaForCausalLM
+from remamba.modeling_base import Compression
+from remamba.modeling_remamba import ReMambaForCausalLM
 
 
 def random_ids(vocab_size: int, batch: int, length: int, device: str) -> Tensor:

@@ -194,7 +194,10 @@ def ours(args: Args, device: str, results: list[dict[str, Any]]) -> None:
         "plain": stepper(adapted, device, lambda: forward(False)),
     }
     for is_checkpointed in args.checkpointing:
-        model.backbone.gradient_checkpointing = is_checkpointed
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
         suffix = ", checkpointed" if is_checkpointed else ""
         named = {name + suffix: step for name, step in steps.items()}
         results += turns(named, args.repeats, device, args)

@@ -23,7 +23,8 @@ from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
 from remamba.model.rows import pad_rows
-from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
+from remamba.modeling_base import ReMambaOutput
+from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]

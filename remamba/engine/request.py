@@ -13,7 +13,7 @@ from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import Compression, MethodLike
+from remamba.modeling_base import Compression, MethodLike
 from remamba.text import GrowingText
 
 

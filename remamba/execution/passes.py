@@ -66,12 +66,33 @@ def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> li
     return [window.states for window in windows if window.states is not None]
 
 
+class LayerStates:
+    """Every layer's states in the last pass that ran, from its pieces.
+
+    A method's last pass is its last stage, whose sequence the logits belong to.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[list[Tensor]] = []
+
+    def add(self, begin: int, states: list[Tensor]) -> None:
+        """Take the states (b, n, d) of the positions from `begin` on; 0 begins a new pass."""
+        if begin == 0:
+            self._pieces = []
+        self._pieces.append(states)
+
+    def joined(self) -> list[Tensor]:
+        """(b, l, d) behind each layer, then behind the final norm."""
+        layers = zip(*self._pieces, strict=True)
+        return [layer[0] if len(layer) == 1 else torch.cat(layer, dim=1) for layer in layers]
+
+
 READ_AT_ONCE = 65_536
 """Most positions in one piece, all rows counted, where gradients are off."""
 
 
 class PassOptions(NamedTuple):
-    """Options of one backbone pass. They change speed and memory, never results."""
+    """Options of one backbone pass. They change speed, memory and what is told, never results."""
 
     piece_length: int | None = None
     """Tokens of a row that the backbone reads at once. None: whole rows; with gradients off, pieces
@@ -80,6 +101,8 @@ class PassOptions(NamedTuple):
     """Return the states of this many positions at the end of each row; 0: of all."""
     with_stage1: bool = False
     """Also return stage 1's states of every position, answers included."""
+    layers: LayerStates | None = None
+    """Gets every layer's states of the last pass; None: they are not kept."""
 
 
 def run_pass(
@@ -111,11 +134,19 @@ def run_pass(
         end = min(begin + piece_length, width)
         real = (lengths - begin).clamp(0, end - begin)
         piece = None if adaption is None else adaption.piece(begin, end)
-        yield begin, run_backbone(backbone, embeds(begin, end), real, piece, cache)
+        every: list[Tensor] | None = None if how.layers is None else []
+        hidden = run_backbone(backbone, embeds(begin, end), real, piece, cache, every)
+        if how.layers is not None and every is not None:
+            how.layers.add(begin, every)
+        yield begin, hidden
 
 
 def collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Tensor:
-    """All states of a pass (tail = 0), or each row's last `tail`, (b, tail, d)."""
+    """All states of a pass (tail = 0), or each row's last `tail`, (b, tail, d).
+
+    Where no row has so many, as many as the longest has.
+    """
     if tail:
+        tail = min(tail, int(lengths.max()))
         return gather_windows(pieces, Window(lengths - tail, tail))[0]
     return gather_windows(pieces, Window(torch.zeros_like(lengths), int(lengths.max())))[0]

@@ -196,6 +196,7 @@ def run_backbone(
     lengths: Tensor,
     adaption: Adaption | None = None,
     cache: StateCache | None = None,
+    every: list[Tensor] | None = None,
 ) -> Tensor:
     """Last-layer states (b, l, d), as `backbone` itself gives them.
 
@@ -204,16 +205,18 @@ def run_backbone(
         lengths: (b,) real tokens of each row, at most l; on the host.
         adaption: the kept positions of stage 2.
         cache: the pass starts from its states, if it has any, and leaves its own in it.
+        every: gets each layer's states, see `Backbone.forward`; no graph is used then.
     """
     rows, width = embeds.shape[:2]
     is_decoding = width == 1 and cache is not None and cache.is_filled
-    if not is_decoding and rows * bucket(width) <= MOST_TOKENS and can_capture(backbone, embeds):
+    is_short = not is_decoding and rows * bucket(width) <= MOST_TOKENS
+    if is_short and every is None and can_capture(backbone, embeds):
         hidden = graphs_of(backbone).run(backbone, embeds, lengths, adaption, cache)
         if hidden is not None:
             return hidden
     has_pads = bool((lengths < width).any())
     return backbone(
-        embeds, to_device(lengths, embeds.device) if has_pads else None, adaption, cache
+        embeds, to_device(lengths, embeds.device) if has_pads else None, adaption, cache, every
     )
 
 

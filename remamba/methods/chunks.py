@@ -116,6 +116,11 @@ class Chunks(Method):
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
     ) -> Passage:
         """The states behind each question; every question is asked of all chunks in the memory."""
+        if options.layers is not None:
+            raise InputError(
+                "output_hidden_states=True: the method chunks reads every chunk by itself, so "
+                "there is no one sequence to tell them of; use another method"
+            )
         if not isinstance(memory.method, Chunks):
             raise InputError(
                 f"the memory was read by the method {memory.method.name}, and chunks needs one of "

@@ -15,12 +15,18 @@ from remamba.ops.precision import accumulation_dtype
 SCORE_NEGATIVES = ("document", "batch")
 
 
-def answer_loss(lm_head: nn.Module, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def answer_loss(
+    lm_head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor | None,
+    num_items: Tensor | int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy at labelled positions, and which rows are right throughout, (b,) bool.
 
     Args:
         hidden: (b, l, d); position i predicts labels[:, i + 1].
         labels: (b, l), IGNORE where there is no loss.
+        num_items: what the sum is divided by in place of the number of labelled positions.
     """
     assert labels is not None
     hidden, labels = hidden[:, : labels.shape[1] - 1], labels[:, 1:]
@@ -28,7 +34,12 @@ def answer_loss(lm_head: nn.Module, hidden: Tensor, labels: Tensor | None) -> tu
     target = labels[labelled]
     logits = lm_head(hidden[labelled])
     logits = logits.to(accumulation_dtype(logits))
-    loss = F.cross_entropy(logits, target) if target.numel() else hidden.sum() * 0
+    if not target.numel():
+        loss = hidden.sum() * 0
+    elif num_items is None:
+        loss = F.cross_entropy(logits, target)
+    else:
+        loss = F.cross_entropy(logits, target, reduction="sum") / num_items
     right = labelled.new_zeros(labels.shape)
     right[labelled] = logits.detach().argmax(dim=-1) == target
     return loss, (right == labelled).all(dim=1) & labelled.any(dim=1)

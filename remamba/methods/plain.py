@@ -80,7 +80,7 @@ def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOp
     longer, cache.text = batch.behind(text.pending, backbone.embeddings), None
     embeds = longer.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, longer.lengths, cache, options)
-    hidden = collect(pieces, longer.lengths, options.tail)
+    hidden = collect(pieces, longer.lengths, min(options.tail, int(batch.lengths.max())))
     if not options.tail:
         hidden = hidden[:, text.pending.shape[1] :]
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)

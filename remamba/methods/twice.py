@@ -44,9 +44,7 @@ class Twice(Method):
         passage = read_plain(model.backbone, batch.twice(), cache, options)
         if not options.tail:  # the given rows' own positions, which the caller knows
             passage.hidden = cut(passage.hidden, batch.prompt_lengths, batch.width)
-            passage.labels = batch.labels
-            passage.lengths = batch.lengths
-        passage.batch = batch
+        passage.labels, passage.lengths, passage.batch = batch.labels, batch.lengths, batch
         return passage
 
     def read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.model.layers import RMSNorm
@@ -16,11 +16,11 @@ from remamba.ops.precision import accumulation_dtype
 from remamba.ops.time_step.lengths import fold_lengths
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """mixer(norm(residual + x)), and that sum: the next block's residual.
 
     The addition after a block is left to the next norm, which is one kernel with it. A block holds
-    no state, so that checkpointing may run it again.
+    no state, so that checkpointing may run it again; transformers turns that on, block by block.
     """
 
     def __init__(self, config: ReMambaConfig):
@@ -56,7 +56,6 @@ class Backbone(nn.Module):
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
         nn.init.normal_(self.embeddings.weight, std=config.initializer_range)
 
     def forward(
@@ -65,6 +64,7 @@ class Backbone(nn.Module):
         lengths: Tensor | None = None,
         adaption: Adaption | None = None,
         cache: StateCache | None = None,
+        every: list[Tensor] | None = None,
     ) -> Tensor:
         """Last-layer states after the final norm, (b, l, d).
 
@@ -73,21 +73,24 @@ class Backbone(nn.Module):
             lengths: (b,) real tokens of each row; None when all l are. A pad changes no state.
             adaption: the kept positions of stage 2.
             cache: the pass starts from its states, if it has any, and leaves its own in it.
+            every: gets the sum behind each block and then what is returned, (b, l, d) each.
         """
         dt_scale = None if adaption is None else adaption.dt_scale
         # once for all layers, which would each do it in three small kernels
         dt_scale = fold_lengths(dt_scale, lengths, embeds, accumulation_dtype(embeds))
         x, residual = embeds, None
-        is_checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        is_differentiated = self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
             states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
-            arguments = (x, residual, lengths, dt_scale, adaption, *states)
-            if is_checkpointed:
-                x, residual, conv, ssm = checkpoint(block, *arguments, use_reentrant=False)
-                # one tensor is kept for the next block, not two
+            x, residual, conv, ssm = block(x, residual, lengths, dt_scale, adaption, *states)
+            if every is not None or (block.gradient_checkpointing and is_differentiated):
+                # one tensor is wanted behind the block, or kept for the next, not two
                 x, residual = residual + x, None
-            else:
-                x, residual, conv, ssm = block(*arguments)
+            if every is not None:
+                every.append(x)
             if cache is not None:
                 cache.update(i, conv, ssm)
-        return self.norm_f(x, residual)[0]
+        hidden = self.norm_f(x, residual)[0]
+        if every is not None:
+            every.append(hidden)
+        return hidden

@@ -236,15 +236,14 @@ def enter(
         device: where the batch is to lie; None leaves it where it is.
 
     Raises:
-        InputError: neither or both of ids and embeddings, an empty row, a mask of another shape or
-            with holes, lengths that do not fit their rows, a token outside the vocabulary.
+        InputError: neither or both of ids and embeddings, no rows, an empty row, a mask of another
+            shape or with holes, lengths that do not fit their rows, a token outside the vocabulary.
     """
     if (input_ids is None) == (embeds is None):
         raise InputError("give either input_ids or inputs_embeds, and not both")
+    check_rows(input_ids, embeds)
     given = input_ids if input_ids is not None else embeds
     assert given is not None
-    if given.dim() != (2 if embeds is None else 3):
-        raise InputError(f"the input's shape {tuple(given.shape)} is not (rows, tokens)")
     rows, width = given.shape[:2]
     if width == 0:
         raise InputError("the prompt of row 0 is empty; it needs at least one token")
@@ -299,6 +298,27 @@ def enter(
     if question_lengths is not None:
         batch.question_lengths = _within("question_lengths", questions, 0, batch.prompt_lengths)
     return batch
+
+
+def check_rows(input_ids: object, embeds: object = None) -> None:
+    """Raise InputError unless what is given, of the two, is a tensor that holds rows."""
+    for name, x, axes in (
+        ("input_ids", input_ids, "(rows, tokens)"),
+        ("inputs_embeds", embeds, "(rows, tokens, hidden size)"),
+    ):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"{name} is a {type(x).__name__}; give a tensor of shape {axes}, "
+                "torch.tensor([[...]])"
+            )
+        wanted = axes.count(",") + 1
+        if x.dim() != wanted:
+            mend = f"; one row is {name}[None]" if x.dim() == wanted - 1 else ""
+            raise InputError(f"the shape {tuple(x.shape)} of {name} is not {axes}{mend}")
+        if x.shape[0] == 0:
+            raise InputError(f"{name} is {tuple(x.shape)}: it has no rows; give at least one")
 
 
 def _has_holes(mask: Tensor) -> Tensor:

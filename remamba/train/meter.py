@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remamba.modeling_remamba import ReMambaOutput
+from remamba.modeling_base import ReMambaOutput
 
 PARTS = ("loss", "answer_loss", "stage1_loss", "score_loss", "document_loss", "grad_norm")
 """Averaged over the steps that have them."""

@@ -28,7 +28,8 @@ from transformers import (
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.files import write_whole, writing
-from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaOutput
+from remamba.modeling_base import ReMambaOutput
+from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.train.arguments import parameter_groups, uses_bfloat16
 from remamba.train.audit import gradient_norms, refuse_untrained
 from remamba.train.batches import BatchFacts, StepBatches, make_loader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from remamba.methods.selection import Kept
-from remamba.modeling_remamba import ReMambaOutput
+from remamba.modeling_base import ReMambaOutput
 from remamba.train.meter import best_on_target
 
 
