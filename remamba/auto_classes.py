@@ -1,5 +1,7 @@
 """Makes ReMamba known to transformers' Auto classes, without importing transformers for it.
 
+They also find the models that come with the package, by name ("remamba-tiny").
+
 `import remamba` calls `install`. Where the Auto classes are imported already, they are told at
 once; else a finder in `sys.meta_path` waits for the modules that define them. So it does not
 matter which of the two packages is imported first.
@@ -7,6 +9,7 @@ matter which of the two packages is imported first.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -16,6 +19,7 @@ from typing import Any
 
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
 BASES = ("transformers.modeling_utils", "transformers.generation.utils")
 """What our models are built from. These import a lot, which may include the Auto classes."""
 
@@ -32,6 +36,8 @@ def install() -> None:
         register_config()
     if MODELS in sys.modules:
         register_models()
+    if TOKENIZERS in sys.modules:
+        register_tokenizers()
 
 
 def register_config() -> None:
@@ -41,10 +47,14 @@ def register_config() -> None:
     from remamba.configuration_remamba import ReMambaConfig
 
     AutoConfig.register(ReMambaConfig.model_type, ReMambaConfig, exist_ok=True)
+    find_embedded(AutoConfig)
 
 
 def register_models() -> None:
-    """AutoModel and AutoModelForCausalLM make our models from now on."""
+    """AutoModel and AutoModelForCausalLM make our models from now on.
+
+    `transformers serve` and `pipeline` look for a class in transformers itself, by its name.
+    """
     from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
 
     from remamba.configuration_remamba import ReMambaConfig
@@ -52,6 +62,35 @@ def register_models() -> None:
 
     AutoModel.register(ReMambaConfig, ReMambaModel, exist_ok=True)
     AutoModelForCausalLM.register(ReMambaConfig, ReMambaForCausalLM, exist_ok=True)
+    for known in (ReMambaForCausalLM, ReMambaModel):
+        setattr(sys.modules["transformers"], known.__name__, known)
+    for auto_class in (AutoModel, AutoModelForCausalLM):
+        find_embedded(auto_class)
+
+
+def register_tokenizers() -> None:
+    """AutoTokenizer finds the tokenizers of our embedded models from now on."""
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    find_embedded(AutoTokenizer)
+
+
+def find_embedded(auto_class: Any) -> None:
+    """Let `auto_class.from_pretrained` find the models of the package, and ask no hub for them."""
+    plain = auto_class.from_pretrained.__func__
+
+    @functools.wraps(plain)
+    def from_pretrained(
+        cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        name = pretrained_model_name_or_path
+        if isinstance(name, str) and "/" not in name:
+            from remamba.pretrained import locate
+
+            name = locate(name)
+        return plain(cls, name, *args, **kwargs)
+
+    auto_class.from_pretrained = classmethod(from_pretrained)
 
 
 class AutoClassFinder(MetaPathFinder):
@@ -70,7 +109,9 @@ class AutoClassFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec of a watched module, from another finder; None for every other module."""
-        if fullname not in (CONFIGS, MODELS, *BASES) and not fullname.startswith("remamba."):
+        if fullname not in (CONFIGS, MODELS, TOKENIZERS, *BASES) and not fullname.startswith(
+            "remamba."
+        ):
             return None
         for finder in sys.meta_path:
             find: Callable[..., ModuleSpec | None] | None = getattr(finder, "find_spec", None)
@@ -92,6 +133,8 @@ class AutoClassFinder(MetaPathFinder):
             self.half_imported.discard(name)
         if name == CONFIGS:
             register_config()
+        if name == TOKENIZERS:
+            register_tokenizers()
         if name == MODELS:
             self.models_wait = True
         if self.models_wait and not self.half_imported:

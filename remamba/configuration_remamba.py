@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from remamba.compression_config import CompressionConfig, one_of
 from remamba.errors import InputError
+from remamba.files import write_whole
 
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
+LOADER = "remamba_auto.py"
+"""Written beside a configuration, so that transformers finds the package by itself."""
+LOADER_TEXT = '''"""The classes of this checkpoint, from their package (pip install remamba)."""
+
+from remamba import ReMambaConfig, ReMambaForCausalLM, ReMambaModel
+
+__all__ = ["ReMambaConfig", "ReMambaForCausalLM", "ReMambaModel"]
+'''
+AUTO_MAP = {
+    "AutoConfig": "remamba_auto.ReMambaConfig",
+    "AutoModel": "remamba_auto.ReMambaModel",
+    "AutoModelForCausalLM": "remamba_auto.ReMambaForCausalLM",
+}
 COMPRESSOR_INITS = ("released", "paper", "tied")
 
 
@@ -131,6 +146,22 @@ class ReMambaConfig(PretrainedConfig):
             eos_token_id=eos_token_id,
             **kwargs,
         )
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write config.json, and the file by which transformers finds the package.
+
+        `AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)` then needs no
+        `import remamba`, and names the package where it is not installed.
+        """
+        self.auto_map = dict(AUTO_MAP)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / LOADER, LOADER_TEXT)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: `save_pretrained` always tells the Auto classes where this class is."""
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from remamba.model.layers import GatedRMSNorm, RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
-from remamba.pretrained import check_model, locate
+from remamba.pretrained import HUB_OPTIONS, check_model, locate
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
@@ -74,6 +74,10 @@ class ReMambaPreTrainedModel(PreTrainedModel):
 
     backbone: Backbone
     compressor: Compressor
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: the configuration always tells the Auto classes where this class is."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embeddings
@@ -129,17 +133,30 @@ class ReMambaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name: str | Path, *args: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
     ) -> Any:
         """A model from a directory, a hub name, or "remamba-tiny", which is in the package.
+
+        The options are transformers'; None with `config` and `state_dict` makes a model of these.
 
         Raises:
             InputError: nothing there, another architecture, a corrupt file, or tensors that are
                 missing or misshapen (they are named; nothing is initialised anew).
         """
-        path = locate(name)
-        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
-        check_model(path, **hub)
+        name = pretrained_model_name_or_path
+        if (name is None) != (kwargs.get("state_dict") is not None) or (
+            name is None and kwargs.get("config") is None
+        ):
+            raise InputError(
+                "give either a model's name, or None with both config= and state_dict=, which hold "
+                "its sizes and weights"
+            )
+        path = None
+        if name is not None:
+            path = locate(name)
+            hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+            kwargs |= check_model(path, **hub)
+        name = name or "state_dict"
         wanted_info = kwargs.pop("output_loading_info", False)
         # misshapen tensors are collected here and refused below, by name
         kwargs["ignore_mismatched_sizes"] = True

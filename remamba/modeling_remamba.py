@@ -63,7 +63,8 @@ class ReMambaModel(ReMambaPreTrainedModel):
                 positions in pieces of so many unless gradients are on.
 
         Returns:
-            A memory of b documents; differentiable when gradients are on.
+            A memory of b documents. It is differentiable in training mode (`model.train()`); in
+            evaluation mode, which a loaded model is in, no graph is kept.
 
         Raises:
             InputError: this method reads a part of the document again for every question, so that
@@ -71,7 +72,8 @@ class ReMambaModel(ReMambaPreTrainedModel):
         """
         batch = self._enter(document_ids, attention_mask)
         found = self.resolve_method(compression, method)
-        memory, _ = found.read(self, batch, PassOptions(piece_length))
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            memory, _ = found.read(self, batch, PassOptions(piece_length))
         memory.fingerprint = fingerprint(self)
         return memory
 

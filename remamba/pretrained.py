@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -71,29 +73,71 @@ def _embedded_words() -> str:
     return " or ".join(embedded_models()) or EMBEDDED
 
 
-def check_model(name: str, **hub_options: object) -> None:
-    """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened."""
-    folder = Path(name)
+HUB_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
+"""Options of `from_pretrained` that say where a model's files are."""
+PATIENCE = 1.5
+"""Seconds that the hub has for failing at the first try."""
+
+
+def is_hub_away() -> bool:
+    """Whether no connection to the hub can be made at all: it fails within PATIENCE.
+
+    The hub's own client tries again for half a minute. A hub that is slow is not away.
+    """
+    from huggingface_hub import constants, get_session
+
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception as error:
+            failed.append(error)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return any("connect" in type(error).__name__.lower() for error in failed)
+
+
+def check_model(name: str, **hub_options: Any) -> dict[str, Any]:
+    """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened.
+
+    Args:
+        hub_options: of HUB_OPTIONS, as given to `from_pretrained`.
+
+    Returns:
+        More such options: `local_files_only=True` for a hub name where there is no network.
+    """
+    place = Path(name)
+    found: dict[str, Any] = {}
     if is_missing_directory(name):
         raise InputError(
             f"{name} is no directory; give a model directory, a hub name or {_embedded_words()}"
         )
-    if not folder.is_dir() and "/" not in name:
+    if not place.is_dir() and "/" not in name:
         raise InputError(
             f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or "
             f"{_embedded_words()}"
         )
+    if not place.is_dir() and not hub_options.get("local_files_only") and is_hub_away():
+        found["local_files_only"] = True
+    folder = place / (hub_options.get("subfolder") or "")
     if (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{name} holds an adapter, not a whole model; merge it first: "
             f"remamba merge {name} DIRECTORY"
         )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(f"{name} holds no config.json, so it is no model directory")
+    if place.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json, so it is no model directory")
     try:
-        values, _ = PretrainedConfig.get_config_dict(name, **hub_options)
+        values, _ = PretrainedConfig.get_config_dict(name, **hub_options, **found)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if found:
+            reason = "the hub cannot be reached, and there is no such model in the cache"
         raise InputError(
             f"no model can be read from {name!r} ({reason}); give a model directory or "
             f"{_embedded_words()}"
@@ -114,6 +158,7 @@ def check_model(name: str, **hub_options: object) -> None:
             raise InputError(
                 f"{file} holds {other[0]} tensors; weights must be {', '.join(sorted(FLOATS))}"
             )
+    return found
 
 
 @torch.no_grad()
