@@ -254,11 +254,11 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         with_stage1_loss: bool = False,
         with_document_loss: bool = False,
         return_logits: bool = True,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **shifted: Tensor | None,
     ) -> ReMambaOutput | tuple[Any, ...]:
         """Logits of the last stage, and the losses asked for.
 
@@ -307,8 +307,12 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         """
         layers = self._layers_wanted(output_attentions, output_hidden_states)
         picked = _checked_positions(logits_to_keep)
-        if shift_labels is not None:
+        # no argument of its own: Trainer takes each argument with "label" in its name for one that
+        # every row must bring
+        if (shift_labels := shifted.pop("shift_labels", None)) is not None:
             labels = _shifted_back(shift_labels)
+        if shifted:
+            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(shifted))!r}")
         given = (
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets, layers, picked,
