@@ -24,12 +24,13 @@ from remamba.methods.plain import Plain, read_on
 from remamba.methods.remamba import ReMamba
 from remamba.methods.selection import Compressor, Kept, Span
 from remamba.model.backbone import Backbone
-from remamba.model.layers import GatedRMSNorm, Projection, RMSNorm
+from remamba.model.layers import GatedRMSNorm, RMSNorm, projection, vocabulary_logits
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.rows import IGNORE, Batch, align, enter, leave
 from remamba.model.states import StateCache, check_fingerprint
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
+from remamba.quantised import prepare, settle
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
@@ -129,17 +130,21 @@ class ReMambaModel(PreTrainedModel):
 
         Raises:
             InputError: nothing there, another architecture, a corrupt file, or tensors that are
-                missing or misshapen (they are named; nothing is initialised anew).
+                missing or misshapen (they are named; nothing is initialised anew); weights asked
+                for that cannot be quantised so (`remamba/quantised.py` tells which are).
         """
         path = locate(name)
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
-        check_model(path, **hub)
+        values = check_model(path, **hub)
+        is_quantised = prepare(str(name), values, kwargs)
         wanted_info = kwargs.pop("output_loading_info", False)
         # misshapen tensors are collected here and refused below, by name
         kwargs["ignore_mismatched_sizes"] = True
         try:
             loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ImportError, ValueError) as error:
+            if isinstance(error, ValueError) and not is_quantised:
+                raise
             raise InputError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -150,6 +155,8 @@ class ReMambaModel(PreTrainedModel):
                 raise InputError(
                     f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{more}"
                 )
+        if is_quantised:
+            settle(model)
         return (model, info) if wanted_info else model
 
     def resolve_method(
@@ -355,7 +362,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
     def __init__(self, config: ReMambaConfig):
         super().__init__(config)
-        self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = projection(config, config.hidden_size, config.vocab_size, False)
         self._mark_initial_values()
         self.post_init()
 
@@ -458,7 +465,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         options = PassOptions(piece_length, tail, with_stage1_loss)
         passage = self._run(batch, self._asked(compression, method), memory, cache, options)
         if return_logits:
-            logits = self.lm_head(passage.hidden.to(self.lm_head.weight.dtype))
+            logits = vocabulary_logits(self.lm_head, passage.hidden)
             if prefill and not self.training:
                 _check_finite(logits)
             found["logits"] = logits if tail else leave(logits, passage.lengths, batch)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,7 @@ from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.watch import Watch
+from remamba.quantised import stored
 
 EMBEDDED = "remamba-tiny"
 """The model that commands take where none is named; it comes with the package."""
@@ -71,8 +73,12 @@ def _embedded_words() -> str:
     return " or ".join(embedded_models()) or EMBEDDED
 
 
-def check_model(name: str, **hub_options: object) -> None:
-    """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened."""
+def check_model(name: str, **hub_options: object) -> dict[str, Any]:
+    """The values of config.json; the safetensors files can be opened.
+
+    Raises:
+        InputError: `name` holds no ReMamba, or a file that is corrupt or of foreign numbers.
+    """
     folder = Path(name)
     if is_missing_directory(name):
         raise InputError(
@@ -110,10 +116,11 @@ def check_model(name: str, **hub_options: object) -> None:
                 kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
-        if other := sorted(kinds - FLOATS):
+        if (other := sorted(kinds - FLOATS)) and "quantization_config" not in values:
             raise InputError(
                 f"{file} holds {other[0]} tensors; weights must be {', '.join(sorted(FLOATS))}"
             )
+    return values
 
 
 @torch.no_grad()
@@ -122,12 +129,14 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     A hash of the configuration, of each tensor's name and shape, and of a strided sample of its
     values. The values are rounded to bfloat16 first, so that a model loaded in bfloat16 and in
-    float32 is the same model, on any device.
+    float32 is the same model, on any device. A quantised model is another than the one it was.
     """
     config = {name: getattr(model.config, name, None) for name in FINGERPRINTED}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     samples = []
-    for name, tensor in sorted(model.named_parameters()):
+    is_quantised = getattr(model, "is_quantized", False)
+    tensors = stored(model) if is_quantised else dict(model.named_parameters())
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         samples.append(_sample(model, name, tensor))
     digest.update(torch.cat(samples).view(torch.int16).numpy().tobytes())

@@ -19,7 +19,7 @@ LAYERS = (
     ("compression_config", "ops"),
     ("configuration_remamba",),
     ("model",),
-    ("execution",),
+    ("execution", "quantised"),
     ("pretrained",),
     ("text",),
     ("methods",),
