@@ -354,6 +354,47 @@ class ReMambaModel(PreTrainedModel):
         return out if wanted else out.to_tuple()
 
 
+class Trunk(ReMambaModel):
+    """A causal model below its head, on the same parts, for those who bring a head of their own.
+
+    TRL's trainers do. They take each state for that of the position given, so positions must stay.
+    """
+
+    @classmethod
+    def of(cls, model: ReMambaModel) -> Trunk:
+        trunk = cls.__new__(cls)
+        nn.Module.__init__(trunk)
+        own = {**model.__dict__, "_modules": dict(model.named_children())}
+        own["_modules"].pop("lm_head")
+        # hooks, and a forward that was replaced, are the whole model's
+        skipped = {name for name in own if name.endswith("_hooks") or name == "forward"}
+        trunk.__dict__.update({name: own[name] for name in own.keys() - skipped})
+        return trunk
+
+    def forward(  # type: ignore[override]
+        self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any
+    ) -> ReMambaOutput | tuple[Any, ...]:
+        """`last_hidden_state` (b, l, d) of the positions given, read as plain Mamba.
+
+        Raises:
+            InputError: the model's method would move the positions, or several texts lie in a row.
+        """
+        if position_ids is not None:
+            raise InputError(
+                "position_ids: several texts in one row, from each of which a Mamba's states would "
+                "run on into the next; use packing=False and padding_free=False"
+            )
+        asked = self._asked(kwargs.get("compression"), kwargs.get("method"))
+        asked = asked or self.resolve_method()
+        if not isinstance(asked, Plain):
+            raise InputError(
+                f"the method {asked.name} moves the positions, for which a head outside the model "
+                "(TRL's) takes its states one by one; set model.config.method = 'plain', or train "
+                "it with `remamba train` or transformers' Trainer"
+            )
+        return super().forward(*args, **kwargs)
+
+
 class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
     """A ReMamba that predicts tokens."""
 
@@ -365,6 +406,11 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         self.lm_head = projection(config, config.hidden_size, config.vocab_size, False)
         self._mark_initial_values()
         self.post_init()
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model below the head; made anew at each asking, as its parts may be replaced."""
+        return Trunk.of(self)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
