@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -28,6 +28,8 @@ class ReMambaConfig(PretrainedConfig):
     """
 
     model_type = "remamba"
+    # TRL asks for it where a model is given by name: there is no code in model directories
+    auto_map: ClassVar[dict[str, str]] = {}
     # Trainer.predict and compute_metrics get the logits alone
     keys_to_ignore_at_inference = [
         "labels", "correct", "score_loss", "stage1_loss", "stage1_correct", "document_loss",

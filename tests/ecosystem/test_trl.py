@@ -27,7 +27,7 @@ def rows(**columns: list[str]) -> Any:
     return Dataset.from_dict(columns)
 
 
-def sft(model: ReMambaForCausalLM, folder: Any, peft: Any = None, **options: Any) -> Any:
+def sft(model: ReMambaForCausalLM | str, folder: Any, peft: Any = None, **options: Any) -> Any:
     options = {**STEPS, "max_length": 32, "output_dir": str(folder), **options}
     return trl.SFTTrainer(
         model=model,
@@ -60,6 +60,11 @@ def test_sft_learns(backbone, adapted, checkpointing, tmp_path):
     found = losses(sft(model, tmp_path, lora() if adapted else None, **options))
     assert found[0] == pytest.approx(first, rel=1e-4)
     assert found == sorted(found, reverse=True)
+
+
+def test_a_model_by_its_directory(tmp_path):
+    tiny_model("mamba", method="plain").save_pretrained(tmp_path / "model")
+    assert losses(sft(str(tmp_path / "model"), tmp_path / "run"))
 
 
 def test_padded_rows_are_scored_one_by_one(tmp_path):
