@@ -31,6 +31,7 @@ from remamba.model.rows import IGNORE, Batch, align, enter, leave
 from remamba.model.states import StateCache, check_fingerprint
 from remamba.pretrained import check_model, fingerprint, known_fingerprint, locate
 from remamba.quantised import prepare, settle
+from remamba.trunk import PositionsStay
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
@@ -354,45 +355,8 @@ class ReMambaModel(PreTrainedModel):
         return out if wanted else out.to_tuple()
 
 
-class Trunk(ReMambaModel):
-    """A causal model below its head, on the same parts, for those who bring a head of their own.
-
-    TRL's trainers do. They take each state for that of the position given, so positions must stay.
-    """
-
-    @classmethod
-    def of(cls, model: ReMambaModel) -> Trunk:
-        trunk = cls.__new__(cls)
-        nn.Module.__init__(trunk)
-        own = {**model.__dict__, "_modules": dict(model.named_children())}
-        own["_modules"].pop("lm_head")
-        # hooks, and a forward that was replaced, are the whole model's
-        skipped = {name for name in own if name.endswith("_hooks") or name == "forward"}
-        trunk.__dict__.update({name: own[name] for name in own.keys() - skipped})
-        return trunk
-
-    def forward(  # type: ignore[override]
-        self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any
-    ) -> ReMambaOutput | tuple[Any, ...]:
-        """`last_hidden_state` (b, l, d) of the positions given, read as plain Mamba.
-
-        Raises:
-            InputError: the model's method would move the positions, or several texts lie in a row.
-        """
-        if position_ids is not None:
-            raise InputError(
-                "position_ids: several texts in one row, from each of which a Mamba's states would "
-                "run on into the next; use packing=False and padding_free=False"
-            )
-        asked = self._asked(kwargs.get("compression"), kwargs.get("method"))
-        asked = asked or self.resolve_method()
-        if not isinstance(asked, Plain):
-            raise InputError(
-                f"the method {asked.name} moves the positions, for which a head outside the model "
-                "(TRL's) takes its states one by one; set model.config.method = 'plain', or train "
-                "it with `remamba train` or transformers' Trainer"
-            )
-        return super().forward(*args, **kwargs)
+class Trunk(PositionsStay, ReMambaModel):
+    """A causal model below its head, on the same parts."""
 
 
 class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
@@ -410,7 +374,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
     @property
     def base_model(self) -> nn.Module:
         """The model below the head; made anew at each asking, as its parts may be replaced."""
-        return Trunk.of(self)
+        return Trunk.below(self)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -432,6 +396,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         document_ids: Tensor | None = None,
         document_attention_mask: Tensor | None = None,
         cache_params: StateCache | None = None,
+        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         piece_length: int | None = None,
@@ -463,6 +428,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             memory: documents read before with `read`.
             document_ids, document_attention_mask: (documents, l) to be read in this call.
             cache_params: a filled cache continues plain Mamba; an empty one is filled.
+            past_key_values: refused; PEFT's prefix tuning would give them.
             logits_to_keep: logits of each row's last so many positions only; 0: of all.
             piece_length: tokens the backbone reads at once; bounds the memory, changes no result.
                 None: all, or 65,536 positions of all rows together if gradients are off.
@@ -482,6 +448,11 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         memories, (b, k + question, vocab).
         """
         self._check_outputs(output_attentions, output_hidden_states)
+        if past_key_values is not None:
+            raise InputError(
+                "past_key_values: a Mamba has no keys and values, which prefix tuning would set; "
+                "use prompt tuning, or LoRA; what a text left is given as cache_params"
+            )
         given = (
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets,

@@ -23,7 +23,7 @@ LAYERS = (
     ("pretrained",),
     ("text",),
     ("methods",),
-    ("generation",),
+    ("generation", "trunk"),
     ("modeling_remamba",),
     ("auto_classes", "checkpoints"),
     ("engine",),
