@@ -16,6 +16,7 @@ from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
 from remamba.execution.passes import PassOptions, not_finite
+from remamba.execution.placement import execution_device
 from remamba.generation import StatefulGeneration
 from remamba.methods.base import Method, Passage, method_of, own_method
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
@@ -294,6 +295,11 @@ class ReMambaModel(PreTrainedModel):
         if compression is None and method is None:
             return None
         return self.resolve_method(compression, method)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: inputs go there, and states come from there."""
+        return execution_device(self, super().device)
 
     def _enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""

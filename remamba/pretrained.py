@@ -136,6 +136,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     samples = []
     is_quantised = getattr(model, "is_quantized", False)
     tensors = stored(model) if is_quantised else dict(model.named_parameters())
+    if model.config.tie_word_embeddings:  # accelerate parts the two where it takes weights away
+        tensors.pop("lm_head.weight", None)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         samples.append(_sample(model, name, tensor))

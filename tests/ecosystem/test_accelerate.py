@@ -88,6 +88,7 @@ def loaded_into_an_empty_model(whole: ReMambaForCausalLM, folder: Path) -> Any:
     model = empty(folder)
     assert all(parameter.is_meta for parameter in model.parameters())
     model.load_state_dict(whole.state_dict(), assign=True)
+    model.tie_weights()
     return model
 
 
