@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from remamba.errors import InputError
 from remamba.methods.plain import Plain
+from remamba.model.layers import is_plain
 
 
 class PositionsStay(PreTrainedModel):
@@ -16,6 +17,8 @@ class PositionsStay(PreTrainedModel):
 
     Who multiplies these states by the head takes each for that of the position it was given at.
     """
+
+    has_plain_head = True
 
     @classmethod
     def below(cls, model: nn.Module) -> Any:
@@ -30,19 +33,28 @@ class PositionsStay(PreTrainedModel):
             if not name.endswith("_hooks") and name != "forward"
         }
         view.__dict__.update({**own, "_modules": parts})
+        head: Any = getattr(model, "lm_head", None)
+        view.has_plain_head = head is None or is_plain(head.weight)
         return view
 
     def forward(self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """`last_hidden_state` (b, l, d) of the positions given, read as plain Mamba.
 
         Raises:
-            InputError: the model's method would move the positions, or several texts lie in a row.
+            InputError: the model's method would move the positions, several texts lie in a row, or
+                the head is quantised, whose weight would be read as numbers.
         """
         model: Any = self
         if position_ids is not None:
             raise InputError(
                 "position_ids: several texts in one row, from each of which a Mamba's states would "
                 "run on into the next; use packing=False and padding_free=False"
+            )
+        if not model.has_plain_head:
+            raise InputError(
+                "the head is quantised, and a head outside the model (TRL's) would read its weight "
+                "as numbers; load it with llm_int8_skip_modules=['lm_head'] (bitsandbytes) or "
+                "modules_to_not_convert=['lm_head'] (torchao)"
             )
         method = model.resolve_method(kwargs.get("compression"), kwargs.get("method"))
         if not isinstance(method, Plain):

@@ -130,16 +130,29 @@ def test_the_model_below_the_head(backbone):
     assert trunk.base_model is trunk
 
 
-@pytest.mark.parametrize("kind", ["4bit", "8bit"])
-def test_sft_on_quantised_weights(kind, tmp_path):
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
+def quantised(folder: Any, kind: str, skipped: list[str] | None = None) -> ReMambaForCausalLM:
+    """A model in bfloat16, its weights in 4 or 8 bits by bitsandbytes, or in 8 by torchao."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    assert bitsandbytes
-    sizes = {"hidden_size": 64, "head_dim": 16}
-    tiny_model("mamba", method="plain", **sizes).save_pretrained(tmp_path / "model")
-    # TRL multiplies by the head's weight itself: that one must stay as it is
-    config = BitsAndBytesConfig(**{f"load_in_{kind}": True}, llm_int8_skip_modules=["lm_head"])
-    model = ReMambaForCausalLM.from_pretrained(tmp_path / "model", quantization_config=config)
+    if kind == "torchao":
+        config: Any = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
+    else:
+        config = BitsAndBytesConfig(**{f"load_in_{kind}": True}, llm_int8_skip_modules=skipped)
+    return ReMambaForCausalLM.from_pretrained(folder, quantization_config=config)
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit", "torchao"])
+def test_sft_on_quantised_weights(kind, tmp_path):
+    tiny_model("mamba", method="plain", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
+    model = quantised(tmp_path, kind, ["lm_head"])
     found = losses(sft(model, tmp_path / "run", lora()))
     assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit", "torchao"])
+def test_a_quantised_head_is_refused_because_trl_reads_its_weight(kind, tmp_path):
+    tiny_model("mamba", method="plain", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
+    trainer = sft(quantised(tmp_path, kind), tmp_path / "run", lora())
+    with pytest.raises(InputError, match="the head is quantised"):
+        trainer.train()
