@@ -16,7 +16,7 @@ DEMO_QUESTION ?= What is the occupation of William Talbot?
 	$(PYTHON) -m venv .venv && $(PIP) torch && $(PIP) -e . && touch $@
 
 .venv/.installed: .venv/.core lab/pyproject.toml
-	$(PIP) -e '.[dev]' -e lab && touch $@
+	$(PIP) -e '.[dev,ecosystem]' -e lab && touch $@
 
 demo: .venv/.core
 	@$(BIN)/remamba ask --document $(DEMO_DOCUMENT) --question "$(DEMO_QUESTION)" --compare

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,11 @@ EXAMPLES = (
 )
 
 
+TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+"""Loggers that warn while transformers is imported, where those libraries are installed, of kernels
+for other machines and of one another; a command's stderr is for its own lines."""
+
+
 def commands() -> dict[str, tuple[str, str]]:
     """This package's commands and those of other packages (see `remamba.plugins`)."""
     known = dict(COMMANDS)
@@ -66,6 +72,8 @@ def commands() -> dict[str, tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         try:
             return _dispatch(argv)

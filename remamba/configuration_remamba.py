@@ -43,6 +43,8 @@ class ReMambaConfig(PretrainedConfig):
     """
 
     model_type = "remamba"
+    # TRL asks for it where a model is given by name; save_pretrained sets it
+    auto_map = {}  # type: ignore[var-annotated]
     # Trainer.predict and compute_metrics get the logits alone
     keys_to_ignore_at_inference = [
         "labels", "correct", "score_loss", "stage1_loss", "stage1_correct", "document_loss",

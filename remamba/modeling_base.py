@@ -23,6 +23,7 @@ from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
 from remamba.pretrained import HUB_OPTIONS, check_model, locate
+from remamba.quantised import prepare, settle
 
 Compression = CompressionConfig | dict[str, Any] | bool | None
 """Settings of `remamba`; a dict: changes to the model's own. False: plain Mamba."""
@@ -141,7 +142,8 @@ class ReMambaPreTrainedModel(PreTrainedModel):
 
         Raises:
             InputError: nothing there, another architecture, a corrupt file, or tensors that are
-                missing or misshapen (they are named; nothing is initialised anew).
+                missing or misshapen (they are named; nothing is initialised anew); weights asked
+                for that cannot be quantised so (`remamba/quantised.py` tells which are).
         """
         name = pretrained_model_name_or_path
         if (name is None) != (kwargs.get("state_dict") is not None) or (
@@ -151,28 +153,34 @@ class ReMambaPreTrainedModel(PreTrainedModel):
                 "give either a model's name, or None with both config= and state_dict=, which hold "
                 "its sizes and weights"
             )
-        path = None
+        path, values = None, dict[str, Any]()
         if name is not None:
             path = locate(name)
             hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-            kwargs |= check_model(path, **hub)
+            values, more = check_model(path, **hub)
+            kwargs |= more
         name = name or "state_dict"
+        is_quantised = prepare(str(name), values, kwargs)
         wanted_info = kwargs.pop("output_loading_info", False)
         # misshapen tensors are collected here and refused below, by name
         kwargs["ignore_mismatched_sizes"] = True
         try:
             loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ImportError, ValueError) as error:
+            if isinstance(error, ValueError) and not is_quantised:
+                raise
             raise InputError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(
                 " ".join(map(str, k)) if isinstance(k, tuple) else k for k in info[problem]
             ):
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                others = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise InputError(
-                    f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{more}"
+                    f"{name} has {problem.split('_')[0]} tensors: {', '.join(names[:3])}{others}"
                 )
+        if is_quantised:
+            settle(model)
         return (model, info) if wanted_info else model
 
     def resolve_method(

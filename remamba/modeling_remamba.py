@@ -13,6 +13,7 @@ from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
 from remamba.execution.passes import LayerStates, PassOptions, not_finite
+from remamba.execution.placement import execution_device
 from remamba.generation import StatefulGeneration
 from remamba.methods.base import Method, Passage
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
@@ -20,7 +21,7 @@ from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain, read_on
 from remamba.methods.selection import Compressor
 from remamba.model.backbone import Backbone
-from remamba.model.layers import Projection
+from remamba.model.layers import projection, vocabulary_logits
 from remamba.model.rows import IGNORE, Batch, align, enter, leave
 from remamba.model.states import StateCache, check_fingerprint
 from remamba.modeling_base import (
@@ -30,6 +31,7 @@ from remamba.modeling_base import (
     ReMambaPreTrainedModel,
 )
 from remamba.pretrained import fingerprint, known_fingerprint
+from remamba.trunk import PositionsStay
 
 
 class ReMambaModel(ReMambaPreTrainedModel):
@@ -148,6 +150,11 @@ class ReMambaModel(ReMambaPreTrainedModel):
             return None
         return self.resolve_method(compression, method)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: inputs go there, and states come from there."""
+        return execution_device(self, super().device)
+
     def _enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
         vocab_size = None if self.training else self.config.vocab_size
@@ -214,6 +221,10 @@ class ReMambaModel(ReMambaPreTrainedModel):
         return out if wanted else out.to_tuple()
 
 
+class Trunk(PositionsStay, ReMambaModel):
+    """A causal model below its head, on the same parts."""
+
+
 class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
     """A ReMamba that predicts tokens."""
 
@@ -222,9 +233,14 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
     def __init__(self, config: ReMambaConfig):
         super().__init__(config)
-        self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = projection(config, config.hidden_size, config.vocab_size, False)
         self._mark_initial_values()
         self.post_init()
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model below the head; made anew at each asking, as its parts may be replaced."""
+        return Trunk.below(self)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -246,6 +262,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         document_ids: Tensor | None = None,
         document_attention_mask: Tensor | None = None,
         cache_params: StateCache | None = None,
+        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         piece_length: int | None = None,
@@ -279,6 +296,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             memory: documents read before with `read`.
             document_ids, document_attention_mask: (documents, l) to be read in this call.
             cache_params: a filled cache continues plain Mamba; an empty one is filled.
+            past_key_values: refused; PEFT's prefix tuning would give them.
             logits_to_keep: logits of each row's last so many positions only (of as many as the
                 longest row has, if that is less); 0: of all. Or (n,) int64, the positions of the
                 last stage's sequence to have logits of. With labels a number has no effect.
@@ -313,6 +331,11 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             labels = _shifted_back(shift_labels)
         if shifted:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(shifted))!r}")
+        if past_key_values is not None:
+            raise InputError(
+                "past_key_values: a Mamba has no keys and values, which prefix tuning would set; "
+                "use prompt tuning, or LoRA; what a text left is given as cache_params"
+            )
         given = (
             attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths, memory,
             document_ids, score_targets, layers, picked,
@@ -345,7 +368,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             hidden = passage.hidden
             if picked is not None:
                 hidden = _at(leave(hidden, passage.lengths, batch), picked)
-            logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
+            logits = vocabulary_logits(self.lm_head, hidden)
             if prefill and not self.training:
                 _check_finite(logits)
             is_placed = tail or picked is not None

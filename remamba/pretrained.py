@@ -20,6 +20,7 @@ from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.watch import Watch
+from remamba.quantised import stored
 
 EMBEDDED = "remamba-tiny"
 """The model that commands take where none is named; it comes with the package."""
@@ -102,14 +103,15 @@ def is_hub_away() -> bool:
     return any("connect" in type(error).__name__.lower() for error in failed)
 
 
-def check_model(name: str, **hub_options: Any) -> dict[str, Any]:
+def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened.
 
     Args:
         hub_options: of HUB_OPTIONS, as given to `from_pretrained`.
 
     Returns:
-        More such options: `local_files_only=True` for a hub name where there is no network.
+        The values of its config.json; and more such options: `local_files_only=True` for a hub
+        name where there is no network.
     """
     place = Path(name)
     found: dict[str, Any] = {}
@@ -154,11 +156,11 @@ def check_model(name: str, **hub_options: Any) -> dict[str, Any]:
                 kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
-        if other := sorted(kinds - FLOATS):
+        if (other := sorted(kinds - FLOATS)) and "quantization_config" not in values:
             raise InputError(
                 f"{file} holds {other[0]} tensors; weights must be {', '.join(sorted(FLOATS))}"
             )
-    return found
+    return values, found
 
 
 @torch.no_grad()
@@ -167,12 +169,16 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     A hash of the configuration, of each tensor's name and shape, and of a strided sample of its
     values. The values are rounded to bfloat16 first, so that a model loaded in bfloat16 and in
-    float32 is the same model, on any device.
+    float32 is the same model, on any device. A quantised model is another than the one it was.
     """
     config = {name: getattr(model.config, name, None) for name in FINGERPRINTED}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     samples = []
-    for name, tensor in sorted(model.named_parameters()):
+    is_quantised = getattr(model, "is_quantized", False)
+    tensors = stored(model) if is_quantised else dict(model.named_parameters())
+    if model.config.tie_word_embeddings:  # accelerate parts the two where it takes weights away
+        tensors.pop("lm_head.weight", None)
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         samples.append(_sample(model, name, tensor))
     digest.update(torch.cat(samples).view(torch.int16).numpy().tobytes())

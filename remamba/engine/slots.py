@@ -19,6 +19,7 @@ from remamba.engine.sampling import (
     without,
 )
 from remamba.execution.decode import DecodeStep
+from remamba.model.layers import vocabulary_logits
 from remamba.model.states import StateCache
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class GrowingRows:
         """Logits (b, vocab) behind one more token (b,) of each row; the cache moves on."""
         backbone, lm_head = self._model.backbone, self._model.lm_head
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
-        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
+        return vocabulary_logits(lm_head, hidden[:, 0])
 
 
 class StaticRows:

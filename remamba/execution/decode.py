@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from remamba.execution.graphs import Graph
 from remamba.execution.watch import Watch
-from remamba.model.layers import RMSNorm
+from remamba.model.layers import RMSNorm, vocabulary_logits
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
@@ -69,7 +69,8 @@ class DecodeStep:
         self._blocks: list[BlockWeights] | None = None
         """The weights of the fused form; None where the modules are called."""
         self._is_observed = False
-        """Hooks wait on modules, or the model lies on several devices: nothing may be captured."""
+        """Nothing may be captured: hooks wait on modules, the model lies on several devices, or
+        weights are quantised, whose libraries wait for the device where they like."""
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._guest: weakref.ref[StateCache] | None = None
 
@@ -88,7 +89,8 @@ class DecodeStep:
             self._graphs.clear()
         elif not watch.is_known:
             self._graphs.clear()
-        self._is_observed = watch.is_observed() or len(watch.devices) > 1
+        is_spread = len(watch.devices) > 1
+        self._is_observed = watch.is_observed() or is_spread or not watch.is_plain
 
     def _owner(self) -> Any:
         model = self._model()
@@ -208,7 +210,7 @@ class DecodeStep:
         hidden = backbone(backbone.embeddings(tokens.unsqueeze(1)), cache=cache)
         _write(conv, cache.conv_states)
         _write(ssm, cache.ssm_states)
-        return lm_head(hidden[:, 0].to(lm_head.weight.dtype))
+        return vocabulary_logits(lm_head, hidden[:, 0])
 
     def bind(self, cache: StateCache) -> None:
         """Let the cache live here: its states are these rows, until someone looks at them."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from remamba.model.backbone import Backbone, Block
-from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection, RMSNorm
+from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection, RMSNorm, is_plain
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.time_step import DtAdaption
@@ -51,6 +51,8 @@ class Watch:
         self.devices = {x.device for x in self._weights}
         self.is_known = {type(x) for x in chain(parts, self._weights)} <= KNOWN
         """Whether all of it is KNOWN."""
+        self.is_plain = all(map(is_plain, self._weights))
+        """Whether no weight is quantised."""
 
     def _look_up(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._tables)))

@@ -19,6 +19,7 @@ from remamba.execution.passes import READ_AT_ONCE, PassOptions
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain, read_plain
+from remamba.model.layers import vocabulary_logits
 from remamba.model.rows import IGNORE, Batch
 from remamba.model.states import StateCache
 
@@ -225,7 +226,7 @@ def _logits(model: Any, hidden: Tensor) -> Tensor:
             "the method chunks chooses by the first token's probabilities, and this model has no "
             "language-model head: use ReMambaForCausalLM"
         )
-    return head(hidden.to(head.weight.dtype))
+    return vocabulary_logits(head, hidden)
 
 
 def _side_by_side(questions: Batch, found: list[Passage], cache: StateCache | None) -> Passage:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from remamba.configuration_remamba import ReMambaConfig
 from remamba.ops import causal_conv, gated_rms_norm, rms_norm
 
 
@@ -58,6 +61,11 @@ class CausalConv1d(nn.Module):
         return causal_conv(x, self.weight.squeeze(1), self.bias, lengths=lengths, window=window)
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight may be read as numbers; quantised ones are for their module's call alone."""
+    return type(weight) in (nn.Parameter, Tensor)
+
+
 FEW_ROWS = 16
 """Most rows for which a product costs the reading of its weight, not the arithmetic."""
 LARGE_WEIGHT = 2**19
@@ -79,6 +87,7 @@ class Projection(nn.Linear):
             not 1 <= rows <= FEW_ROWS
             or x.device.type != "cpu"
             or x.dtype != torch.float32
+            or not is_plain(self.weight)
             or self.weight.dtype != torch.float32
             or self.weight.numel() < LARGE_WEIGHT
             or torch.is_grad_enabled()
@@ -97,3 +106,21 @@ class Projection(nn.Linear):
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
+
+
+def projection(config: ReMambaConfig, inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """A Projection; an nn.Linear where the weights are quantised.
+
+    bitsandbytes replaces modules whose class is nn.Linear itself, and no others.
+    """
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    return (nn.Linear if is_quantised else Projection)(inputs, outputs, bias=bias)
+
+
+def vocabulary_logits(lm_head: nn.Module, hidden: Tensor) -> Tensor:
+    """hidden (..., d) -> logits (..., vocab), in the dtype of a head that is not quantised.
+
+    The dtype of a quantised weight is that of its storage and says nothing of the arithmetic.
+    """
+    weight = cast(Tensor, lm_head.weight)
+    return lm_head(hidden.to(weight.dtype) if is_plain(weight) else hidden)

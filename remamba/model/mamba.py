@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.model.layers import CausalConv1d, Projection
+from remamba.model.layers import CausalConv1d, projection
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import (
     decay_rate,
@@ -29,8 +29,8 @@ def reset_projections(
     in_proj: nn.Linear, conv1d: CausalConv1d, out_proj: nn.Linear, config: ReMambaConfig
 ) -> None:
     """torch's initial values, out_proj scaled down by the number of layers (as in GPT-2)."""
-    for projection in (in_proj, out_proj):
-        projection.reset_parameters()
+    for linear in (in_proj, out_proj):
+        linear.reset_parameters()
     out_proj.weight.div_(math.sqrt(config.num_hidden_layers))
     bound = conv1d.weight.shape[-1] ** -0.5
     conv1d.weight.uniform_(-bound, bound)
@@ -45,13 +45,13 @@ class MambaMixer(nn.Module):
         super().__init__()
         d, e, n = config.hidden_size, config.intermediate_size, config.state_size
         self.sizes = [config.time_step_rank, n, n]
-        self.in_proj = Projection(d, 2 * e, bias=config.use_bias)
+        self.in_proj = projection(config, d, 2 * e, config.use_bias)
         self.conv1d = CausalConv1d(e, config.conv_kernel, config.use_conv_bias)
         self.x_proj = nn.Linear(e, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(config.time_step_rank, e, bias=True)
         self.A_log = nn.Parameter(torch.empty(e, n))
         self.D = nn.Parameter(torch.ones(e))
-        self.out_proj = Projection(e, d, bias=config.use_bias)
+        self.out_proj = projection(config, e, d, config.use_bias)
         self.adaption = DtAdaption(e)
         self.norm_eps = config.mixer_rms_eps if config.backbone_type == "falcon_mamba" else None
         self.reset_parameters(config)

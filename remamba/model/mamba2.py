@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
-from remamba.model.layers import CausalConv1d, GatedRMSNorm, Projection
+from remamba.model.layers import CausalConv1d, GatedRMSNorm, projection
 from remamba.model.mamba import initial_dt_bias, reset_projections
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import decay_rate, ssd, ssd_state_update
@@ -24,13 +24,13 @@ class Mamba2Mixer(nn.Module):
         conv_channels = e + 2 * state_channels
         self.projected_sizes = [e, conv_channels, h]
         self.conv_sizes = [e, state_channels, state_channels]
-        self.in_proj = Projection(d, sum(self.projected_sizes), bias=config.use_bias)
+        self.in_proj = projection(config, d, sum(self.projected_sizes), config.use_bias)
         self.conv1d = CausalConv1d(conv_channels, config.conv_kernel, config.use_conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(h))
         self.A_log = nn.Parameter(torch.empty(h))
         self.D = nn.Parameter(torch.ones(h))
         self.norm = GatedRMSNorm(e, config.n_groups, config.layer_norm_epsilon)
-        self.out_proj = Projection(e, d, bias=config.use_bias)
+        self.out_proj = projection(config, e, d, config.use_bias)
         self.adaption = DtAdaption(h)
         self.reset_parameters(config)
 

@@ -23,6 +23,7 @@ from remamba.errors import InputError
 from remamba.files import make_directory, new_directory, whole_file, write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
+from remamba.quantised import check_numbers
 from remamba.train.config import TrainArgs
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def merge(
     source = locate(base)
     for folder in (adapter, Path(source)):
         check_destination(target, folder, overwrite)
-    check_model(source)
+    check_numbers(source, check_model(source)[0])
     model = ReMambaForCausalLM.from_pretrained(source, dtype="auto")
     own_dtype: torch.dtype = dtype or model.dtype
     model = merged(load_adapter(model.float(), adapter, keep_tied=sum_tied))

@@ -15,6 +15,7 @@ from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate, quiet_transformers
 from remamba.provenance import commit, device_name, versions
+from remamba.quantised import check_numbers
 from remamba.text import load_tokenizer
 from remamba.train.arguments import training_arguments, uses_bfloat16
 from remamba.train.audit import share_with_target, shared_saving
@@ -59,7 +60,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     # an adapter's checkpoint is read over the base
     from_base = folder.checkpoint is None or args.parameters == "lora"
     source = locate(args.base) if from_base else str(folder.checkpoint)
-    check_model(source)
+    check_numbers(source, check_model(source)[0])
     set_seed(args.seed)
     model = ReMambaForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = load_tokenizer(source, model.config.vocab_size)

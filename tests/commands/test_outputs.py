@@ -84,6 +84,17 @@ def test_read_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     assert not os.listdir(small_disk)
 
 
+def test_stderr_holds_no_line_of_other_libraries(tmp_path: Path) -> None:
+    """torchao and bitsandbytes, where they are installed, talk while transformers is imported."""
+    document = tmp_path / "doc.txt"
+    document.write_text("The wolf lived in Oslo. Anna signed the contract in May.")
+    place = tmp_path / "x.memory"
+    code, said = remamba_("read", document, "--output", place, out="")
+    assert code == 0
+    assert len(said.splitlines()) == 1, said
+    assert f"{place} has" in said
+
+
 LONG = "a" * 300
 MIXTURE = ("data", "build", "openorca-longalpaca", "--openorca", __file__, "--longalpaca", __file__)
 
