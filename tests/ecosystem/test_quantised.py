@@ -207,6 +207,28 @@ class TestWeights:
         with torch.no_grad(), adapted.disable_adapter():
             torch.testing.assert_close(adapted(input_ids=ids, **PLAIN).logits, before)
 
+    def test_prepared_for_training_in_bfloat16(self, backbone, kind, load):
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(load(backbone, kind, dtype=torch.bfloat16))
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False
+        )
+        adapted: Any = get_peft_model(model, config).train()
+        ids = tokens(2, 40)
+        adapted(input_ids=ids, labels=ids, prompt_lengths=torch.tensor([20, 20])).loss.backward()
+        trained = [p for p in adapted.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.any() for p in trained)
+
+
+@pytest.mark.parametrize("kind", ["bnb-4", "bnb-4-twice"])
+def test_dequantised_by_transformers(kind, load):
+    model, ids = load("mamba", kind), tokens(2, 40)
+    with torch.no_grad():
+        wanted = model(ids).logits
+        assert error(model.dequantize()(ids).logits, wanted) < 1e-5
+    assert not any(map(is_quantised, model.modules()))
+
 
 def test_a_tied_head_stays_the_embeddings(tmp_path):
     tiny_model("mamba", tie_word_embeddings=True, **SIZES).save_pretrained(tmp_path)

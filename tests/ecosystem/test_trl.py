@@ -106,8 +106,11 @@ def test_dpo_takes_a_step(adapted, tmp_path):
 
 
 class TestRefused:
-    def test_packing(self, tmp_path):
-        trainer = sft(tiny_model("mamba", method="plain"), tmp_path, packing=True)
+    @pytest.mark.parametrize(
+        "options", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=list
+    )
+    def test_packing(self, options, tmp_path):
+        trainer = sft(tiny_model("mamba", method="plain"), tmp_path, **options)
         with pytest.raises(InputError, match="packing=False and padding_free=False"):
             trainer.train()
 
