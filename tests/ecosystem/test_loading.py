@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from remamba import InputError, ReMambaConfig, ReMambaForCausalLM, ReMambaModel
-from remamba.pretrained import locate
 from tests.exactness import BACKBONES, tiny_model, tokens
 from tests.tiny import save_tiny
 
@@ -248,5 +247,9 @@ class TestReading:
         assert not any(x.requires_grad for x in memory.cache.ssm_states)
 
 
-def test_the_embedded_model_is_where_the_auto_classes_look():
-    assert (Path(locate("remamba-tiny")) / "config.json").is_file()
+def test_the_base_model_takes_ids_and_can_be_saved(tmp_path):
+    """Libraries call it with ids for states, and save it; the backbone alone takes embeddings."""
+    model = tiny_model("mamba")
+    assert model.base_model is model
+    model.base_model.save_pretrained(tmp_path)
+    assert same(ReMambaForCausalLM.from_pretrained(tmp_path), model)
