@@ -10,6 +10,7 @@ import inspect
 import pytest
 import torch
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
+from transformers.utils.generic import find_labels
 
 from remamba import ReMambaConfig, ReMambaForCausalLM
 from tests.exactness import tokens
@@ -152,6 +153,9 @@ class TestWeights:
 
 
 class TestForward:
+    def test_the_trainer_looks_for_labels_alone(self, make):
+        assert find_labels(type(make())) == ["labels"]
+
     def test_the_first_arguments_are_those_of_a_language_model(self, make):
         names = list(inspect.signature(make().forward).parameters)
         assert names[0] == "input_ids"
