@@ -209,7 +209,7 @@ class TestTheHub:
         said, seconds = done.stdout.splitlines()
         assert "'somebody/something' (the hub cannot be reached, and there is no such model" in said
         assert "Retrying" not in done.stderr
-        assert float(seconds) < 4  # most of it is torch, which is imported there
+        assert float(seconds) < 8  # the trials that are left out wait for 23
 
 
 class TestOthersWhoLoad:
