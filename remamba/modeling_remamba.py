@@ -309,8 +309,6 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             with_stage1_loss: also `stage1_loss`, of the labels by stage 1.
             with_document_loss: also `document_loss`, next-token loss of document_ids.
             return_logits: False leaves the logits out; losses are built at labelled positions only.
-            shift_labels: (b, l) in place of labels, shifted already: position i predicts
-                `shift_labels[:, i]`.
             num_items_in_batch: what the sum of the labelled tokens' cross-entropies is divided by
                 for `loss`; None: their number. transformers' Trainer gives the number in all the
                 batches of a step, so that gradient accumulation weighs tokens, not batches.
@@ -318,6 +316,8 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             output_attentions: refused where True.
             return_dict: False returns a tuple of what there is, in the order of ReMambaOutput's
                 fields; None: as the configuration has it.
+            shifted: `shift_labels` (b, l) and nothing else, in place of labels: position i predicts
+                `shift_labels[:, i]`. Named in the signature, the Trainer would want them always.
 
         With compression on, the logits are those of the spliced sequence, (b, l - m + k, vocab), m
         the span and k the kept vectors of the longest row; for placement "before_question" and for

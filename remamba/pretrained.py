@@ -100,7 +100,8 @@ def is_hub_away() -> bool:
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    return any("connect" in type(error).__name__.lower() for error in failed)
+    kinds = [type(error).__name__ for error in failed]
+    return any("Connect" in kind and "Timeout" not in kind for kind in kinds)
 
 
 def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:

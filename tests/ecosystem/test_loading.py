@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from remamba import InputError, ReMambaConfig, ReMambaForCausalLM, ReMambaModel
-from remamba.pretrained import locate
 from tests.exactness import BACKBONES, tiny_model, tokens
 from tests.tiny import save_tiny
 
@@ -210,7 +209,7 @@ class TestTheHub:
         said, seconds = done.stdout.splitlines()
         assert "'somebody/something' (the hub cannot be reached, and there is no such model" in said
         assert "Retrying" not in done.stderr
-        assert float(seconds) < 4  # most of it is torch, which is imported there
+        assert float(seconds) < 8  # the trials that are left out wait for 23
 
 
 class TestOthersWhoLoad:
@@ -246,7 +245,3 @@ class TestReading:
         with torch.no_grad():
             memory = model.read(ids, method="plain")
         assert not any(x.requires_grad for x in memory.cache.ssm_states)
-
-
-def test_the_embedded_model_is_where_the_auto_classes_look():
-    assert (Path(locate("remamba-tiny")) / "config.json").is_file()
