@@ -12,7 +12,7 @@ from remamba.errors import InputError
 
 if TYPE_CHECKING:
     from remamba import Reader
-    from remamba.engine.reader import Progress
+    from remamba.engine.progress import Progress
     from remamba.methods.base import Method
 
 

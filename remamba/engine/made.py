@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from remamba.engine.answer import Answer, TextRange
 from remamba.engine.document import Document
+from remamba.engine.engine import TextIterator
 from remamba.engine.kept_words import kept_words
 from remamba.engine.request import Completion, Request
 from remamba.errors import InputError
@@ -98,3 +99,27 @@ class Made(NamedTuple):
             else:
                 runs.append([place, place + 1])
         return tuple(self.document.text_range(*run) for run in runs)
+
+
+class AnswerStream:
+    """An answer's text, piece by piece as it becomes final; leaving off early cancels it."""
+
+    def __init__(self, text: TextIterator, finish: Callable[[Completion], Answer]):
+        self._text = text
+        self._finish = finish
+
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._text)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer; None until it is there."""
+        done = self._text.completion
+        return None if done is None else self._finish(done)
+
+    def close(self) -> None:
+        """Leave off."""
+        self._text.close()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -15,10 +14,11 @@ from remamba.checkpoints.published import is_published, load_any
 from remamba.compression_config import CompressionConfig
 from remamba.engine.answer import Answer, Ask, AskedMethod
 from remamba.engine.document import Document
-from remamba.engine.engine import Engine, TextIterator
+from remamba.engine.engine import Engine
 from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
-from remamba.engine.made import Made, left_by_words, serves
-from remamba.engine.request import Completion, Job, Request, fill_template
+from remamba.engine.made import AnswerStream, Made, left_by_words, serves
+from remamba.engine.progress import Progress, telling
+from remamba.engine.request import Job, Request, fill_template
 from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions, not_finite
@@ -43,8 +43,6 @@ LOOK_AHEAD = 64
 
 Known = WeakValueDictionary[tuple[str, str | Path], Document]
 """Texts and files that asks under way are about, by their prefix and themselves."""
-Progress = Callable[[int, int], None]
-"""Called while a document is read, with the tokens read so far and all there are."""
 
 
 def resolve_method(model: ReMambaForCausalLM, wanted: AskedMethod) -> Method:
@@ -263,7 +261,7 @@ class Reader:
             InputError: this method reads the document again for every question, so that no memory
                 can stand for it; or the states are not finite.
         """
-        with torch.inference_mode(), _telling(progress, self.model, len(document.ids)):
+        with torch.inference_mode(), telling(progress, self.model, len(document.ids)):
             if isinstance(method, Chunks):
                 return document.chunk_memory(method)
             ids = torch.tensor([document.ids], device=self.model.device)
@@ -439,50 +437,6 @@ class Reader:
             engine.cancel(*under_way)
 
 
-class AnswerStream:
-    """An answer's text, piece by piece as it becomes final; leaving off early cancels it."""
-
-    def __init__(self, text: TextIterator, finish: Callable[[Completion], Answer]):
-        self._text = text
-        self._finish = finish
-
-    def __iter__(self) -> AnswerStream:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._text)
-
-    @property
-    def answer(self) -> Answer | None:
-        """The whole answer; None until it is there."""
-        done = self._text.completion
-        return None if done is None else self._finish(done)
-
-    def close(self) -> None:
-        """Leave off."""
-        self._text.close()
-
-
 def _is_same(last: Ask | None, ask: Ask) -> bool:
     """Whether two asks are about one document."""
     return last is not None and ask.document is not None and last.document == ask.document
-
-
-@contextmanager
-def _telling(progress: Progress | None, model: ReMambaForCausalLM, total: int) -> Iterator[None]:
-    """`progress` hears of every piece that the model reads."""
-    if progress is None:
-        yield
-        return
-    done = 0
-
-    def advance(_: Any, __: Any, hidden: torch.Tensor) -> None:
-        nonlocal done
-        done += hidden.shape[0] * hidden.shape[1]
-        progress(min(done, total), total)
-
-    hook = model.backbone.register_forward_hook(advance)
-    try:
-        yield
-    finally:
-        hook.remove()
