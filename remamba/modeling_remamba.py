@@ -93,6 +93,22 @@ class ReMambaModel(ReMambaPreTrainedModel):
                 f"{path} is of a model with hidden size {sizes[0]} and {sizes[1]} layers, this one "
                 f"has {wanted[0]} and {wanted[1]}; read the document again with this model"
             )
+        ids = memory.input_ids
+        if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+            raise InputError(
+                f"{path} has tokens from {int(ids.min())} to {int(ids.max())}, and the model knows "
+                f"0 to {self.config.vocab_size - 1}; read the document again with this model"
+            )
+        token, probe = torch.zeros(1, 1, dtype=torch.long, device=self.device), self.new_cache()
+        with torch.no_grad():
+            self.backbone(self.backbone.embeddings(token), cache=probe)
+        own = probe.tensors()
+        for name, state in memory.cache.tensors().items():
+            if name in own and state.shape[1:] != own[name].shape[1:]:
+                raise InputError(
+                    f"{path}: {name} is {tuple(state.shape[1:])} for each row, and this model's is "
+                    f"{tuple(own[name].shape[1:])}; read the document again with this model"
+                )
         return memory.to(self.device)
 
     def _run(

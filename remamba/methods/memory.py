@@ -130,7 +130,7 @@ class DocumentMemory:
         tensors, metadata = read_tensors(path, MEMORY_FORMAT)
         check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
         try:
-            return cls(
+            memory = cls(
                 tensors["hidden"],
                 Span(tensors["span.start"], tensors["span.stop"]),
                 tensors["lengths"],
@@ -141,10 +141,55 @@ class DocumentMemory:
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path} tells a way of reading that there is not ({reason}); write it again with "
+                "`remamba read`"
+            ) from error
+        if fault := memory._fault():
+            raise InputError(f"{path}: {fault}; write it again with `remamba read`")
+        if fingerprint and not memory.fingerprint:
+            raise InputError(
+                f"{path} does not tell whose states it holds (its fingerprint is empty); write it "
+                "again with `remamba read`"
+            )
+        return memory
+
+    def _fault(self) -> str | None:
+        """What of the tensors does not fit the others, in words."""
+        rows = self.lengths.shape[0] if self.lengths.dim() == 1 else 0
+        numbers = {"lengths": self.lengths, "span.start": self.span.start}
+        numbers["span.stop"] = self.span.stop
+        for name, tensor in numbers.items():
+            if tensor.dtype != torch.int64 or tensor.shape != (rows,) or not rows:
+                return f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not one int64 a document"
+        start, stop = self.span
+        if bool(((start < 0) | (stop < start) | (self.lengths < stop) | (self.lengths < 1)).any()):
+            return f"the span {start.tolist()} to {stop.tolist()} lies outside the document"
+        hidden, width = self.hidden, int(self.span.length.max())
+        if hidden.dim() != 3 or hidden.shape[0] != rows or hidden.shape[1] < width:
+            return f"hidden is {tuple(hidden.shape)}, too little for {rows} spans of {width}"
+        ids = self.input_ids
+        if ids is not None and (
+            ids.dtype != torch.int64
+            or ids.dim() != 2
+            or ids.shape[0] != rows
+            or ids.shape[1] < int(self.lengths.max())
+        ):
+            return f"input_ids is {ids.dtype} {tuple(ids.shape)}, too few for the documents"
+        for name, state in self.cache.tensors().items():
+            if state.dim() < 2 or state.shape[0] != rows or not state.is_floating_point():
+                return f"{name} is {state.dtype} {tuple(state.shape)}, not {rows} rows of states"
+        return None
 
 
 def _method(metadata: dict[str, str]) -> Method:
     """The method that a file's header tells; files of version 0.1 tell `remamba`'s settings."""
-    if "method" in metadata:
-        return method_of(json.loads(metadata["method"]))
-    return former_method(json.loads(metadata["compression"]))
+    name = "method" if "method" in metadata else "compression"
+    told = json.loads(metadata[name])
+    if name == "compression" and told is None:
+        return former_method(None)
+    if not isinstance(told, dict):
+        raise ValueError(f"{name} = {metadata[name]:.60} holds no settings by name")
+    return method_of(told) if name == "method" else former_method(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 from remamba.errors import InputError
 from remamba.files import whole_file
 
+CHECKSUM = "checksum"
 STATE_FORMAT = "remamba-state-1"
 
 
@@ -240,7 +242,10 @@ class StateCache:
 
 
 def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
-    """Raise InputError when a state file was written by another model."""
+    """Raise InputError when a state file was written by another model.
+
+    A memory that no file holds may know no model: it has the fingerprint "".
+    """
     if wanted and stored and stored != wanted:
         raise InputError(
             f"{path} was written by another model (its fingerprint is {stored}, this model's is "
@@ -249,11 +254,32 @@ def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with a checksum in its header."""
+    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as part:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata)
+        save_file(kept, part, {**metadata, CHECKSUM: checksum(kept, metadata)})
+
+
+def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of the header's values and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(metadata.items()):
+        if name != CHECKSUM:
+            digest.update(f"{name}={value}\0".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a file that `write_tensors` wrote.
+
+    Raises:
+        InputError: there is no such file, it is of another format, it is corrupt, or no fingerprint
+            tells whose states they are.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is no file; `remamba read DOCUMENT --output {path}` makes one")
@@ -264,6 +290,12 @@ def read_tensors(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor
                 raise InputError(
                     f"{path} is no {wanted_format} file (its format is {metadata.get('format')!r})"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{path} is truncated or corrupt ({error}); write it again") from error
+    # files of version 0.1 have none
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
+        raise InputError(
+            f"{path} was changed after it was written (its checksum is another); write it again"
+        )
+    return tensors, metadata
