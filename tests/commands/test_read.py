@@ -100,12 +100,16 @@ def test_memories_that_cannot_be_used(
 
 
 def test_an_unbound_memory_of_other_sizes(folder: Path, tmp_path: Path, refused: Run) -> None:
-    """Written by the library without a fingerprint: the sizes still tell."""
+    """One that names no model is refused; one with this model's mark is told by its sizes."""
     larger = tiny_model(hidden_size=36)
     memory = larger.read(torch.tensor([[5, 6, 7]]), compression=WHOLE)
     memory.fingerprint = ""
     memory.save(tmp_path / "m")
     said = refused(*ask(folder, "whole", "--memory", tmp_path / "m"))
+    assert "does not tell whose states it holds" in said
+    memory.fingerprint = fingerprint(ReMambaForCausalLM.from_pretrained(folder / "whole"))
+    memory.save(tmp_path / "other")
+    said = refused(*ask(folder, "whole", "--memory", tmp_path / "other"))
     assert "hidden size 36" in said
 
 
