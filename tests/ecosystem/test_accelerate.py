@@ -100,12 +100,20 @@ AWAY = {
 WAYS = [auto, loaded_into_an_empty_model, *sorted(AWAY, key=lambda way: way.__name__)]
 
 
+ALWAYS = {
+    "mamba": {own_map, checkpoint_dispatched},
+    "mamba2": {own_map, auto_with_little_memory},
+    "falcon_mamba": {own_map, offloaded_to_memory},
+}
+"""What the default run tries of these; the other pairs are slow together."""
+
+
 @pytest.mark.parametrize(
     ("backbone", "way"),
     [
         pytest.param(
             backbone, way, id=f"{backbone}-{way.__name__}",
-            marks=[] if backbone == "mamba" or way is own_map else pytest.mark.slow,
+            marks=[] if way in ALWAYS[backbone] else pytest.mark.slow,
         )
         for backbone in BACKBONES
         for way in WAYS
