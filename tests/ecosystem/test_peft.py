@@ -53,8 +53,17 @@ def test_a_soft_prompt_equals_its_embeddings_in_front(backbone):
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("extra", ["nothing", "compressor", "dora", "everything"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("backbone", "extra"),
+    [
+        pytest.param(
+            backbone, extra,
+            marks=[] if backbone == "mamba" or extra == "compressor" else pytest.mark.slow,
+        )
+        for backbone in BACKBONES
+        for extra in ("nothing", "compressor", "dora", "everything")
+    ],
+)  # fmt: skip
 def test_all_that_is_trained_gets_a_gradient_and_comes_back(backbone, extra, tmp_path):
     ids = tokens(2, 30)
     options = {

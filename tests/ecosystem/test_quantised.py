@@ -42,6 +42,8 @@ def configurations() -> dict[str, Any]:
 
 
 KINDS = ("bnb-4", "bnb-4-twice", "bnb-8", "torchao-8", "torchao-4")
+ALWAYS = {("mamba", "bnb-4"), ("mamba2", "torchao-8"), ("falcon_mamba", "bnb-8")}
+"""What the default run tries of these; the other pairs are slow together."""
 NEVER = ("x_proj", "dt_proj", "query_proj", "key_proj", "value_proj")
 SIZES = {"hidden_size": 64, "head_dim": 16}
 
@@ -113,8 +115,14 @@ def bytes_of(kind: str, rows: int, columns: int) -> int:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [
+        pytest.param(backbone, kind, marks=[] if (backbone, kind) in ALWAYS else pytest.mark.slow)
+        for backbone in BACKBONES
+        for kind in KINDS
+    ],
+)
 class TestWeights:
     def test_what_is_quantised_and_its_bytes(self, backbone, kind, load, folders):
         model = load(backbone, kind)

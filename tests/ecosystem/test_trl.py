@@ -49,9 +49,17 @@ def lora() -> Any:
     return LoraConfig(task_type="CAUSAL_LM", target_modules=["in_proj", "out_proj"], r=4)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("backbone", "adapted", "checkpointing"),
+    [
+        ("mamba", True, True),
+        ("mamba2", False, False),
+        ("falcon_mamba", True, False),
+        pytest.param("mamba", False, True, marks=pytest.mark.slow),
+        pytest.param("mamba2", True, True, marks=pytest.mark.slow),
+        pytest.param("falcon_mamba", False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_sft_learns(backbone, adapted, checkpointing, tmp_path):
     model = tiny_model(backbone, method="plain")
     ids = torch.tensor([tiny_tokenizer()(TEXT).input_ids[:32]])
