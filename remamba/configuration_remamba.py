@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from remamba.compression_config import CompressionConfig, one_of
 from remamba.errors import InputError
-from remamba.files import write_whole
+from remamba.files import make_directory, write_whole
 
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
 LOADER = "remamba_auto.py"
@@ -157,7 +157,7 @@ class ReMambaConfig(PretrainedConfig):
         """
         self.auto_map = dict(AUTO_MAP)
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
         write_whole(folder / LOADER, LOADER_TEXT)
         super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -86,19 +88,23 @@ class ReMambaPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embeddings = cast(nn.Embedding, value)
 
-    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
         """Turn the recomputing of blocks on or off (called by transformers).
 
         Raises:
             InputError: by torch's reentrant way, which would lose the gradient of the scores.
         """
-        for given in (*args, *kwargs.values()):
-            if getattr(given, "keywords", {}).get("use_reentrant"):
-                raise InputError(
-                    "use_reentrant=True would lose the gradient of the scores, which every layer "
-                    "reads; leave it out, or give False"
-                )
-        super()._set_gradient_checkpointing(*args, **kwargs)
+        given = getattr(gradient_checkpointing_func, "keywords", {})
+        if given.get("use_reentrant"):
+            raise InputError(
+                "use_reentrant=True would lose the gradient of the scores, which every layer "
+                "reads; leave it out, or give False"
+            )
+        # torch's own default is the reentrant way, which PEFT leaves in force
+        function = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)
 
     def _mark_initial_values(self) -> None:
         """Every part has set its own initial values when it was made, unless it lies on "meta".
