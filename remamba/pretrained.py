@@ -104,6 +104,17 @@ def is_hub_away() -> bool:
     return any("Connect" in kind and "Timeout" not in kind for kind in kinds)
 
 
+def hub_options_for(place: str, **given: Any) -> dict[str, Any]:
+    """`local_files_only=True` for a hub name where there is no network; else nothing.
+
+    Args:
+        given: of HUB_OPTIONS, as the caller has them.
+    """
+    if Path(place).is_dir() or given.get("local_files_only") or not is_hub_away():
+        return {}
+    return {"local_files_only": True}
+
+
 def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Raise InputError unless `name` holds a ReMamba whose safetensors files can be opened.
 
@@ -115,7 +126,6 @@ def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str
         name where there is no network.
     """
     place = Path(name)
-    found: dict[str, Any] = {}
     if is_missing_directory(name):
         raise InputError(
             f"{name} is no directory; give a model directory, a hub name or {_embedded_words()}"
@@ -125,8 +135,7 @@ def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str
             f"there is no model {name!r}; give a directory, a hub name OWNER/NAME or "
             f"{_embedded_words()}"
         )
-    if not place.is_dir() and not hub_options.get("local_files_only") and is_hub_away():
-        found["local_files_only"] = True
+    found = hub_options_for(name, **hub_options)
     folder = place / (hub_options.get("subfolder") or "")
     if (folder / "adapter_config.json").is_file():
         raise InputError(

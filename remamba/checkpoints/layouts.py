@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
+from remamba.pretrained import hub_options_for
 
 WEIGHT_FILES = (
     "model.safetensors.index.json",
@@ -176,14 +177,19 @@ def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
         raise InputError(f"{text} is a file; give the checkpoint's directory or a hub name")
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text} does not exist; give the checkpoint's directory or a hub name")
+    more = hub_options_for(text)
+
+    def hub_file(file: str, required: bool = False) -> str | None:
+        return cached_file(text, file, _raise_exceptions_for_missing_entries=required, **more)
+
     try:
-        found = [_hub_file(text, "config.json", required=with_weights)]
-        found += [_hub_file(text, file) for file in TOKENIZER_FILES]
+        found = [hub_file("config.json", required=with_weights)]
+        found += [hub_file(file) for file in TOKENIZER_FILES]
         for file in WEIGHT_FILES if with_weights else ():
-            if weights := _hub_file(text, file):
+            if weights := hub_file(file):
                 found.append(weights)
                 if file.endswith(".index.json"):
-                    found += [_hub_file(text, shard) for shard in _shards(Path(weights))]
+                    found += [hub_file(shard) for shard in _shards(Path(weights))]
                 break
     except (OSError, ValueError) as error:
         raise InputError(
@@ -197,10 +203,6 @@ def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
             "hub; give a directory, or download it first"
         )
     return places[0]
-
-
-def _hub_file(repository: str, file: str, required: bool = False) -> str | None:
-    return cached_file(repository, file, _raise_exceptions_for_missing_entries=required)
 
 
 def _shards(index: Path) -> list[str]:

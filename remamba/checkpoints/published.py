@@ -22,7 +22,7 @@ from remamba.checkpoints.convert import (
 from remamba.checkpoints.layouts import TRANSFORMERS_CONFIGS, Weights, fetch, read_config
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.pretrained import locate
+from remamba.pretrained import hub_options_for, locate
 
 
 def is_published(name: str | Path) -> bool:
@@ -35,7 +35,7 @@ def is_published(name: str | Path) -> bool:
         if Path(place).is_dir():
             values = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
         else:
-            values, _ = PretrainedConfig.get_config_dict(place)
+            values, _ = PretrainedConfig.get_config_dict(place, **hub_options_for(place))
     except (OSError, ValueError):
         return False
     if not isinstance(values, dict):

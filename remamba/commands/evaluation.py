@@ -59,7 +59,7 @@ def model_type(name: str) -> str | None:
     """
     from transformers import PretrainedConfig
 
-    from remamba.pretrained import is_missing_directory, locate
+    from remamba.pretrained import hub_options_for, is_missing_directory, locate
 
     place = locate(name)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
@@ -67,7 +67,8 @@ def model_type(name: str) -> str | None:
     if is_missing_directory(place):
         raise InputError(f"--model {place} is no directory; give a model directory or a hub name")
     try:
-        return PretrainedConfig.get_config_dict(place)[0].get("model_type")
+        values, _ = PretrainedConfig.get_config_dict(place, **hub_options_for(place))
+        return values.get("model_type")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {name} cannot be read ({reason})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,22 @@ def test_what_is_no_published_model(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="truncated or corrupt"):
         Reader(folder, device="cpu")
+
+
+def test_a_hub_name_without_a_network_is_answered_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    begun = time.perf_counter()
+    assert not is_published("nobody/nothing")
+    for action in (
+        lambda: Reader("nobody/nothing", device="cpu"),
+        lambda: load_published("nobody/nothing", torch.float32),
+        lambda: convert("nobody/nothing", tmp_path / "out"),
+    ):
+        with pytest.raises(InputError, match="nobody/nothing") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    assert time.perf_counter() - begun < 4
