@@ -63,11 +63,12 @@ def with_gradient(
     )
 
     class Recorded(torch.autograd.Function):
-        setup_context = staticmethod(save)
-
         @staticmethod
-        def forward(*arguments: Any) -> Any:
-            return forward(*arguments)
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            # with a setup_context of its own, torch would look at forward's signature every time
+            result = forward(*arguments)
+            save(ctx, arguments, result)
+            return result
 
         @staticmethod
         @once_differentiable

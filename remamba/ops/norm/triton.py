@@ -16,6 +16,7 @@ from remamba.ops.backend import limited
 from remamba.ops.device import on_device
 from remamba.ops.precision import beyond_float32
 from remamba.ops.recording import is_recorded, with_gradient
+from remamba.ops.triton_launch import launched
 
 PROGRAMS = 528
 """Of a backward pass at most, four for each multiprocessor of 132."""
@@ -31,6 +32,7 @@ def _tile(tile, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     return row, channel, (row < rows) & (channel < width)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x, residual, weight, normed, total, rows, width, x_row, residual_row, eps,
@@ -49,6 +51,7 @@ def _forward_kernel(
     tl.store(normed + row * width + channel, v, mask=mask)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def _backward_kernel(
     total, weight, dnormed, dtotal, dx, dresidual, partial,
@@ -79,6 +82,7 @@ def _backward_kernel(
         tl.store(to, tl.sum(dweight, axis=0), mask=tl.arange(0, BLOCK) < width)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def _gated_forward_kernel(
     y, z, weight, out, rows, width, channels, y_row, z_row, eps,
@@ -96,6 +100,7 @@ def _gated_forward_kernel(
     tl.store(out + row * channels + channel, v, mask=mask)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def _gated_backward_kernel(
     y, z, weight, dout, dy, dz, partial,

@@ -14,8 +14,10 @@ from remamba.ops.scan.triton_elements import (
     time_step,
 )
 from remamba.ops.time_step.triton_softplus import INTERPRETED
+from remamba.ops.triton_launch import launched
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
     x, dt, z, dy, pairs, rates, dt_bias, dt_scale, states, block_states, carries, step_sums,
@@ -110,6 +112,7 @@ def adjoint_kernel(
             tl.store(carries + ((b * num_chunks + c - 1) * N + n) * e + d, part[n], mask=real)
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def carry_kernel(
     carries, step_sums, rates, dstate, e, num_chunks, dstate_b, dstate_e, dstate_n,

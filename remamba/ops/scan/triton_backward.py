@@ -24,6 +24,7 @@ from remamba.ops.scan.triton_elements import (
 )
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E, slope, softplus
+from remamba.ops.triton_launch import launched
 
 # one warp a program; each of its threads has so many channels
 LANES = 32
@@ -37,6 +38,7 @@ ADJOINT_REGISTERS = 168
 SCRATCH = 2**28
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(
     x, dt, z, dy, pairs, rates, D, dt_bias, dt_scale, block_states, carries,

@@ -10,6 +10,7 @@ from remamba.ops.time_step.triton_softplus import (
     reciprocal,
     softplus,
 )
+from remamba.ops.triton_launch import launched
 
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # the kernels that go from chunk to chunk load so many at once: else each waits for the one before
@@ -88,6 +89,7 @@ def prefetch_pairs(base, N: tl.constexpr, ROWS: tl.constexpr, HINTS: tl.constexp
     prefetch(base + tl.arange(0, HINTS) * (ROWS * N) // HINTS)
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def pack_kernel(
     B, C, pairs, rows, l, l_padded, B_b, B_l, C_b, C_l,

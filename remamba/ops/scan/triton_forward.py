@@ -18,8 +18,10 @@ from remamba.ops.scan.triton_elements import (
 )
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.triton_softplus import INTERPRETED, LOG2_E
+from remamba.ops.triton_launch import launched
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def chunk_kernel(
     x, dt, z, pairs, A, D, dt_bias, dt_scale, states, step_sums, y, final_state,
@@ -117,6 +119,7 @@ def chunk_kernel(
         tl.store(step_sums + (b * num_chunks + c) * e + d, steps, mask=real)
 
 
+@launched
 @triton.jit(do_not_specialize=SIZES)
 def link_kernel(
     states, step_sums, A, initial_state, e, num_chunks, A_e, A_n, state_b, state_e, state_n,

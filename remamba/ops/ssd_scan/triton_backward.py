@@ -25,6 +25,7 @@ from remamba.ops.ssd_scan.triton_forward import (
     walk_segments,
 )
 from remamba.ops.time_step.triton_softplus import slope, softplus
+from remamba.ops.triton_launch import launched
 
 Grads = tuple[torch.Tensor, ...]
 
@@ -144,6 +145,7 @@ def walk_chunks(cut, x, B, total, column, first, added, passed, reverse: bool) -
     return states, last
 
 
+@launched
 @triton.jit(do_not_specialize=["b", "l", "chunks", "blocks", "heads"])
 def ssd_bwd_kernel(
     x, dy, B, C, D, step, total, before, after, dx, dB, dC, flow, taken, direct, across, dD,
@@ -244,6 +246,7 @@ def ssd_bwd_kernel(
     tl.store(dC + out, dC_c, mask=of_state)
 
 
+@launched
 @triton.jit(do_not_specialize=["l", "chunks"])
 def ssd_step_bwd_kernel(
     dt, dt_bias, dt_scale, A, step, flow, taken, direct, across, ddt, dscale, dA, dbias,

@@ -16,6 +16,7 @@ from remamba.ops.device import on_device, processors
 from remamba.ops.scan_inputs import ScanInputs
 from remamba.ops.time_step.lengths import LOG2_E
 from remamba.ops.time_step.triton_softplus import INTERPRETED, softplus
+from remamba.ops.triton_launch import launched
 
 # programs that a multiprocessor of a GPU should find, and the least chunks worth a segment
 PROGRAMS_A_PROCESSOR, MIN_CHUNKS, MAX_SEGMENTS = 6, 2, 16
@@ -166,6 +167,7 @@ def operand(t, DOT: tl.constexpr):
     return t
 
 
+@launched
 @triton.jit(do_not_specialize=["l", "chunks"])
 def ssd_step_kernel(
     dt, dt_bias, dt_scale, A, step, total, column,
@@ -224,6 +226,7 @@ def start_state(
     return state
 
 
+@launched
 @triton.jit(do_not_specialize=["l", "chunks", "segment_chunks", "segments"])
 def ssd_walk_kernel(
     x, B, total, column, first, added, passed, states, last,
@@ -295,6 +298,7 @@ def ssd_walk_kernel(
         tl.store(passed + one, kept)
 
 
+@launched
 @triton.jit(do_not_specialize=["l", "chunks", "segment_chunks", "segments"])
 def ssd_fwd_kernel(
     x, B, C, D, total, column, first, added, passed, y, final,

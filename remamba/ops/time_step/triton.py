@@ -11,6 +11,7 @@ from remamba.ops.backend import limited
 from remamba.ops.device import on_device
 from remamba.ops.precision import beyond_float32
 from remamba.ops.recording import GRADIENT, is_recorded, with_gradient
+from remamba.ops.triton_launch import launched
 
 BLOCK = 1024
 """Channels of adapt_dt, and entries of decay_rate, at once."""
@@ -18,6 +19,7 @@ TILE = (64, 128)
 """Rows and channels of a program of adapt_dt's backward kernel."""
 
 
+@launched
 @triton.jit(do_not_specialize=["length"])
 def _forward_kernel(
     dt, selected, theta, alpha, bias, out,
@@ -53,6 +55,7 @@ def _forward_kernel(
             tl.store(out + row * channels + channel, v, mask=mask)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "length"])
 def _backward_kernel(
     dt, selected, alpha, bias, dout, ddt, dalpha, dtheta, dbias,
@@ -194,6 +197,7 @@ _recorded = with_gradient(
 )  # fmt: skip
 
 
+@launched
 @triton.jit
 def _decay_rate_kernel(A_log, A, entries, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
