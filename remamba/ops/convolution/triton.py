@@ -13,26 +13,25 @@ import triton
 import triton.language as tl
 
 from remamba.ops.backend import limited
-from remamba.ops.device import on_device
+from remamba.ops.device import on_device, processors
 from remamba.ops.precision import beyond_float32
 from remamba.ops.recording import is_recorded, with_gradient
+from remamba.ops.time_step.triton_softplus import sigmoid
+from remamba.ops.triton_launch import launched
 
-UNROLL = 4
-"""Rows loaded at once."""
 BYTES = 256
 """Of a row that one program reads: 8 bytes a lane of its one warp."""
-CHUNKS = (96, 48, 24, 16)
-"""Rows of a program: the first that gives enough programs. Multiples of UNROLL."""
-PROGRAMS = 2048
-"""That fill a GPU of 132 multiprocessors; 3,696 of the forward pass fit at once."""
+FORWARD, BACKWARD = (4, 28), (4, 12)
+"""Rows loaded at once, and how many programs fit a multiprocessor at once by their registers."""
+LEAST = 16
+"""Rows of a program, at least. In each, WIDTH - 1 rows are read twice."""
+MANY = 96
+"""Rows of a program where there are far more programs than fit at once."""
+SUMS = (32, 64)
+"""Chunks and channels that a program adds up at once."""
 
 # x's strides come divided by ALIGNED: triton itself would only see multiples of 16, and read the
 # rows of mamba2-130m entry by entry
-
-
-@triton.jit
-def _silu(v):
-    return v / (1.0 + tl.exp(-v))
 
 
 @triton.jit
@@ -100,11 +99,12 @@ def _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH: tl.constex
     return rows
 
 
-@triton.jit(do_not_specialize=["length", "chunks"])
+@launched
+@triton.jit(do_not_specialize=["length", "chunks", "chunk_rows"])
 def _forward_kernel(
     x, weight, bias, window, lengths, y, new_window,
-    length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l,
-    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    length, channels, chunks, chunk_rows, x_b, x_l, weight_e, weight_w, window_b, window_l,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     chunk, row, e = _place(chunks, channels, BLOCK)
@@ -123,12 +123,12 @@ def _forward_kernel(
             tl.store(new_window + j * channels, v, mask=is_channel)
 
     taps, start = _filter(weight, bias, e, channels, weight_e, weight_w, WIDTH, BLOCK)
-    first = chunk * CHUNK
+    first = chunk * chunk_rows
     recent = _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH)
     # the next rows are under way while these are computed
-    last = tl.minimum(first + CHUNK, length)
+    last = tl.minimum(first + chunk_rows, length)
     ahead = _load_rows(x, first, last, x_l, e, channels, UNROLL)
-    for t in range(first, first + CHUNK, UNROLL):
+    for t in range(first, first + chunk_rows, UNROLL):
         rows = recent
         for r in tl.static_range(UNROLL):
             rows += (ahead[r].to(tl.float32),)
@@ -138,16 +138,18 @@ def _forward_kernel(
             for j in tl.static_range(WIDTH):
                 v += taps[j] * rows[r + j]
             if SILU:
-                v = _silu(v)
+                v *= sigmoid(v)
             tl.store(y + (t + r) * channels, v, mask=e < tl.where(t + r < length, channels, 0))
         recent = rows[UNROLL:]
 
 
-@triton.jit(do_not_specialize=["length", "chunks"])
+@launched
+@triton.jit(do_not_specialize=["length", "chunks", "chunk_rows"])
 def _backward_kernel(
     x, weight, bias, window, lengths, dy, dnew, dx, dwindow, partial,
-    length, channels, chunks, x_b, x_l, weight_e, weight_w, window_b, window_l, dy_b, dy_l,
-    WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    length, channels, chunks, chunk_rows, x_b, x_l, weight_e, weight_w, window_b, window_l,
+    dy_b, dy_l,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     SILU: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """At step t the gradient before silu of row t is known, and so dx of row t - (WIDTH - 1)."""
@@ -167,59 +169,104 @@ def _backward_kernel(
 
     taps, start = _filter(weight, bias, e, channels, weight_e, weight_w, WIDTH, BLOCK)
     dtaps = ()
-    for _ in tl.static_range(WIDTH):
+    for _ in tl.static_range(WIDTH + 1):
         dtaps += (tl.zeros((BLOCK,), tl.float32),)
-    dstart = tl.zeros((BLOCK,), tl.float32)
 
-    first = chunk * CHUNK
-    last = first + CHUNK
+    first = chunk * chunk_rows
+    last = tl.minimum(first + chunk_rows, length)
     recent = _rows_before(x, window, first, x_l, window_l, e, channels, WIDTH)
     drecent = ()
     for _ in tl.static_range(WIDTH - 1):
         drecent += (tl.zeros((BLOCK,), tl.float32),)
-    stop = tl.minimum(last + WIDTH - 1, length)
-    x_ahead = _load_rows(x, first, stop, x_l, e, channels, UNROLL)
-    dy_ahead = _load_rows(dy, first, stop, dy_l, e, channels, UNROLL)
-    for t in range(first, last + WIDTH - 1, UNROLL):
+    x_ahead = _load_rows(x, first, last, x_l, e, channels, UNROLL)
+    dy_ahead = _load_rows(dy, first, last, dy_l, e, channels, UNROLL)
+    for t in range(first, first + chunk_rows, UNROLL):
         rows, drows, dys = recent, drecent, dy_ahead
         for r in tl.static_range(UNROLL):
             rows += (x_ahead[r].to(tl.float32),)
-        x_ahead = _load_rows(x, t + UNROLL, stop, x_l, e, channels, UNROLL)
-        dy_ahead = _load_rows(dy, t + UNROLL, stop, dy_l, e, channels, UNROLL)
+        x_ahead = _load_rows(x, t + UNROLL, last, x_l, e, channels, UNROLL)
+        dy_ahead = _load_rows(dy, t + UNROLL, last, dy_l, e, channels, UNROLL)
         for r in tl.static_range(UNROLL):
-            d = dys[r].to(tl.float32)
-            if SILU:
-                v = start
-                for j in tl.static_range(WIDTH):
-                    v += taps[j] * rows[r + j]
-                gate = 1.0 / (1.0 + tl.exp(-v))
-                d *= gate * (1.0 + v * (1.0 - gate))
+            d = _before_silu(dys[r], rows[r : r + WIDTH], taps, start, WIDTH, SILU)
             drows += (d,)
-            own = tl.where(t + r < last, d, 0.0)
-            dstart += own
-            # the last WIDTH - 1 sums belong to rows of the next chunk
             sums = ()
             for j in tl.static_range(WIDTH):
-                sums += (dtaps[j] + own * rows[r + j],)
+                sums += (dtaps[j] + d * rows[r + j],)
+            sums += (dtaps[WIDTH] + d,)
             dtaps = sums
             p = t + r - (WIDTH - 1)
-            v = tl.zeros((BLOCK,), tl.float32)
-            for j in tl.static_range(WIDTH):
-                v += taps[j] * drows[r + WIDTH - 1 - j]
-            if dnew is not None:
-                slot = p - end + (WIDTH - 1)
-                mask = e < tl.where((slot >= 0) & (slot < WIDTH - 1), channels, 0)
-                v += tl.load(dnew + slot * channels, mask=mask, other=0.0).to(tl.float32)
-            is_own = (p >= first) & (p < tl.minimum(last, length))
+            v = _of_row(drows[r : r + WIDTH], taps, dnew, p, end, e, channels, WIDTH)
+            is_own = (p >= first) & (p < last)
             tl.store(dx + p * channels, v, mask=e < tl.where(is_own, channels, 0))
             if dwindow is not None:
                 tl.store(dwindow + (t + r) * channels, v, mask=e < tl.where(p < 0, channels, 0))
         recent, drecent = rows[UNROLL:], drows[UNROLL:]
 
+    # the last rows of the chunk also reach the outputs of the next
+    t = first + chunk_rows
+    stop = tl.minimum(t + WIDTH - 1, length)
+    rows, drows = recent, drecent
+    xs = _load_rows(x, t, stop, x_l, e, channels, WIDTH - 1)
+    dys = _load_rows(dy, t, stop, dy_l, e, channels, WIDTH - 1)
+    for r in tl.static_range(WIDTH - 1):
+        rows += (xs[r].to(tl.float32),)
+        drows += (_before_silu(dys[r], rows[r : r + WIDTH], taps, start, WIDTH, SILU),)
+        p = t + r - (WIDTH - 1)
+        v = _of_row(drows[r : r + WIDTH], taps, dnew, p, end, e, channels, WIDTH)
+        tl.store(dx + p * channels, v, mask=e < tl.where(p < last, channels, 0))
+
     partial += (row * chunks + chunk) * (WIDTH + 1) * channels + e
-    for j in tl.static_range(WIDTH):
+    for j in tl.static_range(WIDTH + 1):
         tl.store(partial + j * channels, dtaps[j], mask=is_channel)
-    tl.store(partial + WIDTH * channels, dstart, mask=is_channel)
+
+
+@triton.jit
+def _before_silu(dy, rows, taps, start, WIDTH: tl.constexpr, SILU: tl.constexpr):
+    """The gradient before silu of the row that `rows`, the last WIDTH inputs, make."""
+    d = dy.to(tl.float32)
+    if SILU:
+        v = start
+        for j in tl.static_range(WIDTH):
+            v += taps[j] * rows[j]
+        gate = sigmoid(v)
+        d *= gate + gate * (v - v * gate)
+    return d
+
+
+@triton.jit
+def _of_row(drows, taps, dnew, p, end, e, channels, WIDTH: tl.constexpr):
+    """dx of row p, of the gradients before silu of the WIDTH rows that it reaches."""
+    v = taps[WIDTH - 1] * drows[0]
+    for j in tl.static_range(1, WIDTH):
+        v += taps[WIDTH - 1 - j] * drows[j]
+    if dnew is not None:
+        slot = p - end + (WIDTH - 1)
+        mask = e < tl.where((slot >= 0) & (slot < WIDTH - 1), channels, 0)
+        v += tl.load(dnew + slot * channels, mask=mask, other=0.0).to(tl.float32)
+    return v
+
+
+@launched
+@triton.jit(do_not_specialize=["parts"])
+def _sums_kernel(
+    partial, dweight, dbias, parts, channels,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program adds one tap, or the bias, of a block of channels over all chunks of all rows."""
+    j = tl.program_id(1)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.arange(0, ROWS)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i in range(0, parts, ROWS):
+        row = (i + part).to(tl.int64)
+        place = (row * (WIDTH + 1) + j)[:, None] * channels + e[None, :]
+        mask = (row < parts)[:, None] & (e < channels)[None, :]
+        sums += tl.load(partial + place, mask=mask, other=0.0)
+    v = tl.sum(sums, axis=0)
+    if j < WIDTH:
+        tl.store(dweight + e * WIDTH + j, v, mask=e < channels)
+    elif dbias is not None:
+        tl.store(dbias + e, v, mask=e < channels)
 
 
 def _fits(x, weight, *others, **options) -> str:
@@ -237,14 +284,23 @@ def causal_conv_triton(x, weight, bias=None, *, lengths=None, window=None, silu=
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(b: int, l: int, e: int, size: int) -> tuple[int, int, int, int]:
-    """(programs, chunks of a row, rows of a chunk, channels of a block); size: bytes a value."""
+def _shape(
+    b: int, l: int, e: int, size: int, unroll: int, resident: int
+) -> tuple[int, int, int, int]:
+    """(programs, chunks of a row, rows of a chunk, channels of a block).
+
+    All programs are to run at once: the last of a second wave would leave the GPU half idle.
+
+    Args:
+        size: bytes a value.
+        resident: programs that fit on the GPU at once.
+    """
     block = BYTES // size
     lanes = b * triton.cdiv(e, block)
-    for chunk in CHUNKS:
-        chunks = triton.cdiv(l, chunk)
-        if lanes * chunks >= PROGRAMS:
-            break
+    chunks = resident // lanes
+    chunk = MANY if chunks < 4 else max(LEAST, triton.cdiv(l, chunks))
+    chunk = triton.cdiv(chunk, unroll) * unroll
+    chunks = triton.cdiv(l, chunk)
     return lanes * chunks, chunks, chunk, block
 
 
@@ -274,15 +330,17 @@ def _forward(
     width = weight.shape[1]
     y = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     new_window = torch.empty((b, width - 1, e), dtype=x.dtype, device=x.device)
-    programs, chunks, chunk, block = _shape(b, l, e, x.element_size())
+    unroll, fit = FORWARD
+    shape = b, l, e, x.element_size(), unroll, fit * processors(x.device)
+    programs, chunks, chunk, block = _shape(*shape)
     aligned = math.gcd(x.stride(0), x.stride(1), 16)
     window_b, window_l = (0, 0) if window is None else (window.stride(0), window.stride(1))
     with on_device(x):
         _forward_kernel[(programs,)](
             x, weight, bias, window, lengths, y, new_window,
-            l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+            l, e, chunks, chunk, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
             weight.stride(1), window_b, window_l,
-            WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+            WIDTH=width, BLOCK=block, UNROLL=unroll, SILU=silu,
             ALIGNED=aligned,
             num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
@@ -303,8 +361,8 @@ def _backward(
     dy: torch.Tensor,
     dnew: torch.Tensor | None,
     silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx (b, l, e); (w+1, e) float32, dweight by taps and dbias; dwindow, no rows without one."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dx (b, l, e), dweight (e, w), dbias and dwindow, which are empty for what was None."""
     x, bias, lengths, narrow = _prepared(x, bias, lengths, window)
     if dy.stride(2) != 1:
         dy = dy.contiguous()
@@ -312,30 +370,39 @@ def _backward(
         dnew = dnew.contiguous()
     b, l, e = x.shape
     width = weight.shape[1]
-    programs, chunks, chunk, block = _shape(b, l, e, x.element_size())
+    unroll, fit = BACKWARD
+    shape = b, l, e, x.element_size(), unroll, fit * processors(x.device)
+    programs, chunks, chunk, block = _shape(*shape)
     aligned = math.gcd(x.stride(0), x.stride(1), 16)
     dx = torch.empty((b, l, e), dtype=x.dtype, device=x.device)
     slots, dtype = (0, x.dtype) if window is None else (width - 1, window.dtype)
     dwindow = torch.empty((b, slots, e), dtype=dtype, device=x.device)
     partial = torch.empty((b * chunks, width + 1, e), dtype=torch.float32, device=x.device)
     window_b, window_l = (0, 0) if narrow is None else (narrow.stride(0), narrow.stride(1))
+    dweight = torch.empty((e, width), dtype=weight.dtype, device=x.device)
+    dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     with on_device(x):
         _backward_kernel[(programs,)](
             x, weight, bias, narrow, lengths, dy, dnew, dx, dwindow if slots else None, partial,
-            l, e, chunks, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
+            l, e, chunks, chunk, x.stride(0) // aligned, x.stride(1) // aligned, weight.stride(0),
             weight.stride(1), window_b, window_l, dy.stride(0), dy.stride(1),
-            WIDTH=width, CHUNK=chunk, BLOCK=block, UNROLL=UNROLL, SILU=silu,
+            WIDTH=width, BLOCK=block, UNROLL=unroll, SILU=silu,
             ALIGNED=aligned,
             num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
-    return dx, partial.sum(0), dwindow
+        rows, columns = SUMS
+        _sums_kernel[(triton.cdiv(e, columns), width + 1)](
+            partial, dweight, dbias if bias is not None else None, b * chunks, e,
+            WIDTH=width, ROWS=rows, BLOCK=columns, num_warps=4,
+        )  # fmt: skip
+    return dx, dweight, dbias, dwindow
 
 
 def _fake_backward(x, weight, bias, lengths, window, dy, dnew, silu):
     b, l, e = x.shape
     dwindow = x.new_empty(b, 0, e) if window is None else window.new_empty(window.shape)
-    sums = x.new_empty(weight.shape[1] + 1, e, dtype=torch.float32)
-    return x.new_empty(b, l, e), sums, dwindow
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(b, l, e), weight.new_empty(weight.shape), dbias, dwindow
 
 
 def _save(ctx, inputs, output):
@@ -347,9 +414,9 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, backward, dy, dnew):
     x, weight, bias, lengths, window = ctx.saved_tensors
     dy = torch.zeros_like(x) if dy is None else dy
-    dx, sums, dwindow = backward(x, weight, bias, lengths, window, dy, dnew, ctx.silu)
-    dbias = None if bias is None else sums[-1].to(bias.dtype)
-    dweight = sums[:-1].t().to(weight.dtype)
+    grads = backward(x, weight, bias, lengths, window, dy, dnew, ctx.silu)
+    dx, dweight, dbias, dwindow = grads
+    dbias = None if bias is None else dbias
     return dx, dweight, dbias, None, None if window is None else dwindow, None
 
 
