@@ -10,6 +10,7 @@ from remamba.errors import InputError
 from remamba.methods.base import Passage
 from remamba.methods.selection import EPS, SCORE_LOSS_SCALE, Compressor
 from remamba.model.rows import IGNORE, Batch, cut, ignore_pads, past_end
+from remamba.ops import cross_entropy
 from remamba.ops.precision import accumulation_dtype
 
 SCORE_NEGATIVES = ("document", "batch")
@@ -32,16 +33,12 @@ def answer_loss(
     hidden, labels = hidden[:, : labels.shape[1] - 1], labels[:, 1:]
     labelled = labels != IGNORE
     target = labels[labelled]
-    logits = lm_head(hidden[labelled])
-    logits = logits.to(accumulation_dtype(logits))
-    if not target.numel():
-        loss = hidden.sum() * 0
-    elif num_items is None:
-        loss = F.cross_entropy(logits, target)
-    else:
-        loss = F.cross_entropy(logits, target, reduction="sum") / num_items
     right = labelled.new_zeros(labels.shape)
-    right[labelled] = logits.detach().argmax(dim=-1) == target
+    if not target.numel():
+        return hidden.sum() * 0, right.any(dim=1)
+    rows = hidden.flatten(0, 1).index_select(0, labelled.flatten().nonzero()[:, 0])
+    losses, right[labelled] = cross_entropy(lm_head(rows), target)
+    loss = losses.sum() / (target.numel() if num_items is None else num_items)
     return loss, (right == labelled).all(dim=1) & labelled.any(dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.convolution.op import causal_conv
+from remamba.ops.cross_entropy.op import cross_entropy
 from remamba.ops.norm.op import gated_rms_norm, rms_norm
 from remamba.ops.scan.op import selective_scan, selective_scan_ref
 from remamba.ops.ssd_scan.op import ssd, ssd_ref
@@ -11,6 +12,7 @@ from remamba.ops.time_step.op import adapt_dt, decay_rate
 __all__ = [
     "adapt_dt",
     "causal_conv",
+    "cross_entropy",
     "decay_rate",
     "explain",
     "gated_rms_norm",

@@ -73,6 +73,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
+    "cross_entropy": {
+        "torch": "remamba.ops.cross_entropy.op:cross_entropy_torch",
+        "triton": "remamba.ops.cross_entropy.triton:cross_entropy_triton",
+    },
     # a whole decode step; where no kernel runs, the model calls its own modules
     "decode_layer": {
         "ref": "",
