@@ -10,6 +10,7 @@ from remamba.configuration_remamba import ReMambaConfig
 from remamba.model.layers import RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
+from remamba.model.recomputed import Recomputed, is_worth_recomputing
 from remamba.model.states import StateCache
 from remamba.model.time_step import Adaption
 from remamba.ops.precision import accumulation_dtype
@@ -39,12 +40,17 @@ class Block(GradientCheckpointingLayer):
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        normed, residual = self.norm(x, residual)
-        if self.residual_in_fp32:
-            residual = residual.to(accumulation_dtype(residual))
-        mixed, conv_state, ssm_state = self.mixer(
-            normed, lengths, dt_scale, adaption, conv_state, ssm_state
-        )
+        normed, total = self.norm(x, residual)
+        residual = total.to(accumulation_dtype(total)) if self.residual_in_fp32 else total
+        inputs = (normed, lengths, dt_scale, adaption, conv_state, ssm_state)
+        if is_worth_recomputing():
+            with Recomputed() as recomputed:
+                # the sum is kept in any case; narrower than the norm, it has lost digits
+                if torch.promote_types(total.dtype, normed.dtype) == total.dtype:
+                    recomputed.add(normed, lambda: self.norm(total)[0])
+                mixed, conv_state, ssm_state = self.mixer(*inputs, recomputed)
+        else:
+            mixed, conv_state, ssm_state = self.mixer(*inputs)
         return mixed, residual, conv_state, ssm_state
 
 

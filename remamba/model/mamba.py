@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.model.layers import CausalConv1d, projection
+from remamba.model.recomputed import Recomputed, is_repeatable
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import (
     decay_rate,
@@ -76,6 +77,7 @@ class MambaMixer(nn.Module):
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
+        recomputed: Recomputed | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden (b, l, d) -> output (b, l, d), conv_state (b, w - 1, e), ssm_state (b, e, n).
 
@@ -84,14 +86,21 @@ class MambaMixer(nn.Module):
             dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
+            recomputed: is told what the backward pass can make again.
         """
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        x, conv_state = self.conv1d(x, lengths, conv_state)
+        u, z = self.in_proj(hidden).chunk(2, dim=-1)
+        before = conv_state
+        x, conv_state = self.conv1d(u, lengths, before)
+        if recomputed is not None:
+            recomputed.add(x, lambda: self.conv1d(u, lengths, before)[0])
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
         if self.norm_eps is not None:  # Falcon-Mamba normalises all three, without weights
             dt, B, C = (rms_norm(t, eps=self.norm_eps)[0] for t in (dt, B, C))
         # a matrix: torch adds the bias to a product of three axes in a pass of its own
-        dt = self.dt_proj(dt.flatten(0, 1)).view(x.shape)
+        low_rank, shape = dt.flatten(0, 1), x.shape
+        dt = self.dt_proj(low_rank).view(shape)
+        if recomputed is not None and is_repeatable(self.dt_proj):
+            recomputed.add(dt, lambda: self.dt_proj(low_rank).view(shape))
         if adaption is not None:
             # its bias, asked of the module itself: hooks may bring its weights for the call alone
             bias = None if adaption.exact else self.dt_proj(dt.new_zeros(1, self.sizes[0]))[0]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.model.layers import CausalConv1d, GatedRMSNorm, projection
 from remamba.model.mamba import initial_dt_bias, reset_projections
+from remamba.model.recomputed import Recomputed
 from remamba.model.time_step import Adaption, DtAdaption
 from remamba.ops import decay_rate, ssd, ssd_state_update
 
@@ -51,6 +52,7 @@ class Mamba2Mixer(nn.Module):
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
+        recomputed: Recomputed | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden (b, l, d) -> output (b, l, d), conv_state (b, w - 1, c), ssm_state (b, h, p, n).
 
@@ -59,9 +61,13 @@ class Mamba2Mixer(nn.Module):
             dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
+            recomputed: is told what the backward pass can make again.
         """
-        z, xBC, dt = self.in_proj(hidden).split(self.projected_sizes, dim=-1)
-        xBC, conv_state = self.conv1d(xBC, lengths, conv_state)
+        z, u, dt = self.in_proj(hidden).split(self.projected_sizes, dim=-1)
+        before = conv_state
+        xBC, conv_state = self.conv1d(u, lengths, before)
+        if recomputed is not None:
+            recomputed.add(xBC, lambda: self.conv1d(u, lengths, before)[0])
         x, B, C = xBC.split(self.conv_sizes, dim=-1)
         x = x.unflatten(-1, (-1, self.head_dim))
         B, C = B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
@@ -80,4 +86,8 @@ class Mamba2Mixer(nn.Module):
                 dt_bias=self.dt_bias, dt_limit=self.dt_limit, dt_scale=dt_scale,
                 initial_state=ssm_state, chunk_size=self.chunk_size,
             )  # fmt: skip
-        return self.out_proj(self.norm(y.flatten(-2), z)), conv_state, ssm_state
+        y = y.flatten(-2)
+        normed = self.norm(y, z)
+        if recomputed is not None:
+            recomputed.add(normed, lambda: self.norm(y, z))
+        return self.out_proj(normed), conv_state, ssm_state
