@@ -113,6 +113,29 @@ class GenerateArgs(Kept):
 
 
 @dataclass(frozen=True)
+class StepArgs(Kept):
+    """Time a training step's forward and backward, with its peak memory, beside mamba_ssm.
+
+    All parameters of a published shape have gradients, every token of random rows is predicted,
+    nothing is checkpointed, and there is no optimizer. Loss and gradients are first compared with
+    mamba_ssm's, where it is installed; if they differ, no speed is told and the exit code is 1.
+
+    Example: remamba bench step --shapes mamba-130m --rows 8 --tokens 2048
+    """
+
+    shapes: Names = ()
+    """Default: the two 130m, mamba-2.8b and mamba2-2.7b on a GPU, the two tiny ones on a CPU."""
+    rows: Annotated[int | None, arg(metavar="N")] = None
+    """Of a step; default: 8 of a 130m, 1 of the large ones, 2 on a CPU."""
+    tokens: Annotated[int | None, arg(metavar="N")] = None
+    """Of a row; default: 2048 of a 130m, 4096 of the large ones, 64 on a CPU."""
+    peers: bool = True
+    """Whether mamba_ssm stands beside ours where it is installed."""
+    repeats: Annotated[int | None, arg(metavar="N")] = None
+    """Turns of each contender after the warm-up; default: 7."""
+
+
+@dataclass(frozen=True)
 class LongArgs(Kept):
     """Read a very long prompt: time, peak memory, and whether the result is still right.
 
