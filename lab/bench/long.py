@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lab.bench import goals
 from lab.bench.check import LIMITS, judge, relative_error, use_states
 from lab.bench.measure import (
     check_counts,
@@ -70,12 +69,8 @@ def run(args: LongArgs) -> dict[str, Any]:
         report["checks"] += [compare_with_torch(name, args, device) for name in args.small]
     if "ops" in args.what:
         report["checks"] += list(compare_ops(args, device, dtype))
-    report["goals"] = list(judge_goals(report))
-    said = list(goals.sentences(report["goals"]))
     show_table((*LABELS, *FIGURES), len(LABELS), table_rows(report))
-    for sentence in said:
-        progress(sentence)
-    keep(report, as_markdown(report, (*LABELS, *FIGURES), table_rows(report), said), paths)
+    keep(report, as_markdown(report, (*LABELS, *FIGURES), table_rows(report)), paths)
     return report
 
 
@@ -200,18 +195,6 @@ def _choose(op: str, name: str, tensor: Tensor, channels: Tensor) -> Tensor:
     if axis is None:
         return tensor
     return tensor.index_select(axis, channels[::HEAD_DIM] // HEAD_DIM if op == "ssd" else channels)
-
-
-def judge_goals(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The goals of a long prompt."""
-    for row in report["results"]:
-        if "peak_gib" in row:
-            name = f"{row['shape']}, {row['tokens']:,} tokens, {row['who']}, peak memory"
-            yield goals.goal(name, row["peak_gib"], goals.LONG_PEAK_GIB, "GiB")
-    for row in report["checks"]:
-        if row["what"] == "equal":
-            name = f"{row['shape']}, {row['tokens']:,} tokens in pieces equal the torch form, error"
-            yield goals.goal(name, row["relative_error"], EQUAL, "")
 
 
 LABELS = ("what", "shape", "tokens", "who")

@@ -34,7 +34,7 @@ class Case(NamedTuple):
     backward: bool = False
 
 
-GOAL_CASES = (
+GPU_CASES = (
     Case("selective_scan", "mamba-2.8b", 1, 6144, True),
     Case("selective_scan", "mamba-2.8b", 1, 65536),
     Case("selective_scan", "mamba-130m", 8, 2048, True),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.bench import goals
 from lab.bench.ceilings import Ceilings, describe, measure_ceilings
 from lab.bench.check import LIMITS, judge, relative_error
 from lab.bench.measure import (
@@ -22,7 +21,7 @@ from lab.bench.measure import (
     take_turns,
 )
 from lab.bench.op_cases import (
-    GOAL_CASES,
+    GPU_CASES,
     Case,
     Form,
     Inputs,
@@ -69,12 +68,11 @@ def run(args: OpsArgs) -> dict[str, Any]:
         checks, rows = time_case(case, names, device, dtype, ceilings, args)
         report["checks"] += checks
         report["results"] += rows
-    report["goals"] = goals.of_ops(report["results"]) if is_cuda(device) else []
-    said = [describe(ceilings), *goals.sentences(report["goals"])]
+        # what is finished is kept, whatever the next case meets
+        said = [describe(ceilings)]
+        keep(report, as_markdown(report, (*LABELS, *FIGURES), table_rows(report), said), paths)
     show_table((*LABELS, *FIGURES), len(LABELS), table_rows(report))
-    for sentence in said:
-        progress(sentence)
-    keep(report, as_markdown(report, (*LABELS, *FIGURES), table_rows(report), said), paths)
+    progress(describe(ceilings))
     return report
 
 
@@ -90,7 +88,7 @@ def choose_cases(args: OpsArgs, device: str) -> list[Case]:
                     backward = args.backward and not is_step(op)
                     cases.append(Case(op, name, args.batch, length, backward))
     else:
-        cases = list(GOAL_CASES)
+        cases = list(GPU_CASES)
     known = sorted({case.op for case in cases})
     for op in args.ops:
         if op not in known:
@@ -175,7 +173,9 @@ def check_at_length(
         outputs = run_form()
         y = outputs[0] if outputs[0].shape == wanted[0].shape else as_ours(case.op, outputs[0])
         errors = {"output 0": relative_error(y, wanted[0])}
-        judged = judge(f"{case.op} at {case.length}, {name}", errors, LIMITS[dtype])
+        is_peer = name not in backend.BACKENDS
+        title = f"{case.op} at {case.length}, {name}"
+        judged = judge(title, errors, LIMITS[dtype], is_told=is_peer)
         found.append({**row, "backend": name, **judged})
     return found
 
@@ -250,21 +250,14 @@ def _repeat(run_form: Callable[[], object], steps: int) -> None:
 
 SHORT = {"bytes": "bytes", "products": "prod", "exponentials": "exp"}
 LABELS = ("shape", "op", "batch x length", "what", "who")
-FIGURES = ("median ms", "min - max ms", "host ms", "floor ms", "/ floor", "goal ms")
+FIGURES = ("median ms", "min - max ms", "host ms", "floor ms", "/ floor")
 
 
 def table_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """One row a figure, as LABELS and FIGURES; what was measured elsewhere stands beside."""
-    on_gpu = is_cuda(report["settings"]["device"])
-    previous = None
+    """One row a figure, as LABELS and FIGURES."""
     for r in report["results"]:
         size = f"{r['batch']} x {r['length']}"
         key = (r["shape"], r["op"], size, r["what"])
-        goal = goals.ops_bound(r) if on_gpu and r["who"] in backend.BACKENDS else None
-        elsewhere = goals.ops_elsewhere(r) if on_gpu and key != previous else None
-        if elsewhere is not None:
-            yield (*key, "mamba_ssm*", figure(elsewhere * 1e3), *["-"] * 5)
-        previous = key
         yield (
             *key,
             r["who"],
@@ -273,7 +266,4 @@ def table_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             figure(r["host_s"] * 1e3) if "host_s" in r else "-",
             f"{figure(r['floor_s'] * 1e3)} {SHORT[r['floor_by']]}",
             figure(r["over_floor"]),
-            "-"
-            if goal is None
-            else f"{figure(goal * 1e3)} {'met' if r['median_s'] <= goal else 'MISSED'}",
         )

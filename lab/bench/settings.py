@@ -53,8 +53,8 @@ class OpsArgs(Kept):
     """
 
     shapes: Names = ()
-    """Published models whose sizes are taken; default: the cases with a goal on a GPU, the two 130m
-    on a CPU."""
+    """Published models whose sizes are taken; default: the large ones on a GPU, the two 130m on a
+    CPU."""
     lengths: Counts = (512, 2048)
     """Of the scans and the convolution, for --shapes."""
     batch: Count = 1
@@ -64,7 +64,7 @@ class OpsArgs(Kept):
     backends: Names = ()
     """Implementations; default: all but the reference. "ref" goes step by step."""
     backward: bool = False
-    """For --shapes, also the backward alone (the cases with a goal have theirs)."""
+    """For --shapes, also the backward alone (the default cases on a GPU have theirs)."""
     steps: Count = 20
     """Decode steps in one turn on a CPU; told for one."""
     repeats: Annotated[int | None, arg(metavar="N")] = None

@@ -1,4 +1,4 @@
-"""Timing in turns, floors, goals, and the report's head."""
+"""Timing in turns, floors, and the report's head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab.bench import goals, report
+from lab.bench import report
 from lab.bench.ceilings import Ceilings, Work
 from lab.bench.check import WrongResults, judge, relative_error
 from lab.bench.measure import Sample, Times, prepare, ratio, take_turns
@@ -71,6 +71,13 @@ def test_a_wrong_result_is_told_wherever_it_stands(bad: float, place: int) -> No
     assert judge("an op", {"x": 1e-6, "y": 1e-7}, 1e-4)["of"] == "x"
 
 
+@pytest.mark.parametrize("bad", [float("nan"), 1e-2], ids=["nan", "large"])
+def test_what_is_no_mistake_of_ours_is_told(bad: float) -> None:
+    found = judge("a peer", {"x": bad, "y": 1e-6}, 1e-4, is_told=True)
+    assert found["of"] == "x" and found["beyond"]
+    assert "beyond" not in judge("a peer", {"x": 1e-5}, 1e-4, is_told=True)
+
+
 def test_relative_error_of_what_is_not_finite_is_nan() -> None:
     wanted = torch.tensor([1.0, -4.0])
     assert relative_error(torch.tensor([1.0, -3.0]), wanted) == 0.25
@@ -112,48 +119,3 @@ def test_results_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_strange_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=device):
         prepare(OpsArgs(device=device))
-
-
-def row(shape: str, what: str, prompt: int, batch: int, who: str, **figures: float) -> dict:
-    return {"shape": shape, "what": what, "prompt": prompt, "batch": batch, "who": who, **figures}
-
-
-def test_goals_of_generation() -> None:
-    rows = [
-        row("mamba-2.8b", "prefill", 1024, 1, "plain", median_s=0.016, peak_gib=6.0),
-        row(
-            "mamba-2.8b", "prefill", 1024, 1, "two-stages",
-            median_s=0.032, peak_gib=6.2, span_gib=0.1,
-        ),
-        row("mamba2-2.7b", "prefill", 1024, 1, "plain", median_s=0.015, peak_gib=6.0),
-        row("mamba-2.8b", "decode", 64, 1, "engine", tokens_per_s=360.0),
-        row("mamba-2.8b", "decode", 64, 16, "engine", tokens_per_s=3500.0),
-        row("mamba-130m", "decode", 64, 1, "engine", tokens_per_s=1600.0),
-    ]  # fmt: skip
-    found = {g["goal"]: g["met"] for g in goals.of_generate(rows, "cuda", "bfloat16")}
-    assert found == {
-        "mamba-2.8b prefill 1024": True,
-        "mamba-2.8b two stages 1024, over plain": False,
-        "mamba-2.8b two stages 1024, peak memory": False,
-        "mamba-2.8b two stages 1024, below one pass of mamba_ssm*": True,
-        "mamba2-2.7b prefill 1024, over mamba-2.8b": True,
-        "mamba-2.8b decode": True,
-        "mamba-2.8b decode at batch 16, over batch 1": False,
-        "mamba-130m decode": True,
-    }
-    said = list(goals.sentences(goals.of_generate(rows, "cuda", "bfloat16")))
-    assert said[-1] == goals.MEASURED_ELSEWHERE
-    assert sum(line.startswith("MISSED") for line in said) == 3
-
-
-def test_goals_of_ops_are_the_fastest_forms() -> None:
-    key = {"op": "selective_scan", "shape": "mamba-2.8b", "batch": 1, "length": 6144}
-    rows = [
-        {**key, "what": "forward", "who": "torch", "median_s": 40e-3, "floor_s": 1e-4},
-        {**key, "what": "forward", "who": "triton", "median_s": 0.43e-3, "floor_s": 1e-4},
-        {**key, "what": "forward", "who": "mamba_ssm", "median_s": 0.1e-3, "floor_s": 1e-4},
-        {**key, "what": "backward", "who": "triton", "median_s": 1.5e-3, "floor_s": 1e-4},
-    ]
-    found = goals.of_ops(rows)
-    assert [(round(g["value"], 2), g["met"]) for g in found] == [(0.43, True), (1.5, False)]
-    assert goals.ops_elsewhere(rows[1]) == 0.675e-3
