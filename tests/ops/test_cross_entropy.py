@@ -43,7 +43,7 @@ def test_by_hand(form: str) -> None:
     torch.testing.assert_close(gradient, torch.tensor(rows, device=DEVICE))
 
 
-@pytest.mark.parametrize("classes", [1, 5, 4096, 9001])
+@pytest.mark.parametrize("classes", [2, 5, 4096, 9001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernel_equals_torch(classes: int, dtype: torch.dtype, same) -> None:
     """Rows of several blocks, in a wider tensor; large logits, and some of -inf."""
@@ -72,6 +72,17 @@ def test_a_row_of_infinities_has_no_loss_and_spoils_no_other(form: str) -> None:
         loss, _ = cross_entropy(logits, torch.tensor([0, 1], device=DEVICE))
     assert torch.isnan(loss[0])
     assert loss[1].item() == pytest.approx(math.log(4))
+
+
+def test_one_class_costs_nothing(form: str) -> None:
+    """Nor does it lose digits beside a large logit."""
+    logits = torch.full((3, 1), 300.7, device=DEVICE)
+    target = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    with use_backend(form):
+        loss, right, gradient = with_gradient(logits, target, torch.ones(3, device=DEVICE))
+    assert right.all()
+    torch.testing.assert_close(loss, torch.zeros(3, device=DEVICE), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient, torch.zeros(3, 1, device=DEVICE), atol=1e-6, rtol=0)
 
 
 def test_narrow_logits_give_a_loss_of_float32() -> None:

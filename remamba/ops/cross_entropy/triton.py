@@ -22,7 +22,10 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 @launched
 @triton.jit(do_not_specialize=["classes"])
 def _forward_kernel(logits, target, loss, right, mass, classes, row_stride, BLOCK: tl.constexpr):
-    """A program is a row; mass: log2 of the sum of 2^(logits * log2(e))."""
+    """A program is a row; mass (rows, 2): the largest logit m, and log2 of the sum of e^(v - m).
+
+    They stay apart, as their sum would lose the digits of the second beside large logits.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     label = tl.load(target + row)
@@ -33,22 +36,23 @@ def _forward_kernel(logits, target, loss, right, mass, classes, row_stride, BLOC
     for start in range(0, classes, BLOCK):
         mask = start + column < classes
         v = tl.load(logits + start + column, mask=mask, other=float("-inf")).to(tl.float32)
-        v *= LOG2_E
         top = tl.max(v, axis=0)
         place = tl.min(tl.where(v == top, start + column, classes), axis=0)
         first = tl.where(top > largest, place, first)
         above = tl.maximum(top, largest)
         # what is -inf as yet has no mass; subtracted from itself it would be NaN
         shift = tl.where(above == float("-inf"), 0.0, above)
-        total = total * tl.exp2(largest - shift) + tl.sum(tl.exp2(v - shift), axis=0)
+        parts = tl.sum(tl.exp2((v - shift) * LOG2_E), axis=0)
+        total = total * tl.exp2((largest - shift) * LOG2_E) + parts
         largest = above
-    total = largest + tl.log2(total)
+    total = tl.log2(total)
     # a label that is no class has no loss: NaN, and no reading past the row
     is_class = (label >= 0) & (label < classes)
-    own = tl.load(logits + label, mask=is_class, other=float("nan")).to(tl.float32) * LOG2_E
-    tl.store(loss + row, (total - own) * LN_2)
+    own = tl.load(logits + label, mask=is_class, other=float("nan")).to(tl.float32)
+    tl.store(loss + row, (largest - own) + total * LN_2)
     tl.store(right + row, first == label)
-    tl.store(mass + row, total)
+    tl.store(mass + 2 * row, largest)
+    tl.store(mass + 2 * row + 1, total)
 
 
 @launched
@@ -62,7 +66,8 @@ def _backward_kernel(
     mask = column < classes
     d = tl.load(dloss + row * dloss_stride)
     v = tl.load(logits + row * row_stride + column, mask=mask, other=0.0).to(tl.float32)
-    share = tl.exp2(v * LOG2_E - tl.load(mass + row))
+    share = (v - tl.load(mass + 2 * row)) * LOG2_E - tl.load(mass + 2 * row + 1)
+    share = tl.exp2(share)
     share = tl.where(column == tl.load(target + row), share - 1.0, share)
     tl.store(dlogits + row * classes + column, share * d, mask=mask)
 
@@ -88,7 +93,8 @@ def _forward(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     n, classes = logits.shape
-    loss, mass = (torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(2))
+    loss = torch.empty(n, dtype=torch.float32, device=logits.device)
+    mass = torch.empty((n, 2), dtype=torch.float32, device=logits.device)
     right = torch.empty(n, dtype=torch.bool, device=logits.device)
     with on_device(logits):
         _forward_kernel[(n,)](
@@ -100,8 +106,8 @@ def _forward(
 
 def _fake(logits, target):
     n = logits.shape[0]
-    mass = logits.new_empty(n, dtype=torch.float32)
-    return mass, logits.new_empty(n, dtype=torch.bool), mass.clone()
+    loss = logits.new_empty(n, dtype=torch.float32)
+    return loss, logits.new_empty(n, dtype=torch.bool), logits.new_empty(n, 2, dtype=torch.float32)
 
 
 def _backward(
