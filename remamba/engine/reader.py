@@ -22,6 +22,7 @@ from remamba.engine.request import Job, Request, fill_template
 from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions, not_finite
+from remamba.execution.steps import finish
 from remamba.methods.base import Method
 from remamba.methods.bm25 import Bm25, best_of
 from remamba.methods.chunks import Chunks, read_chunks
@@ -276,7 +277,8 @@ class Reader:
         """
         with torch.inference_mode():
             chunks = enter(*pad_rows(rows), device=self.model.device)
-            memory = read_chunks(self.model, chunks, method, PassOptions(self.piece_length))
+            steps = read_chunks(self.model, chunks, method, PassOptions(self.piece_length))
+            memory = finish(steps)
             memory.fingerprint = known_fingerprint(self.model)
             return self._checked(memory)
 
