@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from remamba.engine.request import Completion, Job, Request, Scored, fill_template
+from remamba.engine.entering import StageClock, fits, same_document, seeded, span_scores
+from remamba.engine.request import Completion, Job, Request, fill_template
 from remamba.engine.sampling import Sampler, SamplingOptions, choose
 from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
+from remamba.engine.text_iterator import TextIterator
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
@@ -29,43 +30,8 @@ from remamba.text import GrowingText, encode
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
 
-PREFILL_TOKENS = 8192
-"""Most positions, padding included, in a prefill that several requests share."""
 LOOK_AHEAD = 64
 """How many waiting requests are looked at for ones that can be prefilled with the first."""
-
-
-class TextIterator:
-    """A request's text, piece by piece as it becomes final; then `completion`."""
-
-    def __init__(self, engine: Engine, job: Job):
-        self._engine = engine
-        self._job = job
-
-    def __iter__(self) -> TextIterator:
-        return self
-
-    def __next__(self) -> str:
-        while not (text := self._job.take_text()):
-            if self._job.error is not None:
-                raise self._job.error
-            if self._job.is_finished:
-                raise StopIteration
-            moved = self._engine.step()
-            assert moved, "the job is neither waiting nor in a slot"
-        return text
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole result; None until it is there."""
-        return self._job.completion if self._job.is_finished else None
-
-    def close(self) -> None:
-        """Leave off; the request gives its slot back."""
-        self._engine.cancel(self._job)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class Engine:
@@ -207,7 +173,7 @@ class Engine:
         if group[0].method.draws:
             return group  # its random numbers must not depend on who stands beside it
         for job in near:
-            if len(group) < self._slots.free and _fits(job, group):
+            if len(group) < self._slots.free and fits(job, group):
                 group.append(job)
                 self._waiting.remove(job)
         return group
@@ -216,7 +182,7 @@ class Engine:
         """Read a document once, if several waiting jobs ask about it."""
         if not first.context or not first.method.serves_memory:
             return
-        if not any(_same_document(first, job) for job in near):
+        if not any(same_document(first, job) for job in near):
             return
         start = time.perf_counter()
         ids = torch.tensor([first.context], device=self.model.device)
@@ -225,15 +191,15 @@ class Engine:
         except InputError:  # no memory can stand for it: each is read with its question
             return
         for job in (first, *self._waiting):
-            if job is first or _same_document(first, job):
+            if job is first or same_document(first, job):
                 job.memory = memory
         first.reading_seconds = time.perf_counter() - start
 
     def _admit(self, group: list[Job]) -> None:
         """Prefill a group, draw each one's first token, and give slots to those who need more."""
-        clock = _StageClock(self.model)
+        clock = StageClock(self.model)
         try:
-            with clock, _seeded(group[0], self.model.device):
+            with clock, seeded(group[0], self.model.device):
                 logits, out = self._prefill(group)
                 tokens = choose(logits, [job.sampler for job in group])
         except InputError as error:
@@ -245,7 +211,7 @@ class Engine:
             return
         nothing: list[Any] = [None] * len(group)
         kept = nothing if out.kept is None else out.kept.rows()
-        scored = nothing if out.scores is None else _scored(out)
+        scored = nothing if out.scores is None else span_scores(out)
         chunks = nothing if out.chosen is None else out.chosen.tolist()
         cache = out.cache_params
         assert cache is not None
@@ -363,87 +329,3 @@ def end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list | tuple) else [eos])
-
-
-def _fits(job: Job, group: list[Job]) -> bool:
-    """True when a job can be prefilled with the group: read alike, and of similar length."""
-    first = group[0]
-    if job.memory is not first.memory or bool(job.context) != bool(first.context):
-        return False
-    if job.method != first.method:
-        return False
-    lengths = [len(j.ids) + (len(j.context) if j.memory is None else 0) for j in (*group, job)]
-    longest = max(lengths)
-    is_similar = longest <= 64 or 2 * min(lengths) >= longest
-    return is_similar and longest * len(lengths) <= PREFILL_TOKENS
-
-
-def _same_document(first: Job, second: Job) -> bool:
-    alike = first.method == second.method and second.memory is None
-    return alike and (first.context is second.context or first.context == second.context)
-
-
-@contextmanager
-def _seeded(job: Job, device: torch.device) -> Iterator[None]:
-    """Seed torch with the request's seed for a while, if its method draws random numbers."""
-    if not job.method.draws:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(job.request.options.seed)
-        yield
-
-
-def _scored(out: ReMambaOutput) -> list[Scored]:
-    """The scores of each row's span."""
-    assert out.scores is not None and out.span is not None
-    scores = out.scores.float().cpu()
-    start, length = out.span.start.tolist(), out.span.length.tolist()
-    each = len(scores) // len(start)  # rows of a memory's document
-    return [Scored(start[i // each], row[: length[i // each]]) for i, row in enumerate(scores)]
-
-
-class _StageClock:
-    """Measures a prefill. Stage 1 ends when the compressor is first asked for keys.
-
-    On a GPU events measure it: waiting between the stages would slow the prefill down.
-    """
-
-    def __init__(self, model: ReMambaForCausalLM):
-        self._device = model.device
-        self._is_gpu = model.device.type == "cuda"
-        self._keys = model.compressor.key_proj
-        self._marks: list[Any] = []
-
-    def __enter__(self) -> None:
-        self._hook = self._keys.register_forward_pre_hook(self._mark)
-        self._mark()
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop = time.perf_counter()
-        self._hook.remove()
-
-    def _mark(self, *_: object) -> None:
-        if self._is_gpu:
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record(torch.cuda.current_stream(self._device))
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self, reading: float) -> dict[str, float]:
-        """Seconds of the prefill, and of its two stages if it had two.
-
-        Call it after the prefill's results have been read.
-
-        Args:
-            reading: seconds spent on reading the document before.
-        """
-        whole = self._stop - self._start
-        found = {"prefill": reading + whole}
-        if len(self._marks) > 1:
-            first, last = self._marks[0], self._marks[-1]
-            stage1 = first.elapsed_time(last) / 1000 if self._is_gpu else last - first
-            found["stage1"] = reading + min(stage1, whole)
-            found["stage2"] = whole - min(stage1, whole)
-        return found
