@@ -42,6 +42,9 @@ UNTRAINED_MEMORY = Chunks(candidates=3)
 LOOK_AHEAD = 64
 """How many asks wait in the engine beyond those in its slots, so that alike ones meet."""
 
+OF_ASK_OR_MACHINE = (InputError, RuntimeError, MemoryError)
+"""Errors of an ask, or of the machine as out of memory; others are bugs, and always raised."""
+
 Known = WeakValueDictionary[tuple[str, str | Path], Document]
 """Texts and files that asks under way are about, by their prefix and themselves."""
 
@@ -388,7 +391,7 @@ class Reader:
     def _answer_each(
         self, asks: list[tuple[int, Ask]], slots: int, returns_errors: bool
     ) -> Iterator[tuple[int, Answer]]:
-        """See `answer_each`; after an error of the machine each ask alone, to find whose it was."""
+        """See `answer_each`; after a step that failed each ask alone, to find whose it was."""
         engine = self._ready_engine(slots)
         waiting = list(reversed(asks))
         known: Known = WeakValueDictionary()
@@ -409,32 +412,19 @@ class Reader:
                         if not returns_errors:
                             raise
                         yield number, Answer.failed(error)
-                try:
-                    moved = engine.step() if under_way else []
-                except (InputError, RuntimeError) as error:  # out of memory among them
-                    engine.cancel(*under_way)
-                    self._engine = None  # its states may be half of this step and half of the last
-                    left = [(number, ask) for number, ask, _ in under_way.values()]
-                    under_way.clear()
-                    if not returns_errors:
-                        raise
-                    if len(left) == 1:
-                        yield left[0][0], Answer.failed(error)
-                    else:
-                        for one in left:
-                            yield from self._answer_each([one], 1, returns_errors)
-                    engine = self._ready_engine(slots)
-                    continue
-                for job in moved:
-                    if not job.is_finished or job not in under_way:
+                for job in engine.step() if under_way else []:
+                    if not isinstance(job, Job) or not job.is_finished or job not in under_way:
                         continue
-                    number, _, made = under_way.pop(job)
-                    if job.error is None:
+                    number, ask, made = under_way.pop(job)
+                    failure = job.error
+                    if failure is None:
                         yield number, made.answer(job.completion)
-                    elif returns_errors:
-                        yield number, Answer.failed(job.error)
-                    else:
-                        raise job.error
+                    elif not returns_errors or not isinstance(failure, OF_ASK_OR_MACHINE):
+                        raise failure
+                    elif isinstance(failure, InputError) or not job.token_ids or slots == 1:
+                        yield number, Answer.failed(failure)
+                    else:  # a step for many failed
+                        yield from self._answer_each([(number, ask)], 1, returns_errors)
         finally:
             engine.cancel(*under_way)
 

@@ -26,8 +26,8 @@ class TextIterator:
                 raise self._job.error
             if self._job.is_finished:
                 raise StopIteration
-            moved = self._engine.step()
-            assert moved, "the job is neither waiting nor in a slot"
+            assert not self._engine.is_idle, "the job is neither waiting nor in a slot"
+            self._engine.step()
         return text
 
     @property
