@@ -21,6 +21,8 @@ from remamba.engine.entering import (
 from remamba.engine.request import Job
 from remamba.execution.passes import PassOptions
 from remamba.methods.memory import DocumentMemory
+from remamba.methods.plain import Plain
+from remamba.methods.shorten import Shorten
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 LOOK_AHEAD = 64
@@ -159,6 +161,8 @@ class Entrance:
         """Jobs that ask about the same document, which one reading can serve; taken out."""
         if not first.context or not first.method.serves_memory:
             return []
+        if isinstance(first.method, Shorten) and not isinstance(first.method.reader, Plain):
+            return []  # a memory tells places in what was left, not in the document
         if not any(same_document(first, job) for job in near):
             return []
         found = [job for job in self.waiting if isinstance(job, Job) and same_document(first, job)]

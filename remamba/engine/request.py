@@ -192,7 +192,9 @@ class Job:
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None, "the job is not finished"
-        read = len(self.context) if self.memory is None else int(self.memory.lengths.sum())
+        read = len(self.context)
+        if self.request.memory is not None:
+            read = int(self.request.memory.lengths.sum())
         return Completion(
             self.growing.text if self.growing else "",
             self.token_ids,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class Shorten(Method):
                 f"the memory was read by {memory.method.to_dict()}, not by {self.to_dict()}; read "
                 "it again"
             )
+        memory = replace(memory, method=self.reader)  # which read what is left as its own
         return (yield from self.reader.answer(model, questions, memory, options))
 
 
