@@ -6,15 +6,15 @@
         stream = loop.ask(Ask(kept.document, "Who signed?"), count=2, timeout=60)
         stream = loop.submit(Request(prompt=ids, options=SamplingOptions(logprobs=5)))
         for piece in stream: ...                        # or: async for piece in stream
-        piece.index, piece.text, piece.token_ids, piece.logprobs, piece.finish_reason
+        piece.number, piece.text, piece.token_ids, piece.logprobs, piece.finish_reason
         stream.completions, stream.answers              # one for each of `count`, at the end
         stream.cancel(); stream.tokens_read, stream.tokens_to_read
         loop.figures(); loop.drain(30)
 
 `ask`, `submit` and `keep` make tokens of texts in the caller's thread (in a coroutine:
-`asyncio.to_thread`). They raise `Busy` when too many wait, `Closed` when the loop takes no more, and
-InputError for what cannot be answered. What goes wrong later is raised by the stream: the job's own
-error, `TimedOut`, or `Closed`.
+`asyncio.to_thread`). They raise `Busy` when too many wait, `Closed` when the loop takes no more
+(`keep` in its future), and InputError for what cannot be answered. What goes wrong later is raised
+by the stream, or by the future: the job's own error, `TimedOut`, or `Closed`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ __all__ = ["Busy", "Closed", "EngineLoop", "KeptDocument", "Piece", "Stream", "T
 
 CPU_STEP, GPU_STEP = 256, 8192
 """Tokens that are read between two steps of those being answered."""
+ENDED = "the server has shut down before this was answered"
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -107,7 +108,8 @@ class EngineLoop:
         self._known: Known = WeakValueDictionary()
         self._state = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._is_open, self._is_closing = True, False
+        self._ending = threading.RLock()
+        self._is_open, self._is_closing, self._has_ended = True, False, False
         self._under_way = 0
         """Jobs that were let in and are not finished."""
         self._inboxes: dict[Job, Inbox] = {}
@@ -274,6 +276,9 @@ class EngineLoop:
         with self._state:
             self._commands.append(command)
             self._state.notify_all()
+            if not self._has_ended:
+                return
+        self._end_all(Closed(ENDED))
 
     def _leave(self, inbox: Inbox) -> None:
         """Cancel what nobody listens to any more."""
@@ -283,7 +288,7 @@ class EngineLoop:
 
     def _work(self) -> None:
         """The thread: commands, then a step, as long as there is something to do."""
-        error: Exception = Closed("the server has shut down before this was answered")
+        error: Exception = Closed(ENDED)
         try:
             while self._wait():
                 self._step()
@@ -292,7 +297,7 @@ class EngineLoop:
             raise
         finally:
             with self._state:
-                self._is_open = False
+                self._is_open, self._has_ended = False, True
             self._end_all(error)
 
     def _wait(self) -> bool:
@@ -317,7 +322,7 @@ class EngineLoop:
             if inbox.deadline is not None and inbox.deadline < now
         }
         for inbox in late.values():
-            inbox.put(None, TimedOut("it was not answered in the time that was given"))
+            inbox.fail(TimedOut("it was not answered in the time that was given"))
             self._leave(inbox)
 
     def _tell(self, job: AnyJob) -> None:
@@ -342,7 +347,7 @@ class EngineLoop:
             self._counts["generated_tokens"] += len(job.token_ids)
         self._let_out(1, how)
         if job.error is not None:
-            inbox.put(None, job.error)
+            inbox.fail(job.error)
             self._leave(inbox)  # the request's other answers
 
     def _tell_reading(self, job: ReadJob) -> None:
@@ -362,16 +367,16 @@ class EngineLoop:
         self._tell_reading(job)
 
     def _end_all(self, error: Exception) -> None:
-        """Give everybody who still waits an error."""
-        for command in self._commands:  # what was let in and not begun
-            command()
-        self._commands.clear()
-        for inbox in {id(one): one for one in self._inboxes.values()}.values():
-            inbox.put(None, error)
-            self._leave(inbox)
-        for job, future in [*self._readings.items()]:
-            job.error = job.error or error
-            self._leave_reading(job)
+        """Give everybody who still waits an error, now that the thread does nothing more."""
+        with self._ending:
+            while self._commands:  # what was let in and not begun
+                self._commands.popleft()()
+            for inbox in {id(one): one for one in self._inboxes.values()}.values():
+                inbox.fail(error)
+                self._leave(inbox)
+            for job in [*self._readings]:
+                job.fail(error)
+                self._leave_reading(job)
 
 
 def _close(reference: weakref.ref[EngineLoop]) -> None:

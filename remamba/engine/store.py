@@ -268,17 +268,17 @@ class MemoryStore:
         for tier in ("gpu", "ram"):
             excess = self.bytes(tier) - self._budgets[tier]
             for key in [*self._entries]:
-                entry = self._entries[key]
+                entry = self._entries.get(key)
                 if excess <= 0:
                     break
-                if entry.pins or entry.is_on_gpu != (tier == "gpu"):
+                if entry is None or entry.pins or entry.is_on_gpu != (tier == "gpu"):
                     continue
                 excess -= entry.bytes
                 self.counts[f"evicted_{tier}"] += 1
                 if tier == "gpu":
                     entry.memory, entry.is_on_gpu = entry.memory.to("cpu"), False
                 else:
-                    del self._entries[key]
+                    self._entries.pop(key, None)
 
     def _loaded(self, key: str) -> DocumentMemory | None:
         """The memory of a file; None where there is none, or none that can be trusted."""

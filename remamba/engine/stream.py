@@ -34,7 +34,7 @@ class TimedOut(Refused):
 class Piece(NamedTuple):
     """What has become final of an answer since the last piece of it."""
 
-    index: int
+    number: int
     """Which of the answers, from 0 on."""
     text: str
     token_ids: list[int]
@@ -56,34 +56,42 @@ class Inbox:
         """Whether nobody listens any more."""
         self.error: Exception | None = None
         self._heard = [0] * len(jobs)
+        self._open = len(jobs)
+        """How many answers have more to come."""
         self._pieces: deque[Piece] = deque()
         self._state = threading.Condition()
         self._wakes: Callable[[], None] | None = None
 
     def hear(self, job: Job) -> None:
         """Take what a job has written since it was last heard (in the loop's thread)."""
-        index = self.jobs.index(job)
+        number = self.jobs.index(job)
         text = job.take_text()
         if not text and not job.is_finished and job.growing is not None:
             return
-        begin, end = self._heard[index], len(job.token_ids)
-        self._heard[index] = end
-        self.put(Piece(index, text, job.token_ids[begin:], job.logprobs[begin:], job.finish_reason))
-
-    def put(self, piece: Piece | None, error: Exception | None = None) -> None:
-        """One more piece, or the error that ends them."""
+        begin = self._heard[number]
+        self._heard[number] = len(job.token_ids)
+        tokens, logprobs = job.token_ids[begin:], job.logprobs[begin:]
         with self._state:
-            if piece is not None:
-                self._pieces.append(piece)
-            self.error = self.error or error
-            self._state.notify_all()
-            wake, self._wakes = self._wakes, None
+            self._pieces.append(Piece(number, text, tokens, logprobs, job.finish_reason))
+            self._open -= job.is_finished
+            self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The error that ends the answers; the first one counts."""
+        with self._state:
+            if self._open:
+                self.error = self.error or error
+            self._wake()
+
+    def _wake(self) -> None:
+        self._state.notify_all()
+        wake, self._wakes = self._wakes, None
         if wake is not None:
             wake()
 
     @property
     def _is_over(self) -> bool:
-        return self.error is not None or all(job.is_finished for job in self.jobs)
+        return self.error is not None or not self._open
 
     def take(self) -> Piece | None:
         """The next piece, waited for; None behind the last.
