@@ -47,6 +47,9 @@ __all__ = ["Busy", "Closed", "EngineLoop", "KeptDocument", "Piece", "Stream", "T
 
 CPU_STEP, GPU_STEP = 256, 8192
 """Tokens that are read between two steps of those being answered."""
+COUNTED = (
+    "finished", "cancelled", "timed_out", "failed", "refused", "generated_tokens", "read_documents"
+)  # fmt: skip
 ENDED = "the server has shut down before this was answered"
 A = TypeVar("A")
 B = TypeVar("B")
@@ -206,7 +209,8 @@ class EngineLoop:
         with self._state:
             now = {"running": self.engine.running, "slots": self.reader.slots}
             waiting = max(self._under_way - now["running"], 0)
-            return {**self._counts, **now, "waiting": waiting, "under_way": self._under_way}
+            counts = {name: self._counts[name] for name in COUNTED}
+            return {**counts, **now, "waiting": waiting, "under_way": self._under_way}
 
     @property
     def is_ready(self) -> bool:
@@ -264,9 +268,10 @@ class EngineLoop:
                 raise Busy(f"{self._under_way} are under way already, of {most}; ask again later")
             self._under_way += count
 
-    def _let_out(self, count: int, how: str | None = None) -> None:
+    def _let_out(self, count: int, how: str | None = None, tokens: int = 0) -> None:
         with self._state:
             self._under_way -= count
+            self._counts["generated_tokens"] += tokens
             if how is not None:
                 self._counts[how] += count
             self._state.notify_all()
@@ -285,6 +290,17 @@ class EngineLoop:
         self.engine.cancel(*inbox.jobs)
         for job in inbox.jobs:
             self._tell(job)
+
+    def _end(self, inbox: Inbox, error: Exception, how: str) -> None:
+        """End a request with an error."""
+        self.engine.cancel(*inbox.jobs)
+        for job in inbox.jobs:
+            self._count_out(job, how)
+        inbox.fail(error)
+
+    def _count_out(self, job: Job, how: str) -> None:
+        if self._inboxes.pop(job, None) is not None:
+            self._let_out(1, how, len(job.token_ids))
 
     def _work(self) -> None:
         """The thread: commands, then a step, as long as there is something to do."""
@@ -322,8 +338,9 @@ class EngineLoop:
             if inbox.deadline is not None and inbox.deadline < now
         }
         for inbox in late.values():
-            inbox.fail(TimedOut("it was not answered in the time that was given"))
-            self._leave(inbox)
+            self._end(
+                inbox, TimedOut("it was not answered in the time that was given"), "timed_out"
+            )
 
     def _tell(self, job: AnyJob) -> None:
         """Tell those who wait what a job has brought."""
@@ -333,22 +350,12 @@ class EngineLoop:
         inbox = self._inboxes.get(job)
         if inbox is None:
             return
-        if job.error is None:
-            inbox.hear(job)
-        if not job.is_finished:
+        if job.error is not None:
+            self._end(inbox, job.error, "failed")
             return
-        del self._inboxes[job]
-        how = "finished" if job.finish_reason != "cancelled" else "cancelled"
-        if job.error is not None:
-            how = "failed"
-        elif isinstance(inbox.error, TimedOut):
-            how = "timed_out"
-        with self._state:
-            self._counts["generated_tokens"] += len(job.token_ids)
-        self._let_out(1, how)
-        if job.error is not None:
-            inbox.fail(job.error)
-            self._leave(inbox)  # the request's other answers
+        if job.is_finished:
+            self._count_out(job, "cancelled" if job.finish_reason == "cancelled" else "finished")
+        inbox.hear(job)
 
     def _tell_reading(self, job: ReadJob) -> None:
         future = self._readings.pop(job, None)
@@ -372,10 +379,8 @@ class EngineLoop:
             while self._commands:  # what was let in and not begun
                 self._commands.popleft()()
             for inbox in {id(one): one for one in self._inboxes.values()}.values():
-                inbox.fail(error)
-                self._leave(inbox)
+                self._end(inbox, error, "cancelled")
             for job in [*self._readings]:
-                job.fail(error)
                 self._leave_reading(job)
 
 
