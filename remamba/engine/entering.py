@@ -309,7 +309,8 @@ class StageClock:
         self._hook.remove()
 
     def _mark(self, *_: object) -> None:
-        self._stage1 = (len(self._ranges), self._now())
+        if self._stage1 is None:
+            self._stage1 = (len(self._ranges), self._now())
 
     def _now(self) -> Any:
         if not self._is_gpu:

@@ -154,7 +154,7 @@ def _reread(
 ) -> Steps[Passage]:
     """Selection and stage 2: K vectors are put in at position `at`, for `removed` tokens there."""
     backbone, compressor = model.backbone, model.compressor
-    scores = compressor.scores(reading.hidden, reading.last_hidden)
+    scores = yield from compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression, embeddings)
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
     plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
