@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from remamba.engine.likelihoods import check_likeliest
+from remamba.engine.likelihoods import MOST_LIKELIEST, check_likeliest
 from remamba.errors import InputError
 
 
@@ -91,10 +91,14 @@ class Sampler:
         return self._ends if self._drawn <= self.options.min_new_tokens else ()
 
 
+TOLD = (0, 5, MOST_LIKELIEST)
+"""How many of the likeliest tokens are looked for: few numbers, as a CUDA graph holds each."""
+
+
 def most_told(samplers: Sequence[Sampler]) -> int | None:
-    """The most of the likeliest tokens that a row wants told; None where none wants any."""
+    """How many of the likeliest tokens a step looks for; None where no row wants any told."""
     counts = [s.options.logprobs for s in samplers if s.options.logprobs is not None]
-    return max(counts, default=None)
+    return next(n for n in TOLD if n >= max(counts)) if counts else None
 
 
 NARROW = 64

@@ -311,6 +311,24 @@ def test_an_error_of_the_machine_ends_one_answer(slots: int) -> None:
     assert reader._ready_engine() is engine
 
 
+def test_a_step_that_fails_is_made_good_for_each_alone() -> None:
+    """What was too much for all at once is enough for one; with "raise" it ends them."""
+    reader = make_reader(slots=4)
+    asks = [Ask(TEXT * (1 + i), QUESTION, options=SHORT) for i in range(3)]
+    expected = [told(answer, with_scores=False) for answer in reader.answer(asks)]
+
+    def refuse(_: Any, given: Any) -> None:
+        if given[0].shape[0] > 1 and given[0].shape[1] == 1:
+            raise RuntimeError("out of memory")
+
+    hook = reader.model.backbone.register_forward_pre_hook(refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reader.answer(asks)
+    found = reader.answer(asks, errors="return")
+    hook.remove()
+    assert [told(answer, with_scores=False) for answer in found] == expected
+
+
 def test_answers_come_as_they_are_done() -> None:
     """The short ones first; leaving off frees the slots."""
     reader = make_reader(slots=2)
