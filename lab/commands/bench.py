@@ -6,12 +6,14 @@ import importlib
 import json
 import sys
 
-from lab.bench.settings import Fig6Args, GenerateArgs, LongArgs, OpsArgs
+from lab.bench.settings import Fig6Args, GapsArgs, GenerateArgs, LongArgs, OpsArgs
 
-MODULES = {OpsArgs: "ops", GenerateArgs: "generate", LongArgs: "long", Fig6Args: "fig6"}
+MODULES = {
+    OpsArgs: "ops", GenerateArgs: "generate", LongArgs: "long", GapsArgs: "gaps", Fig6Args: "fig6",
+}  # fmt: skip
 
 
-def run(args: OpsArgs | GenerateArgs | LongArgs | Fig6Args) -> int:
+def run(args: OpsArgs | GenerateArgs | LongArgs | GapsArgs | Fig6Args) -> int:
     """Runs one benchmark: table and progress on stderr, the report as stdout's one line of JSON.
 
     Returns 1, and tells no speed, when a contender computes something else.
