@@ -45,8 +45,10 @@ class ReadJob:
     is_cancelled: bool = False
     tokens_read: int = 0
     """How many of `length` have been read so far."""
-    number: int = 0
-    """Its place in the order in which the engine was given its jobs."""
+    client: str = ""
+    """Who asks, see `Request.client`."""
+    order: tuple[int, int] = (0, 0)
+    """Its place among those that wait: the turn of its client, and its number."""
 
     @property
     def length(self) -> int:
@@ -93,7 +95,7 @@ class Entering(Generic[T]):
         """`takes_slots`: each job has a row of its own; else all wait for one memory."""
         self.takes_slots = takes_slots
         self.jobs: list[Any] = list(jobs)
-        self.number = min(job.number for job in jobs)
+        self.order = min(job.order for job in jobs)
         self.total = sum(job.length for job in jobs) if takes_slots else jobs[0].length
         """About how many positions are read."""
         self.read = 0

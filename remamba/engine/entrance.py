@@ -25,12 +25,14 @@ from remamba.methods.plain import Plain
 from remamba.methods.shorten import Shorten
 from remamba.modeling_remamba import ReMambaForCausalLM
 
+MOST_CLIENTS = 4096
+"""Clients whose turns are known before those without a turn to come are forgotten."""
 LOOK_AHEAD = 64
 """How many waiting requests are looked at for ones that can be prefilled with the first."""
 
 
 class Entrance:
-    """Jobs on their way to a slot, or to a memory.
+    """Jobs on their way to a slot, or to a memory; clients take turns.
 
     Args:
         step_tokens: about how many tokens are read in a step. Every second step goes to what came
@@ -45,6 +47,11 @@ class Entrance:
         self._options = PassOptions(piece_length, most=step_tokens)
         self._step_tokens = step_tokens
         self._numbers = itertools.count()
+        self._turn = 0
+        """That of the job which was begun last."""
+        self._turns: dict[str, int] = {}
+        """The last turn that each client has taken; those who have none that is to come are left
+        out now and then."""
         self._takes_first = False
         self.waiting: deque[AnyJob] = deque()
         self.entering: list[Entering[Any]] = []
@@ -62,7 +69,11 @@ class Entrance:
 
     def add(self, job: AnyJob) -> None:
         """Put a job behind those that wait; or beside those whose document is being read."""
-        job.number = next(self._numbers)
+        turn = max(self._turn, self._turns.get(job.client, -1) + 1)
+        if len(self._turns) > MOST_CLIENTS:
+            self._turns = {name: last for name, last in self._turns.items() if last >= self._turn}
+        self._turns[job.client] = turn
+        job.order = (turn, next(self._numbers))
         for one in self.entering:
             first = one.jobs[0]
             if not one.takes_slots and isinstance(first, Job) and same_document(first, job):
@@ -124,22 +135,24 @@ class Entrance:
         """What is read next, begun if it was not; None when nothing can be."""
         under_way = [one for one in self.entering if not one.is_left_off]
         room = free() - sum(len(one.jobs) for one in under_way if one.takes_slots)
-        begins = [job for job in self.waiting if room > 0 or isinstance(job, ReadJob)]
-        found: list[Entering[Any] | AnyJob] = [*under_way, *(j for j in begins if j.unfinished)]
+        found: list[Entering[Any] | AnyJob] = [*under_way]
+        if not under_way or self._step_tokens is not None:
+            for job in self.waiting:
+                if job.unfinished and (room > 0 or isinstance(job, ReadJob)):
+                    found.append(job)
         if not found:
             return None
-        chosen = found[0]
-        if self._step_tokens is not None:
-            self._takes_first = not self._takes_first
-            if self._takes_first:
-                chosen = min(found, key=lambda one: one.number)
-            else:
-                chosen = min(found, key=_nearness)
+        self._takes_first = not self._takes_first
+        if self._takes_first or self._step_tokens is None:
+            chosen = min(found, key=lambda one: one.order)
+        else:
+            chosen = min(found, key=_nearness)
         return chosen if isinstance(chosen, Entering) else self._begin(chosen, room)
 
     def _begin(self, first: AnyJob, room: int) -> Entering[Any]:
         """A waiting job's way in, with others that can share it."""
         self.waiting.remove(first)
+        self._turn = max(self._turn, first.order[0])
         near = list(itertools.islice(self.waiting, LOOK_AHEAD))
         if isinstance(first, ReadJob):
             one: Entering[Any] = self._reading(first, [first])
@@ -187,6 +200,6 @@ class Entrance:
             self.waiting.appendleft(job)
 
 
-def _nearness(one: Entering[Any] | AnyJob) -> tuple[int, int]:
+def _nearness(one: Entering[Any] | AnyJob) -> tuple[int, tuple[int, int]]:
     """How near something is to its end; of equals the one that came first."""
-    return one.left if isinstance(one, Entering) else one.length, one.number
+    return one.left if isinstance(one, Entering) else one.length, one.order

@@ -26,6 +26,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -142,19 +143,26 @@ class EngineLoop:
         """
         return self._submit(lambda: (request, None), count, timeout)
 
-    def ask(self, ask: Ask, count: int = 1, timeout: float | None = None) -> Stream:
+    def ask(
+        self, ask: Ask, count: int = 1, timeout: float | None = None, client: str = ""
+    ) -> Stream:
         """The answers to an ask, as they grow; then `Stream.answers`. See `submit`.
 
         A document that no memory is kept of is read for this ask; see `keep`.
+
+        Args:
+            client: see `Request.client`.
         """
 
         def make() -> tuple[Request, Made]:
             made = self.reader.request_of(ask, self._known)
-            return made.request, made
+            return replace(made.request, client=client), made
 
         return self._submit(make, count, timeout)
 
-    def keep(self, document: str | Path, method: AskedMethod = None) -> Future[KeptDocument]:
+    def keep(
+        self, document: str | Path, method: AskedMethod = None, client: str = ""
+    ) -> Future[KeptDocument]:
         """A document with its memory from the store, read once whoever asks.
 
         Where the method needs a reading for each question (`bm25`), there is no memory to keep.
@@ -167,10 +175,10 @@ class EngineLoop:
             ready: Future[KeptDocument] = Future()
             ready.set_result(KeptDocument(found, None))
             return ready
-        job = ReadJob([found.ids], found.method)
+        job = ReadJob([found.ids], found.method, client=client)
         if isinstance(found.method, Chunks):
             rows = found.chunk_rows(found.chunks(found.method.tokens))
-            job = ReadJob(rows, found.method, is_cut=True)
+            job = ReadJob(rows, found.method, is_cut=True, client=client)
 
         def made(held: Held) -> KeptDocument:
             found.memory = held.memory

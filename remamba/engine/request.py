@@ -50,6 +50,8 @@ class Request:
     """Settings of `remamba`; False: plain Mamba. None: as `method` says."""
     method: MethodLike | None = None
     """A way of reading; None: the model's own, or the one that the memory was read with."""
+    client: str = ""
+    """Who asks. Clients take turns, so that one who asks much does not stop the others."""
     prompt_logprobs: int | None = None
     """Also tell the log-probability of each token of the prompt, and so many of the likeliest ones
     with it (OpenAI's `echo` needs them). For prompts in one part, read by the method `plain`."""
@@ -151,8 +153,8 @@ class Job:
     """How many of `length` its prefill has read so far; of two readings, the first is counted."""
     forks: list[Job] = field(default_factory=list)
     """Jobs that go on from the states that its prefill leaves, with random numbers of their own."""
-    number: int = 0
-    """Its place in the order in which the engine was given its jobs."""
+    order: tuple[int, int] = (0, 0)
+    """Its place among those that wait: the turn of its client, and its number."""
     is_apart: bool = False
     """Something that was read for it and for others has failed: it is now read by itself."""
     _news: str = ""
@@ -166,6 +168,11 @@ class Job:
     def unfinished(self) -> list[Job]:
         """Itself and its forks, as far as they are not finished."""
         return [job for job in (self, *self.forks) if not job.is_finished]
+
+    @property
+    def client(self) -> str:
+        """Who asks."""
+        return self.request.client
 
     @property
     def length(self) -> int:

@@ -87,7 +87,7 @@ def test_answers_equal_the_readers(name: str) -> None:
                 kept = loop.keep(texts[number], method).result()
                 assert (kept.source is None) == (name in ("paper", "bm25"))
                 ask = Ask(kept.document, QUESTION, method=method, options=DRAWN)
-            stream = loop.ask(ask)
+            stream = loop.ask(ask, client=f"client {number}")
             pieces = list(stream)
             (found,) = stream.answers
             assert "".join(piece.text for piece in pieces) == found.text

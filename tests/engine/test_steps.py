@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from remamba import CompressionConfig, InputError
+from remamba.engine import entrance
 from remamba.engine.engine import Completion, Engine, Request, SamplingOptions
 from remamba.engine.entering import ReadJob
 from remamba.engine.request import Job
@@ -140,6 +141,31 @@ def test_short_prompts_pass_long_ones_by() -> None:
             steps += 1
         assert short.is_finished
     assert 20 <= steps <= 44
+
+
+@pytest.mark.parametrize("step_tokens", [None, 10])
+def test_clients_take_turns(step_tokens: int | None) -> None:
+    """One who asks much is answered between two answers of those who ask little."""
+    engine = Engine(tiny_model(), slots=1, step_tokens=step_tokens)
+    ended: list[str] = []
+    asked = ["much"] * 6 + ["little"] + ["much"] * 6 + ["other", "little"]
+    jobs = [
+        engine.submit(Request(prompt=ids_of(8, i), options=GREEDY, method="plain", client=name))
+        for i, name in enumerate(asked)
+    ]
+    while not engine.is_idle:
+        ended += [job.client for job in engine.step() if job.is_finished]
+    assert all(job.error is None for job in jobs)
+    assert ended[:5] == ["much", "little", "other", "much", "little"]
+    assert ended[5:] == ["much"] * 10
+
+
+def test_turns_of_many_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance, "MOST_CLIENTS", 3)
+    engine = Engine(tiny_model(), slots=1)
+    for number in range(9):
+        engine.run([Request(prompt=[5], options=GREEDY, method="plain", client=f"{number}")] * 2)
+    assert len(engine._entrance._turns) <= 5
 
 
 def test_a_document_asked_about_while_it_is_read_is_read_once() -> None:
