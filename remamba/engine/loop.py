@@ -271,6 +271,8 @@ class EngineLoop:
         with self._state:
             if not self._is_open:
                 raise Closed("no more is taken: the server is shutting down")
+            if count > most:
+                raise InputError(f"{count} answers are asked for; at most {most} can be under way")
             if self._under_way + count > most:
                 self._counts["refused"] += count
                 raise Busy(f"{self._under_way} are under way already, of {most}; ask again later")

@@ -92,6 +92,7 @@ class MemoryStore:
             outlives the process, nor its budget.
         ram_bytes: most bytes of memories in RAM.
         gpu_bytes: most bytes of memories on the model's GPU.
+        file_bytes: most bytes of the files in a folder. None: no bound.
 
     Raises:
         InputError: the place cannot be used.
@@ -104,13 +105,17 @@ class MemoryStore:
         *,
         ram_bytes: int = 2**30,
         gpu_bytes: int = 0,
+        file_bytes: int | None = None,
     ):
-        for name, value in (("ram_bytes", ram_bytes), ("gpu_bytes", gpu_bytes)):
-            if value < 0:
+        given = (("ram_bytes", ram_bytes), ("gpu_bytes", gpu_bytes), ("file_bytes", file_bytes))
+        for name, value in given:
+            if value is not None and value < 0:
                 raise InputError(f"{name} = {value} must be 0 or above")
         self._model = model
         self._budgets = {"ram": ram_bytes, "gpu": gpu_bytes}
-        self._files = None if place is None else StoreFiles(place)
+        if place is None and file_bytes is not None:
+            raise InputError(f"file_bytes = {file_bytes} needs a place; give a folder")
+        self._files = None if place is None else StoreFiles(place, file_bytes)
         self._lock = threading.RLock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._flights: dict[str, _Flight] = {}

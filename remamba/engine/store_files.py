@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from contextlib import suppress
@@ -23,15 +24,22 @@ class StoreFiles:
 
     Args:
         place: a folder, which is made where it is missing, or a URL (`memory://`, `s3://`, ...).
+        most_bytes: of the files in a folder; those used longest ago are removed. None: no bound.
 
     Raises:
         InputError: it cannot be written to, or fsspec does not know it.
     """
 
-    def __init__(self, place: str | Path):
+    def __init__(self, place: str | Path, most_bytes: int | None = None):
         self.place = str(place)
+        self._most_bytes = most_bytes
         self._remote: Any = None
         if "://" in self.place and not self.place.startswith("file://"):
+            if most_bytes is not None:
+                raise InputError(
+                    f"file_bytes = {most_bytes} is for a folder; at {self.place} let the place "
+                    "itself remove old files"
+                )
             self._remote, self._root = _remote(self.place)
             return
         folder = Path(self.place.removeprefix("file://"))
@@ -55,6 +63,7 @@ class StoreFiles:
         """
         if self._remote is None:
             memory.save(self.path(key))
+            self._remove_old()
             return
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "memory")
@@ -74,13 +83,33 @@ class StoreFiles:
         if self._remote is None:
             if not Path(path).is_file():
                 return None
-            return _checked(key, path, model)
+            memory = _checked(key, path, model)
+            with suppress(OSError):
+                os.utime(path)
+            return memory
         if not self._remote.exists(path):
             return None
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "memory")
             self._remote.get_file(path, str(local))
             return _checked(key, str(local), model)
+
+    def _remove_old(self) -> None:
+        """Bring a folder within its bytes; another process may be doing the same."""
+        if self._most_bytes is None:
+            return
+        found = []
+        for path in Path(self._root).glob(f"*{SUFFIX}"):
+            with suppress(OSError):
+                state = path.stat()
+                found.append((state.st_mtime, state.st_size, path))
+        excess = sum(size for _, size, _ in found) - self._most_bytes
+        for _, size, path in sorted(found):
+            if excess <= 0:
+                return
+            excess -= size
+            with suppress(OSError):
+                path.unlink()
 
 
 def _checked(key: str, path: str, model: ReMambaForCausalLM) -> DocumentMemory:

@@ -198,6 +198,8 @@ def test_too_many_are_refused_at_once() -> None:
         ):
             with pytest.raises(Busy, match="3 are under way already, of 3; ask again later"):
                 refused()
+        with pytest.raises(InputError, match="4 answers are asked for; at most 3 can be under way"):
+            loop.submit(Request(prompt=[5]), count=4)
         assert not loop.is_ready and loop.figures()["refused"] == 6
         for stream in streams:
             stream.cancel()

@@ -235,6 +235,25 @@ def test_a_damaged_file_is_never_served(harm: str, tmp_path: Path) -> None:
         assert Desk(tmp_path).hold(document).source == "file"
 
 
+def test_old_files_are_removed(tmp_path: Path) -> None:
+    """Those used longest ago, a use being a load too."""
+    documents = [ids_of(60, seed) for seed in range(4)]
+    first = Desk(tmp_path / "sizes")
+    first.hold(documents[0]).close()
+    first.store.close()
+    size = first.file(documents[0]).stat().st_size
+    for number, document in enumerate(documents):
+        desk = Desk(tmp_path / "files", file_bytes=3 * size + 100)
+        desk.hold(document).close()
+        desk.store.close()
+        if number == 2:
+            for place, old in enumerate(documents[:3]):
+                os.utime(desk.file(old), (1000 + place, 1000 + place))
+            again = Desk(tmp_path / "files")
+            assert again.hold(documents[0]).source == "file"
+    assert [desk.file(document).exists() for document in documents] == [True, False, True, True]
+
+
 def test_a_full_disk(small_disk: Path) -> None:
     """The memory is there, its file is not, and nothing is left of it."""
     desk, document = Desk(small_disk), ids_of(5000)
@@ -295,6 +314,9 @@ def test_kills_amid_writing_leave_nothing_broken(tmp_path: Path) -> None:
     [
         ({"ram_bytes": -1}, "ram_bytes = -1"),
         ({"gpu_bytes": -1}, "gpu_bytes = -1"),
+        ({"file_bytes": -1}, "file_bytes = -1"),
+        ({"file_bytes": 1}, "file_bytes = 1 needs a place"),
+        ({"file_bytes": 1, "place": "memory://x"}, "file_bytes = 1 is for a folder"),
         ({"place": "nowhere://x"}, "nowhere://x"),
         ({"place": __file__}, "is a file|has the name that a folder needs"),
     ],
