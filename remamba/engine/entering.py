@@ -134,10 +134,6 @@ class Entering(Generic[T]):
             job.tokens_read = min(self.read // self._rows, job.length)
         return count
 
-    def close(self) -> None:
-        """Leave off, and let its memory go."""
-        self._steps.close()
-
 
 def prefill(
     model: ReMambaForCausalLM, group: Sequence[Job], options: PassOptions

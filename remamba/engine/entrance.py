@@ -85,9 +85,7 @@ class Entrance:
         """Let go of what nobody waits for any more."""
         if any(not job.unfinished for job in self.waiting):
             self.waiting = deque(job for job in self.waiting if job.unfinished)
-        for one in [one for one in self.entering if one.is_left_off]:
-            self.entering.remove(one)
-            one.close()
+        self.entering = [one for one in self.entering if not one.is_left_off]
 
     def read_some(self, free: Callable[[], int]) -> Iterator[Entering[Prefilled]]:
         """Read of what is here, as much as a step may; the prefills that are done by it.
