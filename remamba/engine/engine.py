@@ -350,8 +350,10 @@ class Engine:
             place = f"the logits behind {len(job.token_ids)} new tokens"
             job.fail(not_finite(place, self.model.dtype))
             return
-        with failing([job]):
+        try:
             job.take(token, self.eos, told)
+        except Exception as error:  # as where its text cannot be made
+            job.fail(error)
 
     def _ids(self, name: str, given: str | Sequence[int], *, begins: bool = True) -> list[int]:
         """The tokens of a part of a request."""

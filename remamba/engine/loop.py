@@ -46,7 +46,7 @@ from remamba.methods.memory import DocumentMemory
 
 __all__ = ["Busy", "Closed", "EngineLoop", "KeptDocument", "Piece", "Stream", "TimedOut"]
 
-CPU_STEP, GPU_STEP = 256, 8192
+CPU_STEP, GPU_STEP = 256, 4096
 """Tokens that are read between two steps of those being answered."""
 COUNTED = (
     "finished", "cancelled", "timed_out", "failed", "refused", "generated_tokens", "read_documents"
@@ -86,7 +86,7 @@ class EngineLoop:
     Args:
         reader: whose model it runs. Until the loop is closed this reader reads through the loop,
             from any thread, and answers through `ask` alone.
-        store: where documents' memories are kept; None: 1 GiB of RAM.
+        store: where documents' memories are kept, which it does not close; None: 1 GiB of RAM.
         most_waiting: how many jobs may wait beyond those in the slots; the next is refused.
         step_tokens: see `Engine`; None: CPU_STEP, on a GPU GPU_STEP.
     """

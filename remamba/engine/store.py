@@ -20,6 +20,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,19 +39,20 @@ Start = Callable[[], "Future[DocumentMemory]"]
 class Held:
     """A memory that is pinned: it stays where it is until this is closed, or forgotten."""
 
-    def __init__(self, store: MemoryStore, key: str, memory: DocumentMemory, source: str):
+    def __init__(self, store: MemoryStore, key: str, entry: _Entry, source: str):
         self.key = key
-        self.memory = memory
+        self.memory = entry.memory
         self.source = source
         """Where it came from: gpu, ram or file, where it was kept before it was asked for; shared:
         another's reading that was under way; read: read for this asker."""
         self._store: MemoryStore | None = store
+        self._entry = entry
 
     def close(self) -> None:
         """The memory may be evicted again."""
         store, self._store = self._store, None
         if store is not None:
-            store._unpin(self.key)
+            store._unpin(self._entry)
 
     def __enter__(self) -> Held:
         return self
@@ -211,21 +213,23 @@ class MemoryStore:
     def _land(self, key: str, flight: _Flight, memory: DocumentMemory, source: str) -> None:
         """Keep a memory, and give it to those who wait for it."""
         memory.key = key
+        is_read, told = source == "read", {"file": "hit_file"}
         with self._lock:
             if self._flights.get(key) is flight:
                 del self._flights[key]
-            self._entries[key] = _Entry(memory, memory.hidden.is_cuda, num_bytes(memory))
-            told = "hit_file" if source == "file" else "read"
+            made = _Entry(memory, memory.hidden.is_cuda, num_bytes(memory))
+            entry = self._entries.setdefault(key, made)
+            entry.pins += 1  # until all have theirs
             for future in flight.waiters:
                 if future.set_running_or_notify_cancel():
-                    self._entries[key].pins += 1
-                    self.counts[told] += 1
-                    future.set_result(Held(self, key, memory, source))
-                    if source == "read":
-                        source, told = "shared", "shared"
-            self._evict()
-        if self._files is not None and told != "hit_file":
-            self._writer.submit(self._write, key, memory)
+                    entry.pins += 1
+                    self.counts[told.get(source, source)] += 1
+                    future.set_result(Held(self, key, entry, source))
+                    source = "shared" if is_read else source
+            self._unpin(entry)
+        if self._files is not None and is_read:
+            with suppress(RuntimeError):  # the store was closed meanwhile
+                self._writer.submit(self._write, key, memory)
 
     def _crash(self, key: str, flight: _Flight, error: BaseException) -> None:
         with self._lock:
@@ -260,13 +264,12 @@ class MemoryStore:
             entry.memory, entry.is_on_gpu = entry.memory.to(device), True
             entry.memory.key = key
             self._evict()
-        return Held(self, key, entry.memory, source)
+        return Held(self, key, entry, source)
 
-    def _unpin(self, key: str) -> None:
+    def _unpin(self, entry: _Entry) -> None:
         with self._lock:
-            if (entry := self._entries.get(key)) is not None:
-                entry.pins -= 1
-                self._evict()
+            entry.pins -= 1
+            self._evict()
 
     def _evict(self) -> None:
         """Bring what is kept within the budgets, as far as it is not pinned."""

@@ -339,3 +339,31 @@ def test_what_has_no_room_on_the_gpu_goes_to_ram() -> None:
     with desk.hold(documents[1]) as held:
         assert held.source == "ram" and held.memory.hidden.is_cuda
     assert desk.hold(documents[0]).source == "read"
+
+
+def test_those_who_leave_at_the_landing_spoil_nothing() -> None:
+    """A memory that has no room is let go when the first of its askers drops it at once."""
+    desk, document = Desk(ram_bytes=0), ids_of(70)
+    key, reading = desk.store.key_of([document], METHODS["whole"]), Future[DocumentMemory]()
+    asked = [desk.store.hold(key, lambda: reading) for _ in range(3)]
+    asked[0].add_done_callback(lambda done: done.result().close())
+    asked[1].cancel()
+    reading.set_result(desk.memory(document, METHODS["whole"]))
+    with asked[2].result(timeout=5) as held:
+        assert held.source == "shared" and key in desk.store
+    assert key not in desk.store and desk.store.bytes("ram") == 0
+
+
+def test_two_readings_of_one_document_are_kept_once() -> None:
+    """The first was left by all and could not be stopped any more; a second one was begun."""
+    desk, document = Desk(), ids_of(70)
+    key = desk.store.key_of([document], METHODS["whole"])
+    first, second = Future[DocumentMemory](), Future[DocumentMemory]()
+    first.set_running_or_notify_cancel()
+    desk.store.hold(key, lambda: first).cancel()
+    asked = desk.store.hold(key, lambda: second)
+    first.set_result(desk.memory(document, METHODS["whole"]))
+    second.set_result(desk.memory(document, METHODS["whole"]))
+    asked.result(timeout=5).close()
+    entry = desk.store._entries[key]
+    assert entry.pins == 0 and desk.store.bytes("ram") == entry.bytes
