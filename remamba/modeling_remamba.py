@@ -14,6 +14,7 @@ from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
 from remamba.execution.passes import LayerStates, PassOptions, not_finite
 from remamba.execution.placement import execution_device
+from remamba.execution.steps import Steps, finish
 from remamba.generation import StatefulGeneration
 from remamba.methods.base import Method, Passage
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
@@ -75,7 +76,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
         batch = self._enter(document_ids, attention_mask)
         found = self.resolve_method(compression, method)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            memory, _ = found.read(self, batch, PassOptions(piece_length))
+            memory, _ = finish(found.read(self, batch, PassOptions(piece_length)))
         memory.fingerprint = fingerprint(self)
         return memory
 
@@ -111,23 +112,24 @@ class ReMambaModel(ReMambaPreTrainedModel):
                 )
         return memory.to(self.device)
 
-    def _run(
+    def passing(
         self,
         batch: Batch,
         method: Method | None,
         memory: DocumentMemory | None,
         cache: StateCache | None,
         options: PassOptions,
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """The states behind the rows; method None is the memory's, or the model's own."""
         if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
-            return self._go_on(batch, method, memory, cache, options)
+            return (yield from self._go_on(batch, method, memory, cache, options))
         if memory is not None:
             if memory.fingerprint and not self.training:
                 check_fingerprint("the memory", memory.fingerprint, known_fingerprint(self))
-            passage = (method or memory.method).answer(self, batch, memory, options)
+            passage = yield from (method or memory.method).answer(self, batch, memory, options)
         else:
-            passage = (method or self.resolve_method()).prefill(self, batch, cache, options)
+            method = method or self.resolve_method()
+            passage = yield from method.prefill(self, batch, cache, options)
         if cache is not None and passage.cache is not None and passage.cache is not cache:
             cache.assign(passage.cache)
             passage.cache = cache
@@ -140,7 +142,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
         memory: DocumentMemory | None,
         cache: StateCache,
         options: PassOptions,
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """The states behind rows that follow a text already read.
 
         Raises:
@@ -158,7 +160,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
                 f"cache_params already holds a text, which plain Mamba goes on with: {asked} would "
                 "have no effect; leave it out, or give the whole text without cache_params"
             )
-        return read_on(self.backbone, batch, cache, options)
+        return (yield from read_on(self.backbone, batch, cache, options))
 
     def _asked(self, compression: Compression, method: MethodLike | None) -> Method | None:
         """The method that a call asks for; None where it leaves that open."""
@@ -206,7 +208,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
         )
         asked = self._asked(compression, method)
         options = PassOptions(piece_length, layers=layers)
-        passage = self._run(batch, asked, memory, cache, options)
+        passage = finish(self.passing(batch, asked, memory, cache, options))
         out = ReMambaOutput(
             last_hidden_state=leave(passage.hidden, passage.lengths, batch),
             cache_params=cache,
@@ -373,13 +375,13 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 raise InputError("give either memory or document_ids, and not both")
             documents = self._enter(document_ids, document_attention_mask)
             reads = self.resolve_method(compression, method)
-            memory, states = reads.read(
-                self, documents, PassOptions(piece_length, 0, with_document_loss)
-            )
+            how = PassOptions(piece_length, 0, with_document_loss)
+            memory, states = finish(reads.read(self, documents, how))
             if states is not None:
                 found["document_loss"] = document_loss(self.lm_head, documents, states)
         options = PassOptions(piece_length, tail, with_stage1_loss, layers)
-        passage = self._run(batch, self._asked(compression, method), memory, cache, options)
+        asked = self._asked(compression, method)
+        passage = finish(self.passing(batch, asked, memory, cache, options))
         if return_logits:
             hidden = passage.hidden
             if picked is not None:

@@ -161,6 +161,32 @@ class LongArgs(Kept):
     """Parts to run."""
 
 
+@dataclass(frozen=True)
+class GapsArgs(Kept):
+    """Time how long streams wait for a token while long documents enter the engine beside them.
+
+    Some streams write without end; then documents with a question each come, all at once. Each
+    step of the engine reads a piece of a document and draws a token for every stream, so that a
+    step's time is the gap between two tokens. Told are the gaps before the documents come, and
+    those until all questions have their answer's first token.
+
+    Example: remamba bench gaps --documents 1 --tokens 64000 --at-once 256
+    """
+
+    model: Annotated[str, arg(metavar="NAME")] = "remamba-tiny"
+    """A shape (mamba-2.8b, random weights), or a model's directory or name."""
+    method: Literal["plain", "remamba"] = "remamba"
+    """How the documents are read."""
+    documents: Count = 8
+    """How many come at once."""
+    tokens: Count = 64_000
+    """Of each document."""
+    streams: Count = 4
+    """How many write meanwhile."""
+    at_once: Counts = ()
+    """Tokens that a step reads; default: 1024 to 8192 on a GPU, 128 to 512 on a CPU."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fig6Args(Machine):
     """Figure 6: tokens a second by the length of the input, at a fixed length of the output.

@@ -21,6 +21,7 @@ COMMANDS = {
     "bench generate": ("lab.commands.bench:GenerateArgs", "time prefill and decoding"),
     "bench step": ("lab.commands.bench:StepArgs", "time a training step beside mamba_ssm"),
     "bench long": ("lab.commands.bench:LongArgs", "read a very long prompt, and check it"),
+    "bench gaps": ("lab.commands.bench:GapsArgs", "time streams while documents enter"),
     "bench fig6": ("lab.commands.bench:Fig6Args", "the paper's Figure 6: speed by length"),
     "reproduce": ("lab.commands.reproduce", "run one of the paper's tables or figures"),
 }

@@ -6,18 +6,19 @@ import importlib
 import json
 import sys
 
-from lab.bench.settings import Fig6Args, GenerateArgs, LongArgs, OpsArgs, StepArgs
+from lab.bench.settings import Fig6Args, GapsArgs, GenerateArgs, LongArgs, OpsArgs, StepArgs
 
 MODULES = {
     OpsArgs: "ops",
     GenerateArgs: "generate",
     StepArgs: "step",
     LongArgs: "long",
+    GapsArgs: "gaps",
     Fig6Args: "fig6",
 }
 
 
-def run(args: OpsArgs | GenerateArgs | StepArgs | LongArgs | Fig6Args) -> int:
+def run(args: OpsArgs | GenerateArgs | StepArgs | LongArgs | GapsArgs | Fig6Args) -> int:
     """Runs one benchmark: table and progress on stderr, the report as stdout's one line of JSON.
 
     Returns 1, and tells no speed, when a contender computes something else.

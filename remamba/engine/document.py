@@ -68,6 +68,11 @@ class Document:
             self._chunks[tokens] = [(first + opening, end + opening) for first, end in found]
         return self._chunks[tokens]
 
+    def chunk_rows(self, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The tokens of chunks, each behind the document's opening."""
+        begins = self.ids[: self.opening]
+        return [[*begins, *self.ids[first:end]] for first, end in ranges]
+
     def chunk_memory(self, method: Chunks, which: Sequence[int] | None = None) -> DocumentMemory:
         """The states behind some of its chunks (None: all); what is known is not read again."""
         held = self.memory
@@ -77,9 +82,7 @@ class Document:
         ranges = self.chunks(method.tokens)
         wanted = [ranges[number] for number in (range(len(ranges)) if which is None else which)]
         if missing := [one for one in wanted if one not in self._read]:
-            begins = self.ids[: self.opening]
-            rows = [[*begins, *self.ids[first:end]] for first, end in missing]
-            read = self.reader.read_rows(rows, method)
+            read = self.reader.read_rows(self.chunk_rows(missing), method)
             for row, place in enumerate(missing):
                 self._read[place] = read.select(torch.tensor([row]))
         found = DocumentMemory.side_by_side([self._read[one] for one in wanted])

@@ -2,70 +2,48 @@
 
 A request waits, is prefilled together with similar ones, and gets a slot: a row of states. Every
 step draws one token for all slots. A finished request leaves its slot to the next that waits.
+
+    engine = Engine(model, tokenizer, slots=8, step_tokens=512)
+    job = engine.submit(Request(...))               # a Job; submit(request, count=3): with 2 forks
+    reading = engine.read([ids], method)            # a ReadJob: a document on its way to a memory
+    while not engine.is_idle:
+        for job in engine.step():                   # those that have moved
+            job.take_text(), job.is_finished, job.error, job.completion
+    engine.cancel(job, reading)                     # at any moment; the slot is free at once
+
+With `step_tokens` a step reads at most about so many tokens of prompts and documents before it
+draws, so that a long document never stops those that are answered. Every second such step goes to
+what came first, every other to what is nearest to its end. Each piece of a prompt is as long as it
+would be without company, so that neighbours change no answer.
+
+`step` raises nothing that is one job's: the job gets it as its `error`, the others go on.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from remamba.engine.request import Completion, Job, Request, Scored, fill_template
-from remamba.engine.sampling import Sampler, SamplingOptions, choose
-from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
+from remamba.engine.entering import AnyJob, Entering, Prefilled, ReadJob, forget, span_scores
+from remamba.engine.entrance import Entrance
+from remamba.engine.request import Completion, Job, Request, fill_template
+from remamba.engine.sampling import Sampler, SamplingOptions
+from remamba.engine.slots import Drawn, GrowingRows, Known, Rows, Slots, StaticRows
+from remamba.engine.text_iterator import TextIterator
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
-from remamba.model.rows import pad_rows
-from remamba.modeling_base import ReMambaOutput
+from remamba.methods.plain import Plain
+from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
-
-PREFILL_TOKENS = 8192
-"""Most positions, padding included, in a prefill that several requests share."""
-LOOK_AHEAD = 64
-"""How many waiting requests are looked at for ones that can be prefilled with the first."""
-
-
-class TextIterator:
-    """A request's text, piece by piece as it becomes final; then `completion`."""
-
-    def __init__(self, engine: Engine, job: Job):
-        self._engine = engine
-        self._job = job
-
-    def __iter__(self) -> TextIterator:
-        return self
-
-    def __next__(self) -> str:
-        while not (text := self._job.take_text()):
-            if self._job.error is not None:
-                raise self._job.error
-            if self._job.is_finished:
-                raise StopIteration
-            moved = self._engine.step()
-            assert moved, "the job is neither waiting nor in a slot"
-        return text
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole result; None until it is there."""
-        return self._job.completion if self._job.is_finished else None
-
-    def close(self) -> None:
-        """Leave off; the request gives its slot back."""
-        self._engine.cancel(self._job)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class Engine:
@@ -78,8 +56,10 @@ class Engine:
         piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
         static: hold the states of all slots at one place, so that a step is a CUDA graph and the
             next one begins before the last one's tokens are known. None: on a GPU.
+        step_tokens: about how many tokens of prompts and documents a step reads; bounds how long
+            others wait for their next token, changes no result. None: whole prompts.
 
-    Not for several threads at once: a server gives it one.
+    Not for several threads at once: `EngineLoop` gives it one (`prepare` alone may run anywhere).
     """
 
     def __init__(
@@ -90,20 +70,39 @@ class Engine:
         *,
         piece_length: int | None = None,
         static: bool | None = None,
+        step_tokens: int | None = None,
     ):
-        if slots < 1:
-            raise InputError(f"slots = {slots} must be at least 1")
+        for name, value in (("slots", slots), ("step_tokens", step_tokens)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} = {value} must be at least 1")
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.piece_length = piece_length
         self.eos = end_tokens(model, tokenizer)
         if static is None:
             static = runs_in_place(model)
         rows: Rows = StaticRows(model, slots) if static else GrowingRows(model)
         self._slots: Slots[Job] = Slots(slots, rows)
         self._ahead: _Asked | None = None
-        self._waiting: deque[Job] = deque()
+        self._entrance = Entrance(model, piece_length, step_tokens)
+        self._ready: deque[_Ready] = deque()
+        self._is_stepping = False
+        self._moved: list[AnyJob] = []
         self._last_document: tuple[str, list[int]] = ("", [])
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._entrance.is_empty and not (self._ready or self._slots.owners)
+
+    @property
+    def running(self) -> int:
+        """How many answers are being written."""
+        return len(self._slots.owners)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs have no slot yet, those that are being prefilled or read among them."""
+        return len(self._entrance) + len(self._ready)
 
     def run(
         self, requests: Sequence[Request], on_text: Callable[[int, str], None] | None = None
@@ -115,6 +114,7 @@ class Engine:
 
         Raises:
             InputError: a request cannot be answered (an empty prompt, logits that are not finite).
+            RuntimeError: the machine's memory is too small for one.
         """
         jobs: list[Job] = []
         try:
@@ -126,8 +126,8 @@ class Engine:
                 if unfinished[0].is_finished:
                     unfinished.popleft()
                     continue
-                moved = self.step()
-                assert moved, "unfinished jobs are neither waiting nor in a slot"
+                assert not self.is_idle, "unfinished jobs are neither waiting nor in a slot"
+                moved: list[Any] = self.step()
                 for job in moved:
                     if job.error is not None and id(job) in number:
                         raise job.error
@@ -145,12 +145,22 @@ class Engine:
         """
         return TextIterator(self, self.submit(request))
 
-    def submit(self, request: Request) -> Job:
+    def submit(self, request: Request, count: int = 1) -> Job:
         """Put a request in the queue; `step` moves it on.
+
+        Args:
+            count: how many answers are drawn; all but the first are the job's `forks`. The answer
+                number i is that of a request with the seed i higher; the prompt is read once.
 
         Raises:
             InputError: it cannot be read (empty, text without a tokenizer, unknown tokens).
         """
+        return self.add(self.prepare(request, count))
+
+    def prepare(self, request: Request, count: int = 1) -> Job:
+        """The job of a request, for `add`; any thread may make it. See `submit`."""
+        if count < 1:
+            raise InputError(f"count = {count} answers: give a number from 1 on")
         context: list[int] = []
         if request.prompt is not None:
             ids = self._ids("the prompt", request.prompt)
@@ -164,129 +174,145 @@ class Engine:
             method = memory.method
         else:
             method = self.model.resolve_method(*asked)
+        if request.prompt_logprobs is not None and not isinstance(method, Plain):
+            raise InputError(
+                f"prompt_logprobs with the method {method.name}: only plain reads a prompt as it "
+                "stands; give method='plain'"
+            )
+        if count > 1 and method.draws:
+            raise InputError(
+                f"count = {count} answers by the method {method.name}, which reads anew for each "
+                "seed; submit a request for each"
+            )
         if request.options.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and the engine has none")
-        growing = GrowingText(self.tokenizer, request.options.stop) if self.tokenizer else None
-        job = Job(
-            request, context, ids, method, Sampler(request.options, self.eos), growing, memory
-        )
-        self._waiting.append(job)
+        jobs = []
+        for number in range(count):
+            options = replace(request.options, seed=request.options.seed + number)
+            own = replace(request, options=options) if number else request
+            growing = GrowingText(self.tokenizer, options.stop) if self.tokenizer else None
+            sampler = Sampler(options, self.eos)
+            jobs.append(Job(own, context, ids, method, sampler, growing, memory))
+        jobs[0].forks = jobs[1:]
+        return jobs[0]
+
+    def add(self, job: Job) -> Job:
+        """Put a job that `prepare` made in the queue."""
+        self._entrance.add(job)
         return job
 
-    def cancel(self, *jobs: Job) -> None:
+    def read(self, job: ReadJob) -> ReadJob:
+        """Put the reading of a document in the queue; `step` moves it on."""
+        self._entrance.add(job)
+        return job
+
+    def cancel(self, *jobs: AnyJob) -> None:
         """End jobs with the text they have so far; finished jobs stay as they are."""
-        unfinished = [job for job in jobs if not job.is_finished]
-        for job in unfinished:
-            if job in self._waiting:
-                self._waiting.remove(job)
-            job.finish_reason = "cancelled"
-        if unfinished:
-            self._slots.drop(unfinished)
+        if any(job.unfinished for job in jobs):
+            for job in jobs:
+                job.cancel()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Let go of jobs that have ended; amid a step this waits for the step's end."""
+        if self._is_stepping:
+            return
+        self._entrance.sweep()
+        if self._ready:
+            self._ready = deque(one for one in self._ready if not one.job.is_finished)
+        finished = [job for job in self._slots.owners if job.is_finished]
+        if finished:
+            try:
+                self._slots.drop(finished)
+            except Exception as error:  # as where there is no memory for the rows that stay
+                self._fail_slots(error)
 
     @torch.inference_mode()
-    def step(self) -> list[Job]:
-        """Prefill what finds a free slot, then draw one token for every slot.
+    def step(self) -> list[AnyJob]:
+        """Read of what is to enter, then draw one token for every slot.
 
         Returns:
             The jobs that have moved: those with new text, and those that are finished.
         """
-        moved: list[Job] = []
-        while self._waiting and self._slots.free:
-            group = self._next_group()
-            self._admit(group)
-            moved += group
-        if self._slots.owners:
-            moved += self._advance()
+        self._is_stepping = True
+        try:
+            while self._ready and self._slots.free:
+                cache, job = self._ready.popleft()
+                self._seat(cache, [(0, job)])
+            for one in self._entrance.read_some(self._count_free):
+                self._admit(one)
+            if self._slots.owners:
+                self._advance()
+        finally:
+            self._is_stepping = False
+            self._sweep()
+        moved, self._moved = [*self._entrance.ended, *self._moved], []
+        self._entrance.ended = []
         return list(dict.fromkeys(moved))
 
-    def _next_group(self) -> list[Job]:
-        """The first waiting job, and others behind it that can share its prefill."""
-        group = [self._waiting.popleft()]
-        near = list(itertools.islice(self._waiting, LOOK_AHEAD))
-        self._share_document(group[0], near)
-        if group[0].method.draws:
-            return group  # its random numbers must not depend on who stands beside it
-        for job in near:
-            if len(group) < self._slots.free and _fits(job, group):
-                group.append(job)
-                self._waiting.remove(job)
-        return group
+    def _count_free(self) -> int:
+        return self._slots.free - len(self._ready)
 
-    def _share_document(self, first: Job, near: list[Job]) -> None:
-        """Read a document once, if several waiting jobs ask about it."""
-        if not first.context or not first.method.serves_memory:
-            return
-        if not any(_same_document(first, job) for job in near):
-            return
-        start = time.perf_counter()
-        ids = torch.tensor([first.context], device=self.model.device)
+    def _admit(self, one: Entering[Prefilled]) -> None:
+        """Draw the first token of each job of a prefill, and of its forks; they get slots."""
+        group, found, passage = one.jobs, one.found, one.found.passage
         try:
-            memory = self.model.read(ids, method=first.method, piece_length=self.piece_length)
-        except InputError:  # no memory can stand for it: each is read with its question
+            pairs = [(row, job) for row, lead in enumerate(group) for job in lead.unfinished]
+            index = torch.tensor([row for row, _ in pairs], device=found.logits.device)
+            drawn = Known(found.logits.index_select(0, index), [job.sampler for _, job in pairs])
+            kept = None if passage.kept is None else passage.kept.rows()
+            scores = None if passage.scores is None else span_scores(passage)
+            chunks = None if passage.chosen is None else passage.chosen.tolist()
+        except Exception as error:
+            self._entrance.fail(group, error)
             return
-        for job in (first, *self._waiting):
-            if job is first or _same_document(first, job):
-                job.memory = memory
-        first.reading_seconds = time.perf_counter() - start
-
-    def _admit(self, group: list[Job]) -> None:
-        """Prefill a group, draw each one's first token, and give slots to those who need more."""
-        clock = _StageClock(self.model)
-        try:
-            with clock, _seeded(group[0], self.model.device):
-                logits, out = self._prefill(group)
-                tokens = choose(logits, [job.sampler for job in group])
-        except InputError as error:
-            if len(group) > 1:  # the error is of one of them: find which
-                for job in group:
-                    self._admit([job])
-            else:
-                group[0].error = error
-            return
-        nothing: list[Any] = [None] * len(group)
-        kept = nothing if out.kept is None else out.kept.rows()
-        scored = nothing if out.scores is None else _scored(out)
-        chunks = nothing if out.chosen is None else out.chosen.tolist()
-        cache = out.cache_params
+        staying = []
+        for (row, job), token, told in zip(pairs, drawn.tokens(), _each(drawn), strict=True):
+            job.kept = None if kept is None else kept[row]
+            job.scored = None if scores is None else scores[row]
+            job.chunk = None if chunks is None else chunks[row]
+            if found.prompt_logprobs is not None:
+                job.prompt_logprobs = found.prompt_logprobs[row]
+            job.seconds = one.clock.seconds(group[row].reading_seconds)
+            self._take(job, token, told)
+            if not job.is_finished:
+                staying.append((row, job))
+        cache = passage.cache
         assert cache is not None
         cache.kept = None
-        for job, token, *row in zip(group, tokens, kept, scored, chunks, strict=True):
-            job.kept, job.scored, job.chunk = row
-            job.seconds = clock.seconds(job.reading_seconds)
-            self._take(job, token)
-        staying = [row for row, job in enumerate(group) if not job.is_finished]
-        if staying:
-            if len(staying) < len(group):
-                cache = cache.select(torch.tensor(staying))
-            jobs = [group[row] for row in staying]
+        seated, others = staying[: self._slots.free], staying[self._slots.free :]
+        self._seat(cache, seated)
+        # those without a slot wait with their states
+        for row, job in others:
+            with failing([job]):
+                self._ready.append(_Ready(cache.select(torch.tensor([row])), job))
+
+    def _seat(self, cache: StateCache, staying: list[tuple[int, Job]]) -> None:
+        """Give slots to jobs, each with its row of a cache."""
+        jobs = [job for _, job in staying]
+        rows = [row for row, _ in staying]
+        if not jobs:
+            return
+        with failing(jobs):
+            if rows != list(range(cache.batch_size)):
+                cache = cache.select(torch.tensor(rows))
             self._slots.put(cache, jobs, [job.token_ids[-1] for job in jobs])
 
-    def _prefill(self, group: list[Job]) -> tuple[Tensor, ReMambaOutput]:
-        """The logits behind each prompt (b, vocab), and what the model returned with them."""
-        first = group[0]
-        is_apart = first.memory is not None
-        rows = [job.ids if is_apart else job.context + job.ids for job in group]
-        ids, mask = pad_rows(rows)
-        question_lengths = None
-        if first.context and not is_apart:
-            question_lengths = torch.tensor([len(job.ids) for job in group])
-        memory = first.memory
-        if memory is not None:
-            memory = memory.to(self.model.device)
-        out = self.model(
-            ids,  # on the host, where the model looks at them without waiting for the GPU
-            attention_mask=None if bool(mask.all()) else mask,
-            question_lengths=question_lengths,
-            method=first.method,
-            memory=memory,
-            use_cache=True,
-            logits_to_keep=1,
-            piece_length=self.piece_length,
-        )
-        return out.logits[:, -1], out
-
-    def _advance(self) -> list[Job]:
+    def _advance(self) -> None:
         """One more token for the slots in use."""
+        try:
+            asked, drawn, told = self._drawn()
+        except BaseException as error:
+            self._fail_slots(error)
+            if isinstance(error, Exception):
+                return
+            raise
+        for job, token, row in zip(asked, drawn, told, strict=True):
+            if not job.is_finished:  # it may have ended while its next token was under way
+                self._take(job, token, row)
+
+    def _drawn(self) -> tuple[list[Job], list[int | None], list[list[float] | None]]:
+        """The jobs of a step, their tokens, and what is told of these."""
         asked, self._ahead = self._ahead, None
         if asked is not None and all(job.is_finished for job in asked.jobs):
             asked.drawn.tokens()  # all have left since; what was under way must end first
@@ -295,14 +321,16 @@ class Engine:
             asked = self._ask()
         if self._slots.rows.runs_ahead and not self._ends_with(asked):
             self._ahead = self._ask()
-        moved = []
-        for job, token in zip(asked.jobs, asked.drawn.tokens(), strict=True):
-            if not job.is_finished:  # it may have ended while its next token was under way
-                self._take(job, token)
-                moved.append(job)
-        if finished := [job for job in moved if job.is_finished]:
-            self._slots.drop(finished)
-        return moved
+        return asked.jobs, asked.drawn.tokens(), _each(asked.drawn)
+
+    def _fail_slots(self, error: BaseException) -> None:
+        """End what is in the slots: after a step that failed their states are of no use."""
+        jobs, self._ahead = self._slots.owners, None
+        self._slots.clear()
+        forget(error)
+        for job in jobs:
+            job.fail(error) if isinstance(error, Exception) else job.cancel()
+        self._moved += jobs
 
     def _ask(self) -> _Asked:
         jobs = list(self._slots.owners)
@@ -316,12 +344,16 @@ class Engine:
             for job in self._slots.owners
         )
 
-    def _take(self, job: Job, token: int | None) -> None:
+    def _take(self, job: Job, token: int | None, told: list[float] | None) -> None:
+        self._moved.append(job)
         if token is None:
             place = f"the logits behind {len(job.token_ids)} new tokens"
-            job.error = not_finite(place, self.model.dtype)
-        else:
-            job.take(token, self.eos)
+            job.fail(not_finite(place, self.model.dtype))
+            return
+        try:
+            job.take(token, self.eos, told)
+        except Exception as error:  # as where its text cannot be made
+            job.fail(error)
 
     def _ids(self, name: str, given: str | Sequence[int], *, begins: bool = True) -> list[int]:
         """The tokens of a part of a request."""
@@ -346,11 +378,35 @@ class Engine:
         return ids
 
 
+class _Ready(NamedTuple):
+    """A job that has its first token and no slot yet, and its states."""
+
+    cache: StateCache
+    job: Job
+
+
 class _Asked(NamedTuple):
     """A step that may still be running, and the jobs whose tokens it draws."""
 
     jobs: list[Job]
     drawn: Drawn
+
+
+def _each(drawn: Drawn) -> list[list[float] | None]:
+    """What is told of each row's token; None each where nothing is."""
+    told = drawn.likelihoods()
+    return [None] * len(drawn.tokens()) if told is None else [*told]
+
+
+@contextmanager
+def failing(jobs: Sequence[Job]) -> Iterator[None]:
+    """An exception inside the block ends these jobs, and no others."""
+    try:
+        yield
+    except Exception as error:
+        forget(error)
+        for job in jobs:
+            job.fail(error)
 
 
 def end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
@@ -363,87 +419,3 @@ def end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list | tuple) else [eos])
-
-
-def _fits(job: Job, group: list[Job]) -> bool:
-    """True when a job can be prefilled with the group: read alike, and of similar length."""
-    first = group[0]
-    if job.memory is not first.memory or bool(job.context) != bool(first.context):
-        return False
-    if job.method != first.method:
-        return False
-    lengths = [len(j.ids) + (len(j.context) if j.memory is None else 0) for j in (*group, job)]
-    longest = max(lengths)
-    is_similar = longest <= 64 or 2 * min(lengths) >= longest
-    return is_similar and longest * len(lengths) <= PREFILL_TOKENS
-
-
-def _same_document(first: Job, second: Job) -> bool:
-    alike = first.method == second.method and second.memory is None
-    return alike and (first.context is second.context or first.context == second.context)
-
-
-@contextmanager
-def _seeded(job: Job, device: torch.device) -> Iterator[None]:
-    """Seed torch with the request's seed for a while, if its method draws random numbers."""
-    if not job.method.draws:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(job.request.options.seed)
-        yield
-
-
-def _scored(out: ReMambaOutput) -> list[Scored]:
-    """The scores of each row's span."""
-    assert out.scores is not None and out.span is not None
-    scores = out.scores.float().cpu()
-    start, length = out.span.start.tolist(), out.span.length.tolist()
-    each = len(scores) // len(start)  # rows of a memory's document
-    return [Scored(start[i // each], row[: length[i // each]]) for i, row in enumerate(scores)]
-
-
-class _StageClock:
-    """Measures a prefill. Stage 1 ends when the compressor is first asked for keys.
-
-    On a GPU events measure it: waiting between the stages would slow the prefill down.
-    """
-
-    def __init__(self, model: ReMambaForCausalLM):
-        self._device = model.device
-        self._is_gpu = model.device.type == "cuda"
-        self._keys = model.compressor.key_proj
-        self._marks: list[Any] = []
-
-    def __enter__(self) -> None:
-        self._hook = self._keys.register_forward_pre_hook(self._mark)
-        self._mark()
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop = time.perf_counter()
-        self._hook.remove()
-
-    def _mark(self, *_: object) -> None:
-        if self._is_gpu:
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record(torch.cuda.current_stream(self._device))
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self, reading: float) -> dict[str, float]:
-        """Seconds of the prefill, and of its two stages if it had two.
-
-        Call it after the prefill's results have been read.
-
-        Args:
-            reading: seconds spent on reading the document before.
-        """
-        whole = self._stop - self._start
-        found = {"prefill": reading + whole}
-        if len(self._marks) > 1:
-            first, last = self._marks[0], self._marks[-1]
-            stage1 = first.elapsed_time(last) / 1000 if self._is_gpu else last - first
-            found["stage1"] = reading + min(stage1, whole)
-            found["stage2"] = whole - min(stage1, whole)
-        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,23 +15,27 @@ from remamba.compression_config import CompressionConfig
 from remamba.engine.answer import Answer, Ask, AskedMethod
 from remamba.engine.document import Document
 from remamba.engine.engine import Engine
+from remamba.engine.entering import ReadJob, read
 from remamba.engine.loading import CPU_PIECE, GPU_PIECE, resolve_device, resolve_dtype
 from remamba.engine.made import AnswerStream, Made, left_by_words, serves
 from remamba.engine.progress import Progress, telling
 from remamba.engine.request import Job, Request, fill_template
 from remamba.engine.sampling import SamplingOptions
 from remamba.errors import InputError
-from remamba.execution.passes import PassOptions, not_finite
+from remamba.execution.passes import PassOptions
+from remamba.execution.steps import finish
 from remamba.methods.base import Method
 from remamba.methods.bm25 import Bm25, best_of
-from remamba.methods.chunks import Chunks, read_chunks
+from remamba.methods.chunks import Chunks
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
-from remamba.model.rows import enter, pad_rows
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.pretrained import EMBEDDED, known_fingerprint, quiet_transformers
+from remamba.pretrained import EMBEDDED, quiet_transformers
 from remamba.text import decode_with_offsets, encode, load_tokenizer, opening_tokens, read_text
+
+if TYPE_CHECKING:
+    from remamba.engine.loop import EngineLoop
 
 UNTRAINED = Bm25()
 """How a model without a trained selection reads documents where nothing is said: the best of those
@@ -40,6 +44,9 @@ UNTRAINED_MEMORY = Chunks(candidates=3)
 """The same where a memory is to be kept: the best of those that one reading serves."""
 LOOK_AHEAD = 64
 """How many asks wait in the engine beyond those in its slots, so that alike ones meet."""
+
+OF_ASK_OR_MACHINE = (InputError, RuntimeError, MemoryError)
+"""Errors of an ask, or of the machine as out of memory; others are bugs, and always raised."""
 
 Known = WeakValueDictionary[tuple[str, str | Path], Document]
 """Texts and files that asks under way are about, by their prefix and themselves."""
@@ -146,6 +153,7 @@ class Reader:
         self.seconds = time.perf_counter() - begun
         """Spent on loading."""
         self._engine: Engine | None = None
+        self._loop: EngineLoop | None = None
 
     @property
     def method(self) -> Method:
@@ -171,7 +179,7 @@ class Reader:
             InputError: the text is empty or cannot be read, the method is unknown, or the
                 document's states are not finite.
         """
-        found = self._document(document, self._resolved(method))
+        found = self.encoded(document, method)
         if found.method.serves_memory:
             begun = time.perf_counter()
             found.memory = self.read_document(found, found.method, progress)
@@ -238,12 +246,14 @@ class Reader:
         Raises:
             InputError: it cannot be answered.
         """
-        made = self._request(ask, WeakValueDictionary())
+        made = self.request_of(ask, WeakValueDictionary())
         text = self._ready_engine().stream(made.request)
         return AnswerStream(text, made.answer)
 
     def _ready_engine(self, slots: int | None = None) -> Engine:
         """The engine that is kept from call to call; or one of other slots, for once."""
+        if self._loop is not None:
+            raise InputError("an EngineLoop runs this reader; ask that: loop.ask(...)")
         if slots not in (None, self.slots):
             return Engine(self.model, self.tokenizer, slots, piece_length=self.piece_length)
         if self._engine is None:
@@ -261,12 +271,10 @@ class Reader:
             InputError: this method reads the document again for every question, so that no memory
                 can stand for it; or the states are not finite.
         """
-        with torch.inference_mode(), telling(progress, self.model, len(document.ids)):
+        with telling(progress, self.model, len(document.ids)):
             if isinstance(method, Chunks):
                 return document.chunk_memory(method)
-            ids = torch.tensor([document.ids], device=self.model.device)
-            memory = self.model.read(ids, method=method, piece_length=self.piece_length)
-            return self._checked(memory)
+            return self._read(ReadJob([document.ids], method))
 
     def read_rows(self, rows: Sequence[Sequence[int]], method: Chunks) -> DocumentMemory:
         """The states behind a document's chunks, each a row of tokens.
@@ -274,17 +282,28 @@ class Reader:
         Raises:
             InputError: the states are not finite.
         """
-        with torch.inference_mode():
-            chunks = enter(*pad_rows(rows), device=self.model.device)
-            memory = read_chunks(self.model, chunks, method, PassOptions(self.piece_length))
-            memory.fingerprint = known_fingerprint(self.model)
-            return self._checked(memory)
+        return self._read(ReadJob(rows, method, is_cut=True))
 
-    def _checked(self, memory: DocumentMemory) -> DocumentMemory:
-        states = (memory.hidden, *memory.cache.tensors().values())
-        if not all(bool(torch.isfinite(state).all()) for state in states):
-            raise not_finite("the document's states", self.model.dtype)
-        return memory
+    def run_by(self, loop: EngineLoop | None) -> None:
+        """From now on a loop runs the model for this reader, from any thread; None: it does again.
+
+        Raises:
+            InputError: another loop does already.
+        """
+        if loop is not None and self._loop is not None:
+            raise InputError("another EngineLoop runs this reader; close that, or make a Reader")
+        self._loop = loop
+
+    def _read(self, job: ReadJob) -> DocumentMemory:
+        """The memory that a reading leaves."""
+        if self._loop is not None:
+            return self._loop.read(job).result()
+        with torch.inference_mode():
+            return finish(read(self.model, job, PassOptions(self.piece_length)))
+
+    def encoded(self, document: str | Path, method: AskedMethod = None) -> Document:
+        """A document as tokens, not yet read; see `read`."""
+        return self._document(document, self._resolved(method))
 
     def _document(self, given: str | Path, method: Method, prefix: str = "") -> Document:
         """A text or a file as tokens, not yet read; and what stands before it."""
@@ -318,7 +337,7 @@ class Reader:
             return Plain()
         return self.method
 
-    def _request(self, ask: Ask, known: Known) -> Made:
+    def request_of(self, ask: Ask, known: Known) -> Made:
         """An ask as the engine takes it, and what its answer is made with.
 
         Args:
@@ -386,7 +405,7 @@ class Reader:
     def _answer_each(
         self, asks: list[tuple[int, Ask]], slots: int, returns_errors: bool
     ) -> Iterator[tuple[int, Answer]]:
-        """See `answer_each`; after an error of the machine each ask alone, to find whose it was."""
+        """See `answer_each`; after a step that failed each ask alone, to find whose it was."""
         engine = self._ready_engine(slots)
         waiting = list(reversed(asks))
         known: Known = WeakValueDictionary()
@@ -401,38 +420,25 @@ class Reader:
                     number, ask = waiting.pop()
                     last = ask
                     try:
-                        made = self._request(ask, known)
+                        made = self.request_of(ask, known)
                         under_way[engine.submit(made.request)] = (number, ask, made)
                     except InputError as error:
                         if not returns_errors:
                             raise
                         yield number, Answer.failed(error)
-                try:
-                    moved = engine.step() if under_way else []
-                except (InputError, RuntimeError) as error:  # out of memory among them
-                    engine.cancel(*under_way)
-                    self._engine = None  # its states may be half of this step and half of the last
-                    left = [(number, ask) for number, ask, _ in under_way.values()]
-                    under_way.clear()
-                    if not returns_errors:
-                        raise
-                    if len(left) == 1:
-                        yield left[0][0], Answer.failed(error)
-                    else:
-                        for one in left:
-                            yield from self._answer_each([one], 1, returns_errors)
-                    engine = self._ready_engine(slots)
-                    continue
-                for job in moved:
-                    if not job.is_finished or job not in under_way:
+                for job in engine.step() if under_way else []:
+                    if not isinstance(job, Job) or not job.is_finished or job not in under_way:
                         continue
-                    number, _, made = under_way.pop(job)
-                    if job.error is None:
+                    number, ask, made = under_way.pop(job)
+                    failure = job.error
+                    if failure is None:
                         yield number, made.answer(job.completion)
-                    elif returns_errors:
-                        yield number, Answer.failed(job.error)
-                    else:
-                        raise job.error
+                    elif not returns_errors or not isinstance(failure, OF_ASK_OR_MACHINE):
+                        raise failure
+                    elif isinstance(failure, InputError) or not job.token_ids or slots == 1:
+                        yield number, Answer.failed(failure)
+                    else:  # a step for many failed
+                        yield from self._answer_each([(number, ask)], 1, returns_errors)
         finally:
             engine.cancel(*under_way)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from remamba.engine.likelihoods import TokenLogprob, check_likeliest, told
 from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
 from remamba.methods.base import Method
@@ -49,6 +50,11 @@ class Request:
     """Settings of `remamba`; False: plain Mamba. None: as `method` says."""
     method: MethodLike | None = None
     """A way of reading; None: the model's own, or the one that the memory was read with."""
+    client: str = ""
+    """Who asks. Clients take turns, so that one who asks much does not stop the others."""
+    prompt_logprobs: int | None = None
+    """Also tell the log-probability of each token of the prompt, and so many of the likeliest ones
+    with it (OpenAI's `echo` needs them). For prompts in one part, read by the method `plain`."""
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "document", "memory") if getattr(self, n) is not None]
@@ -64,6 +70,9 @@ class Request:
                 f"the memory holds {self.memory.documents} documents; a request takes one: "
                 "memory.select(torch.tensor([i]))"
             )
+        check_likeliest("prompt_logprobs", self.prompt_logprobs)
+        if self.prompt_logprobs is not None and self.prompt is None:
+            raise InputError("prompt_logprobs are told of a prompt in one part; give prompt=")
         for name in ("prompt", "document", "question"):
             text = getattr(self, name)
             if isinstance(text, str) and not (text if name == "prompt" else text.strip()):
@@ -108,6 +117,10 @@ class Completion:
     Requests prefilled together share these times; a document that the engine read for several
     requests counts in the first of them.
     """
+    logprobs: list[TokenLogprob] | None = None
+    """Of each of the tokens drawn; None where they were not asked for."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """Of each token of the prompt, None for the first, which nothing stands before."""
 
 
 @dataclass(eq=False)
@@ -130,15 +143,51 @@ class Job:
     chunk: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     finish_reason: str | None = None
-    error: InputError | None = None
+    error: Exception | None = None
+    """Why it could not be answered: an InputError, or one of the machine, as out of memory."""
     reading_seconds: float = 0.0
     """Time spent on reading the document for this job and others after it."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    tokens_read: int = 0
+    """How many of `length` its prefill has read so far; of two readings, the first is counted."""
+    forks: list[Job] = field(default_factory=list)
+    """Jobs that go on from the states that its prefill leaves, with random numbers of their own."""
+    order: tuple[int, int] = (0, 0)
+    """Its place among those that wait: the turn of its client, and its number."""
+    is_apart: bool = False
+    """Something that was read for it and for others has failed: it is now read by itself."""
     _news: str = ""
     _decoding_since: float = 0.0
 
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """Itself and its forks, as far as they are not finished."""
+        return [job for job in (self, *self.forks) if not job.is_finished]
+
+    @property
+    def client(self) -> str:
+        """Who asks."""
+        return self.request.client
+
+    @property
+    def length(self) -> int:
+        """How many tokens its prefill reads."""
+        return len(self.ids) + (len(self.context) if self.memory is None else 0)
+
+    def fail(self, error: Exception) -> None:
+        """End it without an answer; its forks go on."""
+        if not self.is_finished:
+            self.error = error
+
+    def cancel(self) -> None:
+        """End it with the text that it has so far; its forks go on."""
+        if not self.is_finished:
+            self.finish_reason = "cancelled"
 
     @property
     def completion(self) -> Completion:
@@ -150,7 +199,9 @@ class Job:
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None, "the job is not finished"
-        read = len(self.context) if self.memory is None else int(self.memory.lengths.sum())
+        read = len(self.context)
+        if self.request.memory is not None:
+            read = int(self.request.memory.lengths.sum())
         return Completion(
             self.growing.text if self.growing else "",
             self.token_ids,
@@ -160,6 +211,8 @@ class Job:
             self.chunk,
             read + len(self.ids),
             self.seconds,
+            None if self.request.options.logprobs is None else self.logprobs,
+            self.prompt_logprobs,
         )
 
     def take_text(self) -> str:
@@ -167,9 +220,17 @@ class Job:
         text, self._news = self._news, ""
         return text
 
-    def take(self, token_id: int, eos: frozenset[int]) -> None:
-        """One more token: the text grows, or the job is finished."""
+    def take(
+        self, token_id: int, eos: frozenset[int], likelihoods: Sequence[float] | None = None
+    ) -> None:
+        """One more token: the text grows, or the job is finished.
+
+        Args:
+            likelihoods: the token's row of `likelihoods`, where it was asked for.
+        """
         options = self.request.options
+        if likelihoods is not None and options.logprobs is not None:
+            self.logprobs.append(told(likelihoods, token_id, options.logprobs))
         if not self.token_ids:
             self._decoding_since = time.perf_counter()
         self.token_ids.append(token_id)

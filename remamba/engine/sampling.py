@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from remamba.engine.likelihoods import MOST_LIKELIEST, check_likeliest
 from remamba.errors import InputError
 
 
@@ -37,6 +38,8 @@ class SamplingOptions:
     seed: int = 0
     ignore_eos: bool = False
     """Go on after an end-of-text token (for measurements)."""
+    logprobs: int | None = None
+    """Also tell each drawn token's log-probability, and so many of the likeliest tokens with it."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -61,6 +64,7 @@ class SamplingOptions:
             raise InputError(f"top_p = {self.top_p} is outside (0, 1]")
         if not all(stop):
             raise InputError("a stop string is empty; leave it out")
+        check_likeliest("logprobs", self.logprobs)
 
 
 class Sampler:
@@ -85,6 +89,16 @@ class Sampler:
         """The tokens that the next draw may not give; each call is for one draw."""
         self._drawn += 1
         return self._ends if self._drawn <= self.options.min_new_tokens else ()
+
+
+TOLD = (0, 5, MOST_LIKELIEST)
+"""How many of the likeliest tokens are looked for: few numbers, as a CUDA graph holds each."""
+
+
+def most_told(samplers: Sequence[Sampler]) -> int | None:
+    """How many of the likeliest tokens a step looks for; None where no row wants any told."""
+    counts = [s.options.logprobs for s in samplers if s.options.logprobs is not None]
+    return next(n for n in TOLD if n >= max(counts)) if counts else None
 
 
 NARROW = 64

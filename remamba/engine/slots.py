@@ -9,10 +9,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from remamba.engine.likelihoods import likelihoods
 from remamba.engine.sampling import (
     Sampler,
     choose,
     choose_on_device,
+    most_told,
     table_of_draws,
     table_of_forbidden,
     width_of_draws,
@@ -31,6 +33,12 @@ class Drawn(Protocol):
     def tokens(self) -> list[int | None]:
         """One for each row there was when the step began; None where its logits were not finite."""
 
+    def likelihoods(self) -> list[list[float]] | None:
+        """What `likelihoods` gives for each of these tokens; None where no sampler wants it.
+
+        To be called behind `tokens`.
+        """
+
 
 class Rows(Protocol):
     """Rows of states, each with the token that is read next."""
@@ -48,9 +56,21 @@ class Rows(Protocol):
         """One more token for each row; samplers one a row."""
 
 
-class _Known(list[Any]):
+class Known:
+    """Tokens drawn from logits (b, vocab) at once."""
+
+    def __init__(self, logits: Tensor, samplers: Sequence[Sampler]):
+        self._tokens = choose(logits, samplers)
+        self._likelihoods = None
+        if (count := most_told(samplers)) is not None:
+            given = torch.tensor([token or 0 for token in self._tokens], device=logits.device)
+            self._likelihoods = likelihoods(logits, given, count).tolist()
+
     def tokens(self) -> list[int | None]:
-        return list(self)
+        return self._tokens
+
+    def likelihoods(self) -> list[list[float]] | None:
+        return self._likelihoods
 
 
 class GrowingRows:
@@ -65,21 +85,21 @@ class GrowingRows:
 
     def put(self, cache: StateCache, tokens: Sequence[int], start: int) -> None:
         if self.cache is None:
-            self.cache, self._tokens = cache, []
+            self.cache, self._tokens = cache, list(tokens)
         else:
             self.cache = StateCache.side_by_side([self.cache, cache])
-        self._tokens += tokens
+            self._tokens += tokens
 
     def keep(self, order: list[int]) -> None:
-        self._tokens = [self._tokens[row] for row in order]
         if self.cache is not None:
             self.cache = self.cache.select(torch.tensor(order)) if order else None
+        self._tokens = [self._tokens[row] for row in order]
 
     def draw(self, samplers: Sequence[Sampler]) -> Drawn:
         assert self.cache is not None
         tokens = torch.tensor(self._tokens, device=self._model.device)
-        drawn = _Known(choose(self.logits(tokens, self.cache), samplers))
-        self._tokens = [token or 0 for token in drawn]
+        drawn = Known(self.logits(tokens, self.cache), samplers)
+        self._tokens = [token or 0 for token in drawn.tokens()]
         return drawn
 
     def logits(self, tokens: Tensor, cache: StateCache) -> Tensor:
@@ -125,11 +145,13 @@ class StaticRows:
         if width:
             ticket.table[:, : len(samplers)] = table_of_draws(samplers)
             self._table.copy_(ticket.table, non_blocking=True)
-        count = self._put_forbidden(samplers)
+        count, told = self._put_forbidden(samplers), most_told(samplers)
         drawn = self.step.run(
-            len(samplers), partial(self._choose, width, count), name=(width, count)
+            len(samplers), partial(self._choose, width, count, told), name=(width, count, told)
         )
-        ticket.send(drawn[: len(samplers)])
+        tokens, values = drawn
+        rows = len(samplers)
+        ticket.send(tokens[:rows], None if values is None else values[:rows])
         return ticket
 
     def _put_forbidden(self, samplers: Sequence[Sampler]) -> int:
@@ -146,12 +168,15 @@ class StaticRows:
         held[rows:] = -1
         return count
 
-    def _choose(self, width: int, forbidden: int, logits: Tensor) -> Tensor:
+    def _choose(
+        self, width: int, forbidden: int, told: int | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        allowed = logits
         if forbidden:
-            logits = without(logits, self._forbidden[forbidden][: len(logits)])
-        token = choose_on_device(logits, self._table[:, : len(logits)], width)
+            allowed = without(logits, self._forbidden[forbidden][: len(logits)])
+        token = choose_on_device(allowed, self._table[:, : len(logits)], width)
         self.step.tokens[: len(logits)] = token.clamp(min=0)
-        return token
+        return token, None if told is None else likelihoods(logits, token, told)
 
 
 class _Ticket:
@@ -161,13 +186,20 @@ class _Ticket:
         on_gpu = device.type == "cuda"
         self.table = torch.zeros(4, capacity, pin_memory=on_gpu)
         self._tokens = torch.zeros(capacity, dtype=torch.long, pin_memory=on_gpu)
-        self._count = 0
+        self._told: dict[int, Tensor] = {}
+        """Values a row -> (capacity, values), where these likelihoods arrive."""
+        self._count, self._width = 0, 0
         self._arrived = torch.cuda.Event() if on_gpu else None
 
-    def send(self, tokens: Tensor) -> None:
-        """Start copying the tokens to the host; `tokens()` waits for them."""
-        self._count = len(tokens)
+    def send(self, tokens: Tensor, told: Tensor | None) -> None:
+        """Start copying tokens and likelihoods to the host; `tokens()` waits for them."""
+        self._count, self._width = len(tokens), 0 if told is None else told.shape[1]
         self._tokens[: self._count].copy_(tokens, non_blocking=True)
+        if told is not None:
+            if self._width not in self._told:
+                shape = (len(self._tokens), self._width)
+                self._told[self._width] = torch.zeros(shape, pin_memory=tokens.is_cuda)
+            self._told[self._width][: self._count].copy_(told, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record(torch.cuda.current_stream(tokens.device))
 
@@ -175,6 +207,9 @@ class _Ticket:
         if self._arrived is not None:
             self._arrived.synchronize()
         return [None if t < 0 else t for t in self._tokens[: self._count].tolist()]
+
+    def likelihoods(self) -> list[list[float]] | None:
+        return self._told[self._width][: self._count].tolist() if self._width else None
 
 
 class Slots(Generic[T]):
@@ -194,6 +229,11 @@ class Slots(Generic[T]):
         assert cache.batch_size == len(owners) <= self.free, (cache.batch_size, self.free)
         self.rows.put(cache, tokens, len(self.owners))
         self.owners += owners
+
+    def clear(self) -> None:
+        """Free all rows, whatever state a step that failed has left them in."""
+        self.owners = []
+        self.rows.keep([])
 
     def drop(self, owners: Sequence[T]) -> None:
         """Free the rows of these owners; those who hold none are passed over."""

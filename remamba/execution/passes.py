@@ -10,6 +10,7 @@ from torch import Tensor
 
 from remamba.errors import InputError
 from remamba.execution.prefill import run_backbone
+from remamba.execution.steps import Steps
 from remamba.model.backbone import Backbone
 from remamba.model.rows import cut, to_device
 from remamba.model.states import StateCache
@@ -58,11 +59,12 @@ class Window:
         self.states[:, low:high] = found
 
 
-def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> list[Tensor]:
+def gather_windows(pieces: Iterable[tuple[int, Tensor]], *windows: Window) -> Steps[list[Tensor]]:
     """Run a pass to its end, and return the states of each window, (b, width, d)."""
     for begin, hidden in pieces:
         for window in windows:
             window.add(begin, hidden)
+        yield hidden.shape[0] * hidden.shape[1]
     return [window.states for window in windows if window.states is not None]
 
 
@@ -103,6 +105,13 @@ class PassOptions(NamedTuple):
     """Also return stage 1's states of every position, answers included."""
     layers: LayerStates | None = None
     """Gets every layer's states of the last pass; None: they are not kept."""
+    most: int | None = None
+    """Most positions that the backbone reads at once, all rows counted; None: no such bound."""
+
+    @property
+    def for_reading(self) -> PassOptions:
+        """The same sizes of pieces, for a reading whose states are not asked for."""
+        return PassOptions(self.piece_length, most=self.most)
 
 
 def run_pass(
@@ -128,6 +137,8 @@ def run_pass(
         piece_length = max(width, 1) if torch.is_grad_enabled() else most
     elif piece_length < 1:
         raise InputError(f"piece_length = {piece_length} must be at least 1")
+    if how.most is not None:
+        piece_length = min(piece_length, max(how.most // len(lengths), 1))
     if width > piece_length and cache is None:
         cache = StateCache(len(backbone.layers))
     for begin in range(0, max(width, 1), piece_length):
@@ -141,12 +152,14 @@ def run_pass(
         yield begin, hidden
 
 
-def collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Tensor:
+def collect(pieces: Iterator[tuple[int, Tensor]], lengths: Tensor, tail: int) -> Steps[Tensor]:
     """All states of a pass (tail = 0), or each row's last `tail`, (b, tail, d).
 
     Where no row has so many, as many as the longest has.
     """
     if tail:
         tail = min(tail, int(lengths.max()))
-        return gather_windows(pieces, Window(lengths - tail, tail))[0]
-    return gather_windows(pieces, Window(torch.zeros_like(lengths), int(lengths.max())))[0]
+        window = Window(lengths - tail, tail)
+    else:
+        window = Window(torch.zeros_like(lengths), int(lengths.max()))
+    return (yield from gather_windows(pieces, window))[0]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from remamba.execution.passes import PassOptions
+    from remamba.execution.steps import Steps
     from remamba.methods.memory import DocumentMemory
     from remamba.methods.selection import Kept
     from remamba.model.rows import Batch
@@ -109,8 +110,10 @@ class Method:
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """The states behind whole prompts, in which document and question stand together.
+
+        As all three ways to read, it stops behind every piece (`execution/steps.py`).
 
         Args:
             model: a ReMambaModel.
@@ -120,13 +123,13 @@ class Method:
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         """A memory of the documents; with options.with_stage1 also their last states, (b, l, d)."""
         raise NotImplementedError
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """The states behind questions, asked of documents that this method has read.
 
         Rows of questions are document-major: row i asks document i // (rows / documents).

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from remamba.errors import InputError
 from remamba.execution.passes import READ_AT_ONCE, PassOptions
+from remamba.execution.steps import Steps
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain, read_plain
@@ -88,34 +89,30 @@ class Chunks(Method):
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         self._check_ids()
         documents, questions = batch.split()
-        found = [
-            self.answer(
-                model,
-                questions.select(torch.tensor([row])),
-                self._read_row(model, documents, row, options),
-                options,
-            )
-            for row in range(batch.rows)
-        ]
+        found = []
+        for row in range(batch.rows):
+            memory = yield from self._read_row(model, documents, row, options)
+            question = questions.select(torch.tensor([row]))
+            found.append((yield from self.answer(model, question, memory, options)))
         return _side_by_side(questions, found, cache)
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         self._check_ids()
         if documents.rows != 1:
             raise InputError(
                 f"a memory of chunks holds one document, and {documents.rows} are given: read them "
                 "one by one"
             )
-        return self._read_row(model, documents, 0, options), None
+        return (yield from self._read_row(model, documents, 0, options)), None
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """The states behind each question; every question is asked of all chunks in the memory."""
         if options.layers is not None:
             raise InputError(
@@ -127,10 +124,10 @@ class Chunks(Method):
                 f"the memory was read by the method {memory.method.name}, and chunks needs one of "
                 "chunks; read the document again"
             )
-        found = [
-            self._ask(model, questions.select(torch.tensor([row])), memory, options)
-            for row in range(questions.rows)
-        ]
+        found = []
+        for row in range(questions.rows):
+            question = questions.select(torch.tensor([row]))
+            found.append((yield from self._ask(model, question, memory, options)))
         return _side_by_side(questions, found, StateCache(len(model.backbone.layers)))
 
     def _check_ids(self) -> None:
@@ -142,26 +139,27 @@ class Chunks(Method):
 
     def _read_row(
         self, model: Any, documents: Batch, row: int, options: PassOptions
-    ) -> DocumentMemory:
+    ) -> Steps[DocumentMemory]:
         length = int(documents.lengths[row])
         start = torch.arange(0, length, self.tokens)
         rows = documents.select(torch.full_like(start, row))
         chunks = rows.part(start, (start + self.tokens).clamp(max=length))
-        return read_chunks(model, chunks, self, options)
+        return (yield from read_chunks(model, chunks, self, options))
 
     def _ask(
         self, model: Any, question: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         """One question: the states behind it of the chunk that is chosen."""
         count = memory.batch_size
         if self.choice == "random":
-            return _of_chunk(model, question, memory, int(torch.randint(count, ())), options)
+            chunk = int(torch.randint(count, ()))
+            return (yield from _of_chunk(model, question, memory, chunk, options))
         best: _Best | None = None
         for first in range(0, count, ASKED_AT_ONCE):
             index = torch.arange(first, min(first + ASKED_AT_ONCE, count))
             rows = question.select(torch.zeros_like(index))
             states = memory.cache.select(index.to(memory.hidden.device))
-            passage = read_plain(model.backbone, rows, states, options)
+            passage = yield from read_plain(model.backbone, rows, states, options)
             unsure = entropy(_logits(model, passage.hidden[:, -1])).detach()
             row = int(unsure.argmin())
             # what is not finite is chosen, so that it is told
@@ -189,15 +187,17 @@ class _Best(NamedTuple):
 
 def _of_chunk(
     model: Any, question: Batch, memory: DocumentMemory, chunk: int, options: PassOptions
-) -> Passage:
+) -> Steps[Passage]:
     index = torch.tensor([chunk])
     states = memory.cache.select(index.to(memory.hidden.device))
-    passage = read_plain(model.backbone, question, states, options)
+    passage = yield from read_plain(model.backbone, question, states, options)
     passage.chosen = index
     return passage
 
 
-def read_chunks(model: Any, chunks: Batch, method: Chunks, options: PassOptions) -> DocumentMemory:
+def read_chunks(
+    model: Any, chunks: Batch, method: Chunks, options: PassOptions
+) -> Steps[DocumentMemory]:
     """The memory of one document: the states behind each of its chunks, one row each.
 
     Rows are read side by side, as many at once as one piece has positions.
@@ -207,7 +207,7 @@ def read_chunks(model: Any, chunks: Batch, method: Chunks, options: PassOptions)
     for first in range(0, chunks.rows, at_once):
         rows = chunks.select(torch.arange(first, min(first + at_once, chunks.rows)))
         rows = rows.part(torch.zeros_like(rows.lengths), rows.lengths)
-        parts.append(Plain().read(model, rows, PassOptions(options.piece_length))[0])
+        parts.append((yield from Plain().read(model, rows, options.for_reading))[0])
     memory = DocumentMemory.side_by_side(parts)
     memory.method = method
     return memory

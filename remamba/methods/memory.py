@@ -39,6 +39,8 @@ class DocumentMemory:
     """The model it belongs to; empty when that was not asked for."""
     input_ids: Tensor | None = field(default=None, repr=False)
     """(b, l) the document's tokens, right-padded, if they were given as ids."""
+    key: str = ""
+    """What a store of memories keeps it under; empty for one that no store has."""
 
     @property
     def batch_size(self) -> int:
@@ -92,6 +94,7 @@ class DocumentMemory:
             self.method,
             self.fingerprint,
             None if self.input_ids is None else self.input_ids.to(device),
+            self.key,
         )
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -115,6 +118,8 @@ class DocumentMemory:
             "fingerprint": self.fingerprint,
             "method": json.dumps(self.method.to_dict()),
         }
+        if self.key:
+            metadata["key"] = self.key
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -138,6 +143,7 @@ class DocumentMemory:
                 _method(metadata),
                 metadata.get("fingerprint", ""),
                 tensors.get("input_ids"),
+                metadata.get("key", ""),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions, Window, collect, gather_windows, run_pass
+from remamba.execution.steps import Steps
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.selection import Span
@@ -37,39 +38,40 @@ class Plain(Method):
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
-        return read_plain(model.backbone, batch, cache, options)
+    ) -> Steps[Passage]:
+        return (yield from read_plain(model.backbone, batch, cache, options))
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         nothing = torch.zeros_like(documents.lengths)
-        return read_documents(
-            model.backbone, documents, Span(nothing, nothing.clone()), self, options
-        )
+        span = Span(nothing, nothing.clone())
+        return (yield from read_documents(model.backbone, documents, span, self, options))
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         states, _ = states_for(questions, memory)
-        return read_plain(model.backbone, questions, states, options)
+        return (yield from read_plain(model.backbone, questions, states, options))
 
 
 def read_plain(
     backbone: Backbone, batch: Batch, cache: StateCache | None, options: PassOptions
-) -> Passage:
+) -> Steps[Passage]:
     """One pass of plain Mamba, starting from the cache's states if it has any."""
     embeds = batch.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, batch.lengths, cache, options)
-    hidden = collect(pieces, batch.lengths, options.tail)
+    hidden = yield from collect(pieces, batch.lengths, options.tail)
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
 
 
-def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOptions) -> Passage:
+def read_on(
+    backbone: Backbone, batch: Batch, cache: StateCache, options: PassOptions
+) -> Steps[Passage]:
     """Plain Mamba continues a filled cache; the token that is still unread there comes first."""
     text = cache.text
     if text is None:
-        return read_plain(backbone, batch, cache, options)
+        return (yield from read_plain(backbone, batch, cache, options))
     if bool((text.behind_end > 0).any()):
         row = int((text.behind_end > 0).nonzero()[0])
         raise InputError(
@@ -80,7 +82,7 @@ def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOp
     longer, cache.text = batch.behind(text.pending, backbone.embeddings), None
     embeds = longer.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, longer.lengths, cache, options)
-    hidden = collect(pieces, longer.lengths, min(options.tail, int(batch.lengths.max())))
+    hidden = yield from collect(pieces, longer.lengths, min(options.tail, int(batch.lengths.max())))
     if not options.tail:
         hidden = hidden[:, text.pending.shape[1] :]
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
@@ -88,7 +90,7 @@ def read_on(backbone: Backbone, batch: Batch, cache: StateCache, options: PassOp
 
 def read_documents(
     backbone: Backbone, batch: Batch, span: Span, method: Method, options: PassOptions
-) -> tuple[DocumentMemory, Tensor | None]:
+) -> Steps[tuple[DocumentMemory, Tensor | None]]:
     """Read documents once, and keep what later questions need: the states over the span.
 
     PassOptions.with_stage1 adds the states of all positions, (b, l, d).
@@ -99,7 +101,7 @@ def read_documents(
         windows.append(Window(torch.zeros_like(batch.lengths), int(batch.lengths.max())))
     embeds = batch.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, batch.lengths, cache, options)
-    hidden, *everything = gather_windows(pieces, *windows)
+    hidden, *everything = yield from gather_windows(pieces, *windows)
     memory = DocumentMemory(hidden, span, batch.lengths, cache, method, input_ids=batch.input_ids)
     return memory, everything[0] if everything else None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions, Window, collect, gather_windows, run_pass
+from remamba.execution.steps import Steps
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import read_documents, states_for
@@ -59,16 +60,16 @@ class ReMamba(Method):
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         if self.compression.placement != "before_question":
-            return read_twice(model, batch, self.compression, cache, options)
+            return (yield from read_twice(model, batch, self.compression, cache, options))
         documents, questions = batch.split()
-        memory, _ = read_span(model, documents, self, PassOptions(options.piece_length))
-        return answer(model, questions, memory, self.compression, options)
+        memory, _ = yield from read_span(model, documents, self, options.for_reading)
+        return (yield from answer(model, questions, memory, self.compression, options))
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         if not self.serves_memory:
             c = self.compression
             raise InputError(
@@ -76,13 +77,13 @@ class ReMamba(Method):
                 f"'before_question' (given: start={c.start}, length={c.length},"
                 f" placement={c.placement!r}): else stage 2 reads the document again"
             )
-        return read_span(model, documents, self, options)
+        return (yield from read_span(model, documents, self, options))
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         memory = self._narrowed(memory)
-        return answer(model, questions, memory, self.compression, options)
+        return (yield from answer(model, questions, memory, self.compression, options))
 
     def _narrowed(self, memory: DocumentMemory) -> DocumentMemory:
         """The memory as this method would have read it: with the states of its own span alone.
@@ -128,7 +129,7 @@ class Reading(NamedTuple):
 
 def _read_prompts(
     backbone: Backbone, batch: Batch, span: Span, cache: StateCache | None, options: PassOptions
-) -> Reading:
+) -> Steps[Reading]:
     """Stage 1 over prompts. It reads the answers too, if stage 1 is to have a loss of its own."""
     lengths = batch.lengths if options.with_stage1 else batch.prompt_lengths
     windows = [Window(span.start, int(span.length.max())), Window(batch.prompt_lengths - 1, 1)]
@@ -136,7 +137,7 @@ def _read_prompts(
         windows.append(Window(torch.zeros_like(lengths), int(lengths.max())))
     embeds = batch.embeds_of(backbone.embeddings)
     pieces = run_pass(backbone, embeds, lengths, cache, options)
-    hidden, last, *everything = gather_windows(pieces, *windows)
+    hidden, last, *everything = yield from gather_windows(pieces, *windows)
     return Reading(hidden, span, last[:, 0], everything[0] if everything else None)
 
 
@@ -150,17 +151,17 @@ def _reread(
     cache: StateCache | None,
     options: PassOptions,
     embeddings: Callable[[Tensor], Tensor],
-) -> Passage:
+) -> Steps[Passage]:
     """Selection and stage 2: K vectors are put in at position `at`, for `removed` tokens there."""
     backbone, compressor = model.backbone, model.compressor
-    scores = compressor.scores(reading.hidden, reading.last_hidden)
+    scores = yield from compressor.scores(reading.hidden, reading.last_hidden)
     kept = compressor.keep(reading.hidden, scores, reading.span, compression, embeddings)
     rows = num_kept(reading.span, compression).repeat_interleave(batch.rows // len(reading.hidden))
     plan = plan_splice(batch.lengths, at, removed, rows).to(batch.device)
     adaption = plan_adaption(plan, kept, compression)
     embeds = spliced_embeds(batch, backbone.embeddings, plan, kept)
     pieces = run_pass(backbone, embeds, plan.lengths, cache, options, adaption)
-    hidden = collect(pieces, plan.lengths, options.tail)
+    hidden = yield from collect(pieces, plan.lengths, options.tail)
     labels = batch.labels
     if labels is not None:
         labels = labels.gather(1, plan.index).masked_fill(plan.rank >= 0, IGNORE)
@@ -176,12 +177,12 @@ def read_twice(
     compression: CompressionConfig,
     cache: StateCache | None,
     options: PassOptions,
-) -> Passage:
+) -> Steps[Passage]:
     """Both stages over whole prompts; stage 2 reads the spliced sequence from zero states."""
     limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
     span = span_bounds(batch.document_lengths, limit, compression)
     backbone = model.backbone
-    reading = _read_prompts(backbone, batch, span, None, options)
+    reading = yield from _read_prompts(backbone, batch, span, None, options)
     if compression.placement == "append":
         at, removed = batch.prompt_lengths, torch.zeros_like(limit)
     else:
@@ -190,15 +191,19 @@ def read_twice(
     def embeddings(index: Tensor) -> Tensor:
         return batch.take(backbone.embeddings, index)
 
-    return _reread(model, batch, reading, compression, at, removed, cache, options, embeddings)
+    return (
+        yield from _reread(
+            model, batch, reading, compression, at, removed, cache, options, embeddings
+        )
+    )
 
 
 def read_span(
     model: Any, batch: Batch, method: ReMamba, options: PassOptions
-) -> tuple[DocumentMemory, Tensor | None]:
+) -> Steps[tuple[DocumentMemory, Tensor | None]]:
     """Stage 1 over documents, for questions that come later."""
     span = span_bounds(batch.lengths, batch.lengths, method.compression)
-    return read_documents(model.backbone, batch, span, method, options)
+    return (yield from read_documents(model.backbone, batch, span, method, options))
 
 
 def answer(
@@ -207,12 +212,13 @@ def answer(
     memory: DocumentMemory,
     compression: CompressionConfig,
     options: PassOptions,
-) -> Passage:
+) -> Steps[Passage]:
     """Stage 2 for questions on documents read before: it reads the K vectors and the question."""
     backbone = model.backbone
     states, document = states_for(batch, memory)
     nothing = torch.zeros_like(batch.lengths)
-    reading = _read_prompts(backbone, batch, Span(nothing, nothing), states.copy(), options)
+    no_span = Span(nothing, nothing)
+    reading = yield from _read_prompts(backbone, batch, no_span, states.copy(), options)
     reading = reading._replace(hidden=memory.hidden.to(reading.last_hidden.dtype), span=memory.span)
     if compression.placement != "before_question":
         # [vectors; question] from zero states; a document without a span keeps its own
@@ -231,6 +237,8 @@ def answer(
         ids = memory.input_ids.gather(1, index.view(memory.batch_size, -1))
         return backbone.embeddings(ids.view(index.shape))
 
-    return _reread(
-        model, batch, reading, compression, nothing, nothing, states, options, embeddings
+    return (
+        yield from _reread(
+            model, batch, reading, compression, nothing, nothing, states, options, embeddings
+        )
     )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remamba.compression_config import CompressionConfig
+from remamba.execution.steps import Steps
 from remamba.model.rows import past_end, take_positions, to_device
 from remamba.ops.precision import accumulation_dtype
 
@@ -154,8 +155,10 @@ class Compressor(nn.Module):
         """Give Query a copy of Key's values (preset "tied"): scores then start well above zero."""
         self.query_proj.load_state_dict(self.key_proj.state_dict())
 
-    def scores(self, hidden: Tensor, last_hidden: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor, last_hidden: Tensor) -> Steps[Tensor]:
         """Importance scores (Eq. 3): cosine of Key(h_i) and Query(h_L), float32 at least.
+
+        It stops behind every SCORED_AT_ONCE positions, unless gradients are on.
 
         Args:
             hidden: (b, m, d) last-layer states of the span [h_i].
@@ -168,9 +171,10 @@ class Compressor(nn.Module):
         query = query.to(accumulation_dtype(query))
         query = query.view(hidden.shape[0], -1, query.shape[-1])
         size = max(hidden.shape[1], 1) if torch.is_grad_enabled() else SCORED_AT_ONCE
-        pieces = [
-            _cosines(self.key_proj(h).to(query.dtype), query) for h in hidden.split(size, dim=1)
-        ]
+        pieces = []
+        for h in hidden.split(size, dim=1):
+            pieces.append(_cosines(self.key_proj(h).to(query.dtype), query))
+            yield h.shape[0] * h.shape[1]
         return torch.cat(pieces, dim=2).flatten(0, 1)
 
     def keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions
+from remamba.execution.steps import Steps
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain
@@ -53,10 +54,10 @@ class Shorten(Method):
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         limit = torch.minimum(batch.document_lengths, batch.prompt_lengths - 1)
         span = self.left_out(batch.document_lengths, limit)
-        passage = self.reader.prefill(model, batch.without(*span), cache, options)
+        passage = yield from self.reader.prefill(model, batch.without(*span), cache, options)
         if passage.kept is not None:  # positions are told in the rows as they were given
             start, length = (
                 x.to(passage.kept.index.device)[:, None] for x in (span[0], span.length)
@@ -70,26 +71,27 @@ class Shorten(Method):
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         span = self.left_out(documents.lengths, documents.lengths)
         if bool((span.length == documents.lengths).any()):
             raise InputError(
                 f"the method {self.name} leaves nothing of a document for a memory; ask it "
                 "together with its question"
             )
-        memory, states = self.reader.read(model, documents.without(*span), options)
+        memory, states = yield from self.reader.read(model, documents.without(*span), options)
         memory.method = self
         return memory, states
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         if memory.method != self:
             raise InputError(
                 f"the memory was read by {memory.method.to_dict()}, not by {self.to_dict()}; read "
                 "it again"
             )
-        return self.reader.answer(model, questions, memory, options)
+        memory = replace(memory, method=self.reader)  # which read what is left as its own
+        return (yield from self.reader.answer(model, questions, memory, options))
 
 
 @dataclass(frozen=True)

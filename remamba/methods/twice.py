@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remamba.errors import InputError
 from remamba.execution.passes import PassOptions
+from remamba.execution.steps import Steps
 from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import read_plain
@@ -40,8 +41,8 @@ class Twice(Method):
 
     def prefill(
         self, model: Any, batch: Batch, cache: StateCache | None, options: PassOptions
-    ) -> Passage:
-        passage = read_plain(model.backbone, batch.twice(), cache, options)
+    ) -> Steps[Passage]:
+        passage = yield from read_plain(model.backbone, batch.twice(), cache, options)
         if not options.tail:  # the given rows' own positions, which the caller knows
             passage.hidden = cut(passage.hidden, batch.prompt_lengths, batch.width)
         passage.labels, passage.lengths, passage.batch = batch.labels, batch.lengths, batch
@@ -49,7 +50,7 @@ class Twice(Method):
 
     def read(
         self, model: Any, documents: Batch, options: PassOptions
-    ) -> tuple[DocumentMemory, Tensor | None]:
+    ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
         raise InputError(
             "the method twice reads the document behind its question, so that no memory can stand "
             "for it; ask document and question together"
@@ -57,7 +58,7 @@ class Twice(Method):
 
     def answer(
         self, model: Any, questions: Batch, memory: DocumentMemory, options: PassOptions
-    ) -> Passage:
+    ) -> Steps[Passage]:
         raise InputError(
             "the method twice reads the document behind its question, and a memory has read it "
             "before; give the document itself"

@@ -22,6 +22,7 @@ from remamba import (
     Request,
     SamplingOptions,
 )
+from remamba.engine import entrance
 from remamba.engine.kept_words import kept_words
 from remamba.engine.reader import resolve_method
 from remamba.engine.request import fill_template
@@ -222,8 +223,8 @@ def test_answers_equal_the_command_line(form: str, tmp_path: Path, remamba: Run)
 def test_a_document_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """More questions of one text than the engine looks at together, and two texts in turn."""
     reader = make_reader(slots=2)
-    read, calls = reader.model.read, []
-    monkeypatch.setattr(reader.model, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
+    read, calls = entrance.read, []
+    monkeypatch.setattr(entrance, "read", lambda *a: calls.append(1) or read(*a))
     options = SamplingOptions(max_new_tokens=1)
     many = [Ask(TEXT, f"Question {i}?", options=options) for i in range(90)]
     assert len(reader.answer(many)) == 90
@@ -300,13 +301,32 @@ def test_an_error_of_the_machine_ends_one_answer(slots: int) -> None:
         assert told(found[i], with_scores=False) == told(expected[i], with_scores=False)
     with pytest.raises(RuntimeError, match="out of memory"):
         reader.answer(asks)
-    broken = reader._engine
+    engine = reader._ready_engine()
+    assert engine.is_idle  # nothing is left of what failed
     hook.remove()
     again = reader.answer(asks)
     assert [told(a, with_scores=False) for a in again] == [
         told(a, with_scores=False) for a in expected
     ]
-    assert broken is None  # a step that ended half way: nothing of it is used again
+    assert reader._ready_engine() is engine
+
+
+def test_a_step_that_fails_is_made_good_for_each_alone() -> None:
+    """What was too much for all at once is enough for one; with "raise" it ends them."""
+    reader = make_reader(slots=4)
+    asks = [Ask(TEXT * (1 + i), QUESTION, options=SHORT) for i in range(3)]
+    expected = [told(answer, with_scores=False) for answer in reader.answer(asks)]
+
+    def refuse(_: Any, given: Any) -> None:
+        if given[0].shape[0] > 1 and given[0].shape[1] == 1:
+            raise RuntimeError("out of memory")
+
+    hook = reader.model.backbone.register_forward_pre_hook(refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reader.answer(asks)
+    found = reader.answer(asks, errors="return")
+    hook.remove()
+    assert [told(answer, with_scores=False) for answer in found] == expected
 
 
 def test_answers_come_as_they_are_done() -> None:
@@ -322,7 +342,7 @@ def test_answers_come_as_they_are_done() -> None:
     engine = reader._ready_engine()
     assert engine._slots.owners
     each.close()  # type: ignore[attr-defined]
-    assert not engine._slots.owners and not engine._waiting
+    assert engine.is_idle
     assert [told(answer) for answer in reader.answer(asks)] == expected
 
 

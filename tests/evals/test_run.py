@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from remamba.checkpoints.convert import convert
-from remamba.engine.engine import Engine
+from remamba.engine import entrance
 from remamba.engine.reader import Reader
 from remamba.evals import leval, longbench
 from tests.evals.toy import leval_folder, leval_row, longbench_folder, longbench_row, write_rows
@@ -177,12 +177,12 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
     folder: Path, remamba: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = words(folder, "longbench-e", "paper", tmp_path / "run", "--datasets", "qasper")
-    plain, made, broken = Engine.step, Reader._request, None
+    plain, made, broken = entrance.prefill, Reader.request_of, None
 
-    def breaking(engine: Any) -> Any:
-        if any(job.ids == broken for job in engine._waiting):
+    def breaking(model: Any, group: Any, options: Any) -> Any:
+        if any(job.ids == broken for job in group):
             raise RuntimeError("out of\nmemory")
-        return plain(engine)
+        return (yield from plain(model, group, options))
 
     remamba(*asked)
     unbroken = rows(tmp_path / "run", "qasper")
@@ -197,8 +197,8 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
             broken = list(found[0].prompt)
         return found
 
-    monkeypatch.setattr(Reader, "_request", remember)
-    monkeypatch.setattr(Engine, "step", breaking)
+    monkeypatch.setattr(Reader, "request_of", remember)
+    monkeypatch.setattr(entrance, "prefill", breaking)
     scores = remamba(*asked, "--overwrite")
     found = rows(tmp_path / "run", "qasper")
     assert [row["id"] for row in found] == [f"qasper-{i}" for i in range(4)]
@@ -207,7 +207,7 @@ def test_failed_predictions_are_recorded_and_count_as_zero(
         assert found[i]["pred"] == unbroken[i]["pred"]
         assert [at for at, _ in found[i]["kept"]] == [at for at, _ in unbroken[i]["kept"]]
     assert scores["datasets"]["qasper"]["n"] == 4
-    monkeypatch.setattr(Engine, "step", plain)
+    monkeypatch.setattr(entrance, "prefill", plain)
     remamba(*asked, "--resume")
     assert "error" in rows(tmp_path / "run", "qasper")[1]
     remamba(*asked, "--resume", "--retry-failed")

@@ -313,8 +313,14 @@ class FakeGraph:
             self.outputs = function()
         FakeGraph.made.append(self)
 
-    def __call__(self) -> Tensor:
-        return self.outputs.copy_(self.function())
+    def __call__(self) -> Any:
+        held, new = self.outputs, self.function()
+        if isinstance(held, Tensor):
+            return held.copy_(new)
+        for place, value in zip(held, new, strict=True):
+            if place is not None:
+                place.copy_(value)
+        return held
 
 
 @pytest.fixture
@@ -359,14 +365,23 @@ def test_an_engine_of_captured_steps(captured: list[FakeGraph]) -> None:
         Request(
             prompt=tokens_of(3 + i, seed=i).tolist(),
             options=SamplingOptions(
-                max_new_tokens=2 + 3 * (i % 3), temperature=0.8 * (i % 2), seed=i, top_k=5
+                max_new_tokens=2 + 3 * (i % 3),
+                temperature=0.8 * (i % 2),
+                seed=i,
+                top_k=5,
+                logprobs=(None, 3, 20)[i % 3],
             ),
         )
         for i in range(7)
     ]
-    expected = [c.token_ids for c in Engine(model, slots=3, static=False).run(requests)]
-    found = [c.token_ids for c in Engine(model, slots=3, static=True).run(requests)]
-    assert found == expected
+    expected = Engine(model, slots=3, static=False).run(requests)
+    found = Engine(model, slots=3, static=True).run(requests)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.logprobs is None) == (other.logprobs is None)
+        for told, same in zip(one.logprobs or (), other.logprobs or (), strict=True):
+            assert told.token_id == same.token_id
+            assert told.logprob == pytest.approx(same.logprob, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import torch
 from remamba.execution import prefill
 from remamba.execution.passes import PassOptions
 from remamba.execution.prefill import MOST_TOKENS, bucket, graphs_of
+from remamba.execution.steps import finish
 from remamba.execution.watch import Watch
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
@@ -319,6 +320,6 @@ def test_no_stage_waits_on_a_gpu(backbone, width, form):
         try:
             with torch.inference_mode():
                 options = PassOptions(tail=1)
-                model._run(batch, method, None, model.new_cache(), options)
+                finish(model.passing(batch, method, None, model.new_cache(), options))
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from remamba.errors import InputError
+from remamba.execution.steps import finish
 from remamba.methods.losses import mass_elsewhere, score_loss
 from remamba.methods.selection import Compressor
 from tests.exactness import FORMS, tiny_model, tokens
@@ -49,13 +50,13 @@ def test_other_documents_count_as_if_all_were_one():
     length = torch.tensor([5, 3, 4])
     targets = torch.zeros(documents * per, m, dtype=torch.bool)
     targets[:, 1] = True
-    scores = compressor.scores(hidden, asked)
+    scores = finish(compressor.scores(hidden, asked))
     elsewhere = mass_elsewhere(compressor, hidden, asked, length)
     loss = score_loss(scores, targets, length.repeat_interleave(per), elsewhere)
 
     one = torch.cat([states[:size] for states, size in zip(hidden, length, strict=True)])
     place = 1 + (length.cumsum(0) - length).repeat_interleave(per)
-    as_one = compressor.scores(one[None], asked)
+    as_one = finish(compressor.scores(one[None], asked))
     torch.testing.assert_close(loss, F.cross_entropy(16 * as_one, place))
     found, wanted = (
         torch.autograd.grad(value, list(compressor.key_proj.parameters()))
@@ -69,7 +70,7 @@ def test_empty_spans_elsewhere_change_nothing_and_leave_gradients_finite():
     compressor, hidden, asked = Compressor(8), torch.randn(2, 4, 8), torch.randn(2, 8)
     length = torch.tensor([4, 0])
     targets = torch.eye(2, 4, dtype=torch.bool)
-    scores = compressor.scores(hidden, asked)
+    scores = finish(compressor.scores(hidden, asked))
     elsewhere = mass_elsewhere(compressor, hidden, asked, length)
     loss = score_loss(scores, targets, length, elsewhere)
     torch.testing.assert_close(loss, score_loss(scores, targets, length))

@@ -5,6 +5,7 @@ import torch
 
 from remamba import CompressionConfig, DocumentMemory, InputError
 from remamba.execution.passes import PassOptions
+from remamba.execution.steps import finish
 from remamba.methods.base import METHODS, method_class, method_of, recorded_method
 from remamba.methods.plain import Plain
 from remamba.methods.reference import choose, two_stages
@@ -241,7 +242,7 @@ def test_the_last_token_of_a_prompt_is_never_compressed():
 
 def test_a_memory_knows_its_method():
     model, batch = tiny_model("mamba"), enter(tokens(2, 9))
-    memory, states = Plain().read(model, batch, PassOptions(with_stage1=True))
+    memory, states = finish(Plain().read(model, batch, PassOptions(with_stage1=True)))
     assert isinstance(memory, DocumentMemory)
     assert memory.method == Plain()
     assert memory.hidden.shape == (2, 0, 24)

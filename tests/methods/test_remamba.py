@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from remamba import modeling_remamba
 from remamba.execution import passes
 from remamba.execution.passes import PassOptions
+from remamba.execution.steps import finish
 from remamba.methods import selection as compression
 from remamba.methods.base import Method
 from remamba.methods.plain import Plain
@@ -75,7 +76,7 @@ def test_no_stage_waits(form, shape, piece_length):
     batch = away(ids, mask, **questions(form, 4, 5))
     with torch.no_grad(), OneDevice():
         how = PassOptions(piece_length, tail=1)
-        passage = model._run(batch, ALL_FORMS[form], None, model.new_cache(), how)
+        passage = finish(model.passing(batch, ALL_FORMS[form], None, model.new_cache(), how))
     assert passage.hidden.device.type == "meta" and passage.hidden.shape == (2, 1, 24)
     assert passage.lengths.device.type == "cpu"
 
@@ -85,8 +86,11 @@ def test_no_stage_waits(form, shape, piece_length):
 def test_questions_on_a_memory_do_not_wait(form, asked):
     model = tiny_model("mamba2", num_hidden_layers=1).to("meta")
     with torch.no_grad(), OneDevice():
-        memory, _ = ReMamba(FORMS[form]).read(model, away(*rows("ragged")), PassOptions())
-        passage = model._run(away(tokens(asked, 5)), None, memory, None, PassOptions(tail=1))
+        batch = away(*rows("ragged"))
+        memory, _ = finish(ReMamba(FORMS[form]).read(model, batch, PassOptions()))
+        passage = finish(
+            model.passing(away(tokens(asked, 5)), None, memory, None, PassOptions(tail=1))
+        )
     assert passage.hidden.shape == (asked, 1, 24)
 
 
@@ -168,7 +172,7 @@ def peak(model, length, method):
     """Bytes held at most by a prefill of one text, its ids apart."""
     batch = away(tokens(1, length))
     with torch.inference_mode(), Peak(batch.input_ids) as peak:
-        model._run(batch, method, None, model.new_cache(), PassOptions(tail=1))
+        finish(model.passing(batch, method, None, model.new_cache(), PassOptions(tail=1)))
     return peak.most
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from remamba import CompressionConfig, Span
+from remamba.execution.steps import finish
 from remamba.methods import selection as compression
 from remamba.methods.selection import Compressor, importance, num_kept, span_bounds
 from remamba.methods.splice import plan_adaption, plan_splice, splice
@@ -64,7 +65,7 @@ def spans(*lengths):
 
 def test_scores_are_cosines_of_key_and_query(compressor):
     hidden, last = torch.randn(2, 5, 8), torch.randn(4, 8)
-    scores = compressor.scores(hidden, last)
+    scores = finish(compressor.scores(hidden, last))
     for row in range(4):
         keys = compressor.key_proj(hidden[row // 2])
         query = compressor.query_proj(last[row])
@@ -78,19 +79,19 @@ def test_cosines_are_float32_whatever_the_keys_are(compressor, dtype, assert_clo
     hidden, last = torch.randn(2, 21, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype)
     keys, query = compressor.key_proj(hidden).double(), compressor.query_proj(last).double()
     expected = F.cosine_similarity(keys.repeat_interleave(2, 0), query[:, None], dim=-1)
-    scores = compressor.scores(hidden, last)
+    scores = finish(compressor.scores(hidden, last))
     assert scores.dtype == torch.float32
     assert_close(scores, expected.float())
 
 
 def test_scores_come_in_blocks_without_gradients(compressor, monkeypatch, assert_close):
     hidden, last = torch.randn(2, 21, 8), torch.randn(4, 8)
-    whole = compressor.scores(hidden, last)
+    whole = finish(compressor.scores(hidden, last))
     monkeypatch.setattr(compression, "SCORED_AT_ONCE", 4)
     sizes = []
     compressor.key_proj.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
     with torch.no_grad():
-        assert_close(compressor.scores(hidden, last), whole)
+        assert_close(finish(compressor.scores(hidden, last)), whole)
     assert sizes == [4, 4, 4, 4, 4, 1]
 
 
@@ -99,7 +100,7 @@ def test_kept_positions_are_distinct_ascending_and_inside(compressor, selector):
     config = CompressionConfig(length=1.0, keep_ratio=0.3, selector=selector)
     span = Span(torch.tensor([2, 0]), torch.tensor([13, 4]))
     hidden = torch.randn(2, 11, 8)
-    scores = compressor.scores(hidden, torch.randn(2, 8))
+    scores = finish(compressor.scores(hidden, torch.randn(2, 8)))
     kept = compressor.keep(hidden, scores, span, config)
     assert kept.lengths.tolist() == [4, 2]
     for row, count in enumerate(kept.lengths.tolist()):
@@ -119,7 +120,7 @@ def test_kept_positions_are_distinct_ascending_and_inside(compressor, selector):
 
 def test_multiplicative_values_are_scaled_by_alpha(compressor):
     hidden, last = torch.randn(1, 6, 8), torch.randn(1, 8)
-    scores = compressor.scores(hidden, last)
+    scores = finish(compressor.scores(hidden, last))
     config = CompressionConfig(length=1.0, keep_ratio=0.5)
     plain = compressor.keep(hidden, scores, spans(6), config)
     scaled = compressor.keep(hidden, scores, spans(6), config.replace(adaption="multiplicative"))
@@ -154,7 +155,7 @@ def test_a_window_brings_the_tokens_before_the_one_found(compressor):
 def test_the_residual_value_adds_the_embedding_of_its_own_token(compressor, adaption):
     span = Span(torch.tensor([1, 0]), torch.tensor([6, 3]))
     hidden, embeds = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
-    scores = compressor.scores(hidden, torch.randn(4, 8))  # two questions a document
+    scores = finish(compressor.scores(hidden, torch.randn(4, 8)))  # two questions a document
     config = CompressionConfig(length=1.0, keep_ratio=0.5, adaption=adaption)
     rows = embeds.repeat_interleave(2, 0)
 

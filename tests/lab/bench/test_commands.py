@@ -47,6 +47,17 @@ def test_ceilings_are_rates() -> None:
     assert all(1e6 < rate < 1e17 for rate in found.as_dict().values())
 
 
+@pytest.mark.parametrize("method", ["plain", "remamba"])
+def test_gaps(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["gaps", "--model", "mamba-tiny", "--device", "cpu", "--documents", "2", "--tokens"]
+    report, said = bench([*argv, "90", "--at-once", "16", "40", "--method", method], capsys)
+    assert [found["at_once"] for found in report["results"]] == [16, 40]
+    for found in report["results"]:
+        assert 0 < found["median_s"] <= found["p99_s"] <= found["longest_s"]
+        assert found["tokens_per_s"] > 0
+    assert "longest ms" in said
+
+
 def test_ops(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     kept = tmp_path / "ops.json"
     argv = ["ops", *TINY, "--lengths", "63", "--backward", "--steps", "2", "--output", str(kept)]
