@@ -22,6 +22,7 @@ from remamba.engine.slots import Drawn, GrowingRows, Rows, Slots, StaticRows
 from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
+from remamba.model.layer_rules import Scaling
 from remamba.model.rows import pad_rows
 from remamba.modeling_base import ReMambaOutput
 from remamba.modeling_remamba import ReMambaForCausalLM
@@ -99,8 +100,12 @@ class Engine:
         self.eos = end_tokens(model, tokenizer)
         if static is None:
             static = runs_in_place(model)
-        rows: Rows = StaticRows(model, slots) if static else GrowingRows(model)
-        self._slots: Slots[Job] = Slots(slots, rows)
+        self._growing: Rows = GrowingRows(model)
+        self._plain: Rows = StaticRows(model, slots) if static else self._growing
+        """Where answers are written by plain Mamba; rows in place know no layer rule."""
+        self._slots: Slots[Job] = Slots(slots, self._plain)
+        self._rule: Scaling | None = None
+        """The layer rule by which all answers in the slots are written."""
         self._ahead: _Asked | None = None
         self._waiting: deque[Job] = deque()
         self._last_document: tuple[str, list[int]] = ("", [])
@@ -167,9 +172,9 @@ class Engine:
         if request.options.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and the engine has none")
         growing = GrowingText(self.tokenizer, request.options.stop) if self.tokenizer else None
-        job = Job(
-            request, context, ids, method, Sampler(request.options, self.eos), growing, memory
-        )
+        rule = memory.cache.rule if memory is not None else method.goes_on_by(self.model)
+        sampler = Sampler(request.options, self.eos)
+        job = Job(request, context, ids, method, sampler, growing, rule, memory)
         self._waiting.append(job)
         return job
 
@@ -191,13 +196,23 @@ class Engine:
             The jobs that have moved: those with new text, and those that are finished.
         """
         moved: list[Job] = []
-        while self._waiting and self._slots.free:
+        while self._waiting and self._slots.free and self._joins(self._waiting[0]):
             group = self._next_group()
             self._admit(group)
             moved += group
         if self._slots.owners:
             moved += self._advance()
         return list(dict.fromkeys(moved))
+
+    def _joins(self, job: Job) -> bool:
+        """Whether a job's answer can be written beside those in the slots: by the same rule.
+
+        One of another rule waits until the slots are empty.
+        """
+        if not self._slots.owners:
+            self._rule = job.rule
+            self._slots.rows = self._plain if job.rule is None else self._growing
+        return job.rule == self._rule
 
     def _next_group(self) -> list[Job]:
         """The first waiting job, and others behind it that can share its prefill."""

@@ -75,8 +75,8 @@ class StateCache:
     reads them gets a copy, so that what was read never changes.
 
     `rule` is what the backbone reads later tokens by, None as plain Mamba: it belongs to the states
-    as their numbers do. `kept` is what stage 2 kept of the prompt. `text` is set by `generate`, so that the next call
-    continues exactly behind it.
+    as their numbers do. `kept` is what stage 2 kept of the prompt. `text` is set by `generate`, so
+    that the next call continues exactly behind it.
     """
 
     is_compileable = False
@@ -229,6 +229,11 @@ class StateCache:
             name = f"{prefix}layers.{i}."
             cache.update(i, tensors[f"{name}conv_state"], tensors[f"{name}ssm_state"])
         cache.rule = Scaling.from_tensors(tensors, prefix)
+        if cache.rule is not None and len(cache.rule.factors) != layers:
+            raise InputError(
+                f"the states of {layers} layers have a rule of {len(cache.rule.factors)} factors; "
+                "read the text again"
+            )
         if f"{prefix}text.ids" in tensors:
             cache.text = Text(*(tensors[f"{prefix}text.{name}"] for name in Text._fields))
         return cache
