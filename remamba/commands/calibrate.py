@@ -81,7 +81,7 @@ def run(args: Args) -> int:
 
     own = check(args)
     check_output("--output", str(args.output), args.overwrite, *map(str, args.text + args.data))
-    texts = list(_texts(args))
+    texts = _texts(args)
     reader = Reader(args.model, device=args.device, dtype=args.dtype)
     windows = _windows(args, reader, texts)
     with reading_bar("windows") as bar:
@@ -128,11 +128,11 @@ def _texts(args: Args) -> Iterator[str]:
             yield row.get_text("document" if "document" in row else "text", empty=False)
 
 
-def _windows(args: Args, reader: Reader, texts: list[str]) -> Tensor:
+def _windows(args: Args, reader: Reader, texts: Iterator[str]) -> Tensor:
     from remamba.methods.calibration import windows_of
     from remamba.text import encode
 
-    ids = [encode(reader.tokenizer, text).ids for text in texts]
+    ids = (encode(reader.tokenizer, text).ids for text in texts)
     return windows_of(ids, args.window_tokens, args.windows or WINDOWS[args.method])
 
 

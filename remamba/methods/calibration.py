@@ -7,7 +7,7 @@ length, `scale` at the perplexity of windows of the wanted length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ LENGTHS = (
 Below the first a document is left alone."""
 AT_ONCE = 2**22
 """Most numbers of a stretched curve that are computed at once."""
-STARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+ENOUGH = 5
+"""Texts are looked at until there are so many times as many windows as are wanted."""
+STARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Factors that are first tried for all layers alike."""
 PIECE = 2048
 """Tokens whose logits are computed at once."""
@@ -211,25 +213,25 @@ def _cross_entropy(model: Any, windows: Tensor, rule: LayerRule) -> float:
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
-def windows_of(texts: Sequence[Sequence[int]], length: int, most: int) -> Tensor:
-    """(n, length) int64, at most so many windows of the texts' tokens, evenly chosen.
+def windows_of(texts: Iterable[Sequence[int]], length: int, most: int) -> Tensor:
+    """(n, length) int64, at most so many windows of the texts' tokens.
+
+    They are chosen evenly from as many texts as have ENOUGH times so many; no more are looked at.
 
     Raises:
         InputError: no text is long enough.
     """
-    places = list(_places(texts, length))
-    if not places:
-        longest = max((len(text) for text in texts), default=0)
+    found: list[Sequence[int]] = []
+    longest = 0
+    for text in texts:
+        longest = max(longest, len(text))
+        found += [text[at : at + length] for at in range(0, len(text) - length + 1, length)]
+        if len(found) >= ENOUGH * most:
+            break
+    if not found:
         raise InputError(
             f"no text has {length:,} tokens for a window (the longest has {longest:,}); give "
             "longer texts, or shorter windows (--window-tokens)"
         )
-    count = min(most, len(places))
-    chosen = [places[number * len(places) // count] for number in range(count)]
-    return torch.tensor([texts[text][at : at + length] for text, at in chosen])
-
-
-def _places(texts: Sequence[Sequence[int]], length: int) -> Iterator[tuple[int, int]]:
-    for number, text in enumerate(texts):
-        for at in range(0, len(text) - length + 1, length):
-            yield number, at
+    count = min(most, len(found))
+    return torch.tensor([found[number * len(found) // count] for number in range(count)])

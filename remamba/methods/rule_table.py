@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -160,6 +160,9 @@ def _numbers(name: str, given: Sequence[Any], least: float, most: float) -> None
 class Calibrated(Method):
     """A way of reading whose layer rule has a table, which `remamba calibrate` makes."""
 
+    in_place: ClassVar[str] = ""
+    """What may be given in place of a table, for messages."""
+
     rule: str = field(default="", compare=False)
     """The file of the table."""
     digest: str = ""
@@ -204,8 +207,8 @@ class Calibrated(Method):
         if not self.rule:
             raise InputError(
                 f"the method {self.name} needs a table for this model, which `remamba calibrate "
-                f"--method {self.name}` writes: give it by --rule FILE, in Python by method="
-                f"{{'name': {self.name!r}, 'rule': FILE}}"
+                f"--method {self.name}` writes: give it by --rule FILE{self.in_place}; in Python "
+                f"by method={{'name': {self.name!r}, 'rule': FILE}}"
             )
         table = self._read()
         if table.digest != self.digest:

@@ -30,6 +30,7 @@ class Scale(Calibrated):
     """One reading, and the answer behind it, with scaled time steps."""
 
     name = "scale"
+    in_place = ", or one factor for all layers by --factor"
 
     factor: float | None = None
     """The same factor for every layer, in place of a table."""
