@@ -188,6 +188,8 @@ class DocumentMemory:
         ):
             return f"input_ids is {ids.dtype} {tuple(ids.shape)}, too few for the documents"
         rule = self.cache.rule
+        if (rule is None and self.method.name == "scale") or (rule and not self.method.has_rule):
+            return f"its states have {'no' if rule is None else 'a'} layer rule"
         if rule is not None and not all(0 < factor < math.inf for factor in rule.factors):
             return f"its rule has the factors {list(rule.factors)[:4]}"
         ruled = set() if rule is None else set(rule.tensors(""))

@@ -64,7 +64,7 @@ class Scale(Calibrated):
             how = f"scaled by {self.factor:g} ({self.of or KINDS[0]})"
         return f"The prompt is read once and answered with time steps {how} (scale)."
 
-    def goes_on_by(self, model: Any) -> Scaling | None:
+    def goes_on_by(self, model: Any) -> Scaling:
         layers = len(model.backbone.layers)
         if self.factor is not None:
             factors, kind = [float(self.factor)] * layers, self.of or KINDS[0]
@@ -76,7 +76,7 @@ class Scale(Calibrated):
                     f"the rule {self.rule} has factors for {len(factors)} layers, and the model "
                     f"has {layers}; run `remamba calibrate` with this model"
                 )
-        return None if set(factors) == {1} else Scaling(factors, kind)
+        return Scaling(factors, kind)
 
     def check(self, model: Any) -> None:
         if self.factor is None:
