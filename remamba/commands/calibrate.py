@@ -69,7 +69,10 @@ class Args:
     """Print one JSON object."""
 
 
-OWN = {"filter": {"clip": 0.1, "decay": 0.05}, "scale": {"of": "steps", "steps": 50, "seed": 0}}
+OWN: dict[str, dict[str, Any]] = {
+    "filter": {"clip": 0.1, "decay": 0.05},
+    "scale": {"of": "steps", "steps": 50, "seed": 0},
+}
 """The options that one method alone has, and their defaults."""
 WINDOWS = {"filter": 100, "scale": 20}
 

@@ -18,9 +18,8 @@ from remamba.methods.filter import Filter
 from remamba.methods.rule_table import RuleTable, load_table
 from remamba.methods.scale import Scale
 from remamba.methods.shorten import Last
-from remamba.model.layer_rules import Steps
-from remamba.pretrained import fingerprint
 from tests.exactness import BACKBONES, tiny_model, tokens
+from tests.rules import filter_of, layer_rules
 
 LENGTH, QUESTION = 40, 5
 
@@ -43,51 +42,7 @@ def lively_model(backbone: str, **changes: Any) -> ReMambaForCausalLM:
     return model
 
 
-def steps_of(model: ReMambaForCausalLM, ids: Tensor) -> list[Tensor]:
-    """Of each layer the steps (b, l, c) in a plain reading."""
-    from remamba.model.layer_rules import LayerRule, StepRule
-
-    found: list[Tensor] = []
-
-    class Look(LayerRule, StepRule):
-        def at(self, layer: int) -> StepRule:
-            return self
-
-        def __call__(self, steps: Steps) -> Steps:
-            found.append(steps.delta())
-            return steps
-
-    with torch.no_grad():
-        model.backbone(model.backbone.embeddings(ids), rule=Look())
-    return found
-
-
-def filter_of(model: ReMambaForCausalLM, folder: Path) -> Filter:
-    """A filter that drops about half of the steps in every second channel, from 12 tokens on."""
-    layers = []
-    for steps in steps_of(model, tokens(1, LENGTH)):
-        channels = list(range(0, steps.shape[-1], 2))
-        middle = steps[0][:, channels].median(dim=0).values
-        thresholds = [(middle * share).tolist() for share in (0.83, 1.03)]
-        layers.append({"channels": channels, "thresholds": thresholds})
-    values = {
-        "lengths": [20, 40], "from_tokens": 12, "channels": steps.shape[-1], "layers": layers,
-    }  # fmt: skip
-    RuleTable("filter", fingerprint(model), values).save(folder / "filter.json")
-    return Filter(str(folder / "filter.json"))
-
-
-RULES = ("filter", "scale", "scale-A", "scale-A_log", "decimate", "last+scale")
-
-
-def method_named(name: str, model: ReMambaForCausalLM, folder: Path) -> Method:
-    if name == "filter":
-        return filter_of(model, folder)
-    if name == "last+scale":
-        return Last(tokens=30, reader=Scale(factor=0.5))
-    if name == "decimate":
-        return Decimate(tokens=24, layers=(0, 1), beta=0.9)
-    return Scale(factor=0.5, of=name.partition("-")[2] or "steps")
+RULES = ("filter", "scale-steps", "scale-A", "scale-A_log", "decimate", "last+scale")
 
 
 @pytest.fixture(params=BACKBONES)
@@ -97,7 +52,9 @@ def model(request: pytest.FixtureRequest) -> ReMambaForCausalLM:
 
 @pytest.fixture(params=RULES)
 def method(request: pytest.FixtureRequest, model: ReMambaForCausalLM, tmp_path: Path) -> Method:
-    return method_named(request.param, model, tmp_path)
+    if request.param == "last+scale":
+        return Last(tokens=30, reader=Scale(factor=0.5))
+    return layer_rules(model, tmp_path)[request.param]
 
 
 def asked(rows: int = 2) -> dict[str, Tensor]:
@@ -193,7 +150,7 @@ def test_states_keep_their_rule(model: ReMambaForCausalLM, tmp_path: Path) -> No
     assert cache.rule is None
 
 
-@pytest.mark.parametrize("method", ["filter", "scale", "decimate"], indirect=True)
+@pytest.mark.parametrize("method", ["filter", "scale-steps", "decimate"], indirect=True)
 @torch.no_grad()
 def test_generate_and_the_engine_write_by_the_rule(
     model: ReMambaForCausalLM, method: Method
