@@ -11,6 +11,7 @@ from torch import Tensor
 
 from remamba import InputError, ReMambaForCausalLM, StateCache
 from remamba.engine.engine import Engine, Request, SamplingOptions
+from remamba.execution import decode, prefill
 from remamba.execution.decode import decodes_in_place
 from remamba.methods.base import Method
 from remamba.methods.decimate import Decimate
@@ -132,7 +133,7 @@ def test_a_memory_equals_the_unsplit_prompt_and_saved_equals_kept(
 
 @torch.no_grad()
 def test_states_keep_their_rule(model: ReMambaForCausalLM, tmp_path: Path) -> None:
-    """Through files, selections, copies and beams; a fast path that knows none is left."""
+    """Through files, selections, copies and beams."""
     method, ids, more = Scale(factor=0.5), tokens(2, 20), tokens(2, 3, seed=1)
     cache = model(ids, method=method).cache_params
     expected = model(more, cache_params=cache.copy()).logits
@@ -145,9 +146,39 @@ def test_states_keep_their_rule(model: ReMambaForCausalLM, tmp_path: Path) -> No
     turned.reorder_cache(torch.tensor([1, 0]))
     for one in (StateCache.load(tmp_path / "state"), joined, turned, cache.clone()):
         assert_close(model(more, cache_params=one).logits, expected)
-    assert not decodes_in_place(model, ids[:, :1], cache)
     cache.reset()
     assert cache.rule is None
+
+
+@torch.no_grad()
+def test_fast_paths_that_know_no_rule_are_left(
+    model: ReMambaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a GPU were there: no step in place, no prefill by a graph; plain takes both."""
+
+    def asked_for_a_graph(_: object) -> None:
+        raise LookupError
+
+    ids, one = tokens(2, 20), tokens(2, 1)
+    caches = {
+        name: model(ids, method=method).cache_params
+        for name, method in {"plain": "plain", **layer_rules(model, tmp_path)}.items()
+    }
+    monkeypatch.setattr(decode, "runs_in_place", lambda _: True)
+    in_place = {name for name, cache in caches.items() if decodes_in_place(model, one, cache)}
+    # filter and decimate leave states that decoding goes on from as plain Mamba
+    assert in_place == {"plain", "filter", "decimate"}
+    with pytest.raises(AssertionError, match="reads as plain Mamba"):
+        decode.DecodeStep(model, 2).load(caches["scale-A"], 0)
+    monkeypatch.setattr(prefill, "can_capture", lambda *_: True)
+    monkeypatch.setattr(prefill, "graphs_of", asked_for_a_graph)
+    for method in layer_rules(model, tmp_path).values():
+        model(ids, method=method)
+    model(tokens(2, 3), cache_params=caches["scale-steps"])
+    with pytest.raises(LookupError):
+        model(ids, method="plain")
+    with pytest.raises(LookupError):
+        model(tokens(2, 3), cache_params=caches["filter"])
 
 
 @pytest.mark.parametrize("method", ["filter", "scale-steps", "decimate"], indirect=True)
