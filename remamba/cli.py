@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "many runs as one of the paper's tables or figures",
     ),
     "eval compare": ("remamba.commands.eval_compare", "two runs on the same questions, paired"),
+    "calibrate": (
+        "remamba.commands.calibrate",
+        "make the table that the methods filter and scale read by",
+    ),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`.

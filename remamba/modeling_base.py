@@ -201,8 +201,13 @@ class ReMambaPreTrainedModel(PreTrainedModel):
                 says, and where that is None too, the model's own.
 
         Raises:
-            InputError: both are given, or there is no such method.
+            InputError: both are given, there is no such method, or this model cannot read by it.
         """
+        found = self._method_meant(compression, method)
+        found.check(self)
+        return found
+
+    def _method_meant(self, compression: Compression, method: MethodLike | None) -> Method:
         if method is not None and compression is not None:
             raise InputError(
                 f"give either method={method!r} or compression={compression!r}: compression holds "

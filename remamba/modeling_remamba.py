@@ -126,7 +126,9 @@ class ReMambaModel(ReMambaPreTrainedModel):
         if memory is not None:
             if memory.fingerprint and not self.training:
                 check_fingerprint("the memory", memory.fingerprint, known_fingerprint(self))
-            passage = yield from (method or memory.method).answer(self, batch, memory, options)
+            asked = method or memory.method
+            memory.check_method(asked)
+            passage = yield from asked.answer(self, batch, memory, options)
         else:
             method = method or self.resolve_method()
             passage = yield from method.prefill(self, batch, cache, options)
@@ -152,12 +154,18 @@ class ReMambaModel(ReMambaPreTrainedModel):
             raise InputError("cache_params already holds a text; a memory needs an empty cache")
         if cache.batch_size != batch.rows:
             raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
-        asked = "" if method is None or isinstance(method, Plain) else f"the method {method.name}"
+        is_meant = method is None or (
+            isinstance(method, Plain)
+            if cache.rule is None
+            else method.goes_on_by(self) == cache.rule
+        )
+        asked = "" if is_meant or method is None else f"the method {method.name}"
         if bool(batch.question_lengths.any()):
             asked = "question_lengths"
         if asked:
+            how = "plain Mamba" if cache.rule is None else "its states' own rule"
             raise InputError(
-                f"cache_params already holds a text, which plain Mamba goes on with: {asked} would "
+                f"cache_params already holds a text, which {how} goes on with: {asked} would "
                 "have no effect; leave it out, or give the whole text without cache_params"
             )
         return (yield from read_on(self.backbone, batch, cache, options))

@@ -21,6 +21,7 @@ from remamba.methods.shorten import Last
 from remamba.ops import selective_scan, ssd
 from remamba.ops.scan.op import selective_scan_ref
 from remamba.ops.ssd_scan.op import ssd_ref
+from tests.rules import Pairs, decoded_and_parallel, parts_and_whole
 
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
 BOUND = 1e-5
@@ -379,6 +380,17 @@ def engine_equals_generate(backbone: str) -> float:
     return 0.0
 
 
+def by_rule(pairs: Callable[[ReMambaForCausalLM, Path], Pairs]) -> Callable[[str], float]:
+    """A cell of what must be equal under every layer rule."""
+
+    def cell(backbone: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            found = pairs(tiny_model(backbone), Path(folder))
+            return max(itertools.starmap(error, found))
+
+    return cell
+
+
 CELLS: dict[str, Callable[[str], float]] = {
     "kernel = reference": kernel_equals_reference,
     "mixers = transformers' mixers": mixers_equal_transformers,
@@ -392,6 +404,8 @@ CELLS: dict[str, Callable[[str], float]] = {
     "saved and loaded = never saved": saved_equals_kept,
     "document memory = unsplit prompt": memory_equals_unsplit,
     "generate = argmax of forwards": generate_equals_forward,
+    "layer rule: decoding = parallel forward": by_rule(decoded_and_parallel),
+    "layer rule: pieces = whole, batch = alone": by_rule(parts_and_whole),
     "engine = generate": engine_equals_generate,
 }
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from remamba import cli
+from remamba.commands import doctor
 from remamba.errors import InputError
+from remamba.methods.base import METHODS, method_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -306,7 +308,15 @@ def test_doctor_text_names_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for op in ("selective_scan", "ssd", "causal_conv"):
         assert op in out
+    for method, left in (("scale", "no states in place"), ("filter", "reads without CUDA graphs")):
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [method])
+        assert left in line
     assert "torch" in out and "cpu" in out
+
+
+def test_doctor_knows_every_method_with_a_layer_rule() -> None:
+    ruled = {name for name in METHODS if method_of(name).has_rule}
+    assert set(doctor.LAYER_RULES) == ruled == {"filter", "scale", "decimate"}
 
 
 def test_doctor_shows_a_backend_that_cannot_run(

@@ -10,8 +10,12 @@ from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.chunks import Chunks
+from remamba.methods.decimate import Decimate
+from remamba.methods.filter import Filter
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
+from remamba.methods.rule_table import Calibrated
+from remamba.methods.scale import Scale
 from remamba.methods.shorten import Drop
 from remamba.methods.twice import Twice
 
@@ -34,12 +38,18 @@ WORDS = {
     "plain-chunks-random": "as plain-chunks, but any chunk answers",
     "plain-chunks-oracle": "the plain model on the chunk that holds the evidence alone",
     "plain-twice": "the plain model, document and question given twice",
+    "plain-filter": "the plain model; slow channels skip weak tokens (LongMamba's filter)",
+    "plain-scale": "the plain model, each layer's time steps scaled, by a calibrated table",
+    "plain-decimate": "the plain model; weak tokens leave its middle layer, {decimate} stay"
+    " (DeciMamba)",
     "model-bm25": "the weights of stage1 on the paragraphs that BM25 finds ({bm25} tokens)",
     "two-stage-bm25": "as two-stage, but on the paragraphs that BM25 finds ({bm25} tokens)",
     "constant": "the most frequent answer of each task in these data, without a model",
 }
 """Condition -> what it is, in words."""
 COMPRESSING = ("two-stage", "random", "fixed", "drop", "two-stage-bm25")
+BY_TABLE: dict[str, type[Calibrated]] = {"plain-filter": Filter, "plain-scale": Scale}
+"""Conditions that need a table, made for the plain model by `remamba calibrate`."""
 FORMER = {"plain-truncate": "plain-middle"}
 """What a condition was called -> what it is called now."""
 PASSAGES64 = "-passages64"
@@ -102,11 +112,14 @@ def make_conditions(
     middle: int,
     bm25: int,
     chunks: int = 500,
+    decimate: int = 2000,
+    tables: Mapping[str, str] | None = None,
 ) -> list[Condition]:
     """The conditions of the names, in the table's order; None: all that can be had.
 
     Args:
         settings: of two-stage; None where the model does not compress.
+        tables: condition of BY_TABLE -> the file of its table.
 
     Raises:
         InputError: a name is unknown, or its condition cannot be had.
@@ -120,14 +133,24 @@ def make_conditions(
         names = [
             name
             for name in WORDS
-            if (has_plain or not name.startswith("plain")) and (settings or name not in COMPRESSING)
+            if (has_plain or not name.startswith("plain"))
+            and (settings or name not in COMPRESSING)
+            and (name not in BY_TABLE or name in (tables or {}))
         ]
-    budgets = {MIDDLE: middle, BM25: bm25, "chunks": chunks}
-    return [_condition(name, settings, has_plain, budgets) for name in WORDS if name in names]
+    budgets = {MIDDLE: middle, BM25: bm25, "chunks": chunks, "decimate": decimate}
+    return [
+        _condition(name, settings, has_plain, budgets, (tables or {}).get(name))
+        for name in WORDS
+        if name in names
+    ]
 
 
 def _condition(
-    name: str, settings: CompressionConfig | None, has_plain: bool, budgets: Mapping[str, int]
+    name: str,
+    settings: CompressionConfig | None,
+    has_plain: bool,
+    budgets: Mapping[str, int],
+    table: str | None,
 ) -> Condition:
     words = WORDS[name].format(**budgets)
     if name == "constant":
@@ -141,7 +164,15 @@ def _condition(
         "plain-chunks-bm25": Chunks(chunks, candidates=3),
         "plain-chunks-random": Chunks(chunks, choice="random"),
         "plain-twice": Twice(),
+        "plain-decimate": Decimate(budgets["decimate"]),
     }
+    if name in BY_TABLE:
+        if table is None:
+            raise InputError(
+                f"--conditions {name} needs a table for the plain model (remamba calibrate); give "
+                f"--{name.removeprefix('plain-')}-rule FILE"
+            )
+        return Condition(name, words, answers_by, BY_TABLE[name](table))
     if name in methods:
         return Condition(name, words, answers_by, methods[name])
     if name == "plain-chunks-oracle":

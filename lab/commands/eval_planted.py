@@ -29,8 +29,10 @@ class Args:
     Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
     choices of what is kept), plain, plain-drop20, plain-middle, plain-bm25 (a plain model, the
     document whole or shortened), plain-chunks, plain-chunks-bm25 and their controls -random and
-    -oracle (in chunks), plain-twice (given twice), model-bm25, two-stage-bm25 (the model on what
-    BM25 finds, read once, or with its own compression), constant (the most frequent answer).
+    -oracle (in chunks), plain-twice (given twice), plain-filter, plain-scale, plain-decimate (by
+    layer rules; the first two need a table that remamba calibrate made), model-bm25, two-stage-bm25
+    (the model on what BM25 finds, read once, or with its own compression), constant (the most
+    frequent answer).
 
     Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
     """
@@ -55,6 +57,12 @@ class Args:
     """Tokens of a document that plain-bm25, model-bm25 and two-stage-bm25 leave."""
     chunk_tokens: Annotated[int, arg(metavar="N")] = 500
     """Most tokens of a chunk of plain-chunks*."""
+    filter_rule: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The table of plain-filter, made for the plain model by remamba calibrate."""
+    scale_rule: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The table of plain-scale."""
+    decimate_tokens: Annotated[int, arg(metavar="N")] = 2000
+    """Most tokens of a document that plain-decimate leaves in the later layers."""
     lengths_p: Annotated[tuple[float, ...], arg(metavar="P ...", help_behavior_hint="")] = ()
     """With --keep-ratios: two-stage at each of these span lengths p, as a map."""
     keep_ratios: Annotated[tuple[float, ...], arg(metavar="R ...", help_behavior_hint="")] = ()
@@ -73,13 +81,24 @@ class Args:
 
     def check(self) -> None:
         """Raise InputError for values outside their range."""
-        leasts = {"limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "chunk_tokens": 32, "slots": 1}
+        leasts = {
+            "limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "chunk_tokens": 32,
+            "decimate_tokens": 1, "slots": 1,
+        }  # fmt: skip
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+        if self.plain is None and (tables := self.tables()):
+            flag = next(iter(tables)).removeprefix("plain-")
+            raise InputError(f"--{flag}-rule is for the plain model; give --plain DIR, or leave it")
         if not self.lengths or min(self.lengths) < 1:
             raise InputError("--lengths needs whole numbers of at least 1")
+
+    def tables(self) -> dict[str, str]:
+        """Condition -> the file of its table, of those given."""
+        given = {"plain-filter": self.filter_rule, "plain-scale": self.scale_rule}
+        return {name: file for name, file in given.items() if file is not None}
 
 
 def run(args: Args) -> int:
@@ -112,7 +131,11 @@ def run(args: Args) -> int:
             middle=args.middle_tokens,
             bm25=args.bm25_tokens,
             chunks=args.chunk_tokens,
-        ) + map_conditions(own, args.lengths_p, args.keep_ratios)
+            decimate=args.decimate_tokens,
+            tables=args.tables(),
+        )
+        check_models(conditions, readers)
+        conditions += map_conditions(own, args.lengths_p, args.keep_ratios)
         device = readers["model"].model.device
         settings = {
             "task": "planted",
@@ -141,6 +164,13 @@ def run(args: Args) -> int:
     summary = write_summary(args.output, conditions, scored, read_record(args.output))
     print(json_module.dumps(summary) if args.json else score_table(summary))
     return 0
+
+
+def check_models(conditions: Sequence[Condition], readers: dict[str, Reader]) -> None:
+    """Raise InputError, before any question is asked, where a model cannot read as it is to."""
+    for condition in conditions:
+        if condition.answers_by in readers:
+            condition.method.check(readers[condition.answers_by].model)
 
 
 def describe(loaded: Reader) -> dict[str, Any]:

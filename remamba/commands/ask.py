@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from remamba.commands.model_options import ModelOptions
+from remamba.commands.model_options import ModelOptions, flag_of
 from remamba.commands.sampling_options import SamplingArgs
 from remamba.errors import InputError
 
@@ -147,6 +147,11 @@ def _method_on(args: Args, document: Document) -> Method:
     if reading.method is not None:
         return reading.chosen(document.reader)
     changes = reading.changes()
+    if options := reading.method_options():
+        raise InputError(
+            f"{flag_of(options[0])} is told without a method, and {args.memory} was read by "
+            f"{document.method.name}, whose options are in the file: leave it out, or give --method"
+        )
     if not changes:
         return document.method
     if not isinstance(document.method, ReMamba):

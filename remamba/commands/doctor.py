@@ -23,6 +23,15 @@ PACKAGES = (
     "datasets",
 )
 
+LAYER_RULES = {
+    "filter": "reads without CUDA graphs; answers by every fast path, as plain Mamba",
+    "scale": "reads without CUDA graphs; answers by the model's modules, token by token: no CUDA "
+    "graphs, no states in place, no decode_layer",
+    "decimate": "reads whole rows without CUDA graphs, whatever --piece-length says; answers by "
+    "every fast path, as plain Mamba",
+}
+"""Methods that leave fast paths, which know no layer rule -> which ones they leave."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -57,6 +66,7 @@ def report() -> dict[str, Any]:
             {"op": op, "implementation": choice, "why": why}
             for op, choice, why in backend.explain()
         ],
+        "layer_rules": LAYER_RULES,
         "embedded_model": _embedded_model(),
     }
 
@@ -77,6 +87,8 @@ def as_text(found: dict[str, Any]) -> str:
     width = max((len(row["op"]) for row in found["ops"]), default=0)
     for row in found["ops"]:
         lines.append(f"  {row['op']:<{width}}  {row['implementation'] or '-':<7} {row['why']}")
+    lines += ["", "methods whose layers read by a rule of their own"]
+    lines += [f"  {method:<{width}}  {told}" for method, told in found["layer_rules"].items()]
     model = found["embedded_model"]
     state = f"{model['path']}, {model['megabytes']:.1f} MB" if model["present"] else model["mend"]
     lines += ["", f"embedded model  {state}"]

@@ -95,10 +95,12 @@ def load_reader(options: RunOptions) -> tuple[AnsweringModel, Method]:
     kind = model_type(reading.model)
     if kind == "remamba" or is_published(place):
         loaded = reading.load(slots=options.slots)
-        if loaded.is_untrained and reading.method is None and not reading.changes():
+        is_silent = reading.method is None and not reading.changes()
+        if loaded.is_untrained and is_silent and not reading.method_options():
             return loaded, Plain()  # the number that others report of the model
         return loaded, reading.chosen(loaded)
     given = [*reading.changes(), *(["method"] if reading.method not in (None, "plain") else [])]
+    given += reading.method_options()
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} is for ReMamba models, and {reading.model} is a "

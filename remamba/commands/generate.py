@@ -90,7 +90,7 @@ def _method(reading: ModelOptions, reader: Reader) -> Method:
     """The method in force; a prompt in one part has no document for a whole-document span."""
     from remamba.methods.plain import Plain
 
-    if reader.is_untrained and reading.method is None:
+    if reader.is_untrained and reading.method is None and not reading.method_options():
         return Plain()
     method, is_asked = reading.chosen(reader), bool(reading.changes())
     placement = getattr(getattr(method, "compression", None), "placement", "")

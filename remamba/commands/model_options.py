@@ -34,6 +34,15 @@ CHOICES = {
     "importance": IMPORTANCES,
 }
 """Words that settings of `remamba` may be."""
+OPTIONS = {
+    "method_tokens": "tokens",
+    "candidates": "candidates",
+    "rule": "rule",
+    "factor": "factor",
+    "factor_of": "of",
+    "decimate_layers": "layers",
+}
+"""Options that are fields of some methods: their name here -> there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +63,22 @@ class ModelOptions:
     """The settings that a model trained by this recipe is saved with, in place of the model's
     own; what is given beside it takes its place."""
     method_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """How many tokens of the document the methods last, middle and bm25 leave; of the method
-    chunks, how many a chunk has at most."""
+    """How many tokens of the document the methods last, middle, bm25 and decimate leave; of the
+    method chunks, how many a chunk has at most."""
     candidates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Of the method chunks: ask only the N chunks that BM25 ranks first."""
+    rule: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Of the methods filter and scale: the table that `remamba calibrate` made for this model."""
+    factor: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
+    """Of the method scale: one factor for every layer, in place of a table."""
+    factor_of: Annotated[
+        Literal["steps", "A", "A_log"] | None, arg(metavar="steps|A|A_log", help_behavior_hint="")
+    ] = None
+    """Of the method scale: what --factor scales (default: steps)."""
+    decimate_layers: Annotated[
+        tuple[int, ...] | None, arg(metavar="N ...", help_behavior_hint="")
+    ] = None
+    """Of the method decimate: the layers in which tokens leave (default: the middle one)."""
     piece_length: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint=f"(default: {CPU_PIECE}, on a GPU {GPU_PIECE})"),
@@ -67,6 +88,10 @@ class ModelOptions:
     def changes(self) -> dict[str, Any]:
         """The settings of `remamba` that are given here, by name."""
         return given(self, CompressionConfig)
+
+    def method_options(self) -> list[str]:
+        """Those of OPTIONS that are given here."""
+        return [name for name in OPTIONS if getattr(self, name) is not None]
 
     def chosen(self, reader: Reader) -> Method:
         """The way of reading: the reader's own with what is given here.
@@ -83,20 +108,11 @@ class ModelOptions:
             own, changes = ReMamba(settings), changes or {"recipe": self.recipe}
         settings = settings.replace(**self.changes())
         method = own if self.method is None else method_of(self.method, settings)
-        for flag, field, value in (
-            ("method-tokens", "tokens", self.method_tokens),
-            ("candidates", "candidates", self.candidates),
-        ):
-            if value is None:
-                continue
-            if field not in vars(method):
-                raise InputError(
-                    f"--{flag} {value} has no effect with the method {method.name}; leave it out"
-                )
-            method = _replaced(method, **{field: value})
-        if not changes:
-            return method
-        return _with_settings(method, settings, next(iter(changes)))
+        for name in self.method_options():
+            method = _with_option(method, OPTIONS[name], getattr(self, name), flag_of(name))
+        if changes:
+            method = _with_settings(method, settings, next(iter(changes)))
+        return reader.model.resolve_method(method=method)
 
     def load(self, name: str | None = None, slots: int = 8) -> Reader:
         """A reader of the model `name` (default: the one given) and its tokenizer.
@@ -116,6 +132,22 @@ class ModelOptions:
             piece_length=self.piece_length,
             slots=slots,
         )
+
+
+def flag_of(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_option(method: Method, field: str, value: Any, flag: str) -> Method:
+    """The method with an option of its own, or of the method that reads what it leaves."""
+    if field in vars(method):
+        return _replaced(method, **{field: value})
+    reader = vars(method).get("reader")
+    if reader is not None and reader.name != "plain":
+        return _replaced(method, reader=_with_option(reader, field, value, flag))
+    said = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    raise InputError(f"{flag} {said} has no effect with the method {method.name}; leave it out")
 
 
 def _replaced(method: Method, **changes: Any) -> Method:

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reading_bar() -> Iterator[Progress | None]:
-    """Draws a bar on stderr while a document is read; None where stderr is no terminal."""
+def reading_bar(of: str = "tokens") -> Iterator[Progress | None]:
+    """Draws a bar on stderr while a document is read; None where stderr is no terminal.
+
+    Args:
+        of: what the bar counts.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = ("reading", BarColumn(), MofNCompleteColumn(), "tokens", TimeRemainingColumn())
+    columns = ("reading", BarColumn(), MofNCompleteColumn(), of, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("reading", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -39,6 +39,7 @@ from remamba.errors import InputError
 from remamba.execution.decode import runs_in_place
 from remamba.execution.passes import not_finite
 from remamba.methods.plain import Plain
+from remamba.model.layer_rules import Scaling
 from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode
@@ -80,8 +81,12 @@ class Engine:
         self.eos = end_tokens(model, tokenizer)
         if static is None:
             static = runs_in_place(model)
-        rows: Rows = StaticRows(model, slots) if static else GrowingRows(model)
-        self._slots: Slots[Job] = Slots(slots, rows)
+        self._growing: Rows = GrowingRows(model)
+        self._plain: Rows = StaticRows(model, slots) if static else self._growing
+        """Where answers are written by plain Mamba; rows in place know no layer rule."""
+        self._slots: Slots[Job] = Slots(slots, self._plain)
+        self._rule: Scaling | None = None
+        """The layer rule by which all answers in the slots are written."""
         self._ahead: _Asked | None = None
         self._entrance = Entrance(model, piece_length, step_tokens)
         self._ready: deque[_Ready] = deque()
@@ -186,13 +191,14 @@ class Engine:
             )
         if request.options.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and the engine has none")
+        rule = memory.cache.rule if memory is not None else method.goes_on_by(self.model)
         jobs = []
         for number in range(count):
             options = replace(request.options, seed=request.options.seed + number)
             own = replace(request, options=options) if number else request
             growing = GrowingText(self.tokenizer, options.stop) if self.tokenizer else None
             sampler = Sampler(options, self.eos)
-            jobs.append(Job(own, context, ids, method, sampler, growing, memory))
+            jobs.append(Job(own, context, ids, method, sampler, growing, rule, memory))
         jobs[0].forks = jobs[1:]
         return jobs[0]
 
@@ -236,7 +242,7 @@ class Engine:
         """
         self._is_stepping = True
         try:
-            while self._ready and self._slots.free:
+            while self._ready and self._slots.free and self._joins(self._ready[0].job):
                 cache, job = self._ready.popleft()
                 self._seat(cache, [(0, job)])
             for one in self._entrance.read_some(self._count_free):
@@ -249,6 +255,16 @@ class Engine:
         moved, self._moved = [*self._entrance.ended, *self._moved], []
         self._entrance.ended = []
         return list(dict.fromkeys(moved))
+
+    def _joins(self, job: Job) -> bool:
+        """Whether a job's answer can be written beside those in the slots: by the same rule.
+
+        One of another rule waits until the slots are empty.
+        """
+        if not self._slots.owners:
+            self._rule = job.rule
+            self._slots.rows = self._plain if job.rule is None else self._growing
+        return job.rule == self._rule
 
     def _count_free(self) -> int:
         return self._slots.free - len(self._ready)
@@ -280,7 +296,10 @@ class Engine:
         cache = passage.cache
         assert cache is not None
         cache.kept = None
-        seated, others = staying[: self._slots.free], staying[self._slots.free :]
+        # of a rule of its own, or behind one that waits for the slots to empty: it waits as well
+        is_behind = bool(self._ready) and not self._joins(self._ready[0].job)
+        free = self._slots.free if not is_behind and self._joins(group[0]) else 0
+        seated, others = staying[:free], staying[free:]
         self._seat(cache, seated)
         # those without a slot wait with their states
         for row, job in others:

@@ -24,9 +24,8 @@ def serves(memory: DocumentMemory, method: Method) -> bool:
     """Whether a memory can answer what is asked by a method, or its text has to be read anew."""
     if not method.serves_memory:
         return False
-    apart = Shorten | Chunks
-    return (not isinstance(method, apart) and not isinstance(memory.method, apart)) or (
-        method == memory.method
+    return method == memory.method or not any(
+        isinstance(each, Shorten | Chunks) or each.has_rule for each in (method, memory.method)
     )
 
 

@@ -14,6 +14,7 @@ from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
+from remamba.model.layer_rules import Scaling
 from remamba.modeling_base import Compression, MethodLike
 from remamba.text import GrowingText
 
@@ -136,6 +137,8 @@ class Job:
     """How it is read."""
     sampler: Sampler
     growing: GrowingText | None
+    rule: Scaling | None = None
+    """The layer rule by which its answer is written; None: plain Mamba's."""
     memory: DocumentMemory | None = None
     token_ids: list[int] = field(default_factory=list)
     kept: list[tuple[int, float]] | None = None

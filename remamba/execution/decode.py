@@ -121,6 +121,7 @@ class DecodeStep:
             self.reserve(cache)
         stop = row + cache.batch_size
         assert stop <= self.capacity, (stop, self.capacity)
+        assert cache.rule is None, "a step in place reads as plain Mamba"
         _write(self.conv[:, row:stop], cache.conv_states)
         _write(self.ssm[:, row:stop], cache.ssm_states)
 
@@ -277,6 +278,8 @@ def decodes_in_place(
     if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not cache.is_filled:
         return False
     if cache.text is not None:  # its pending token is read first
+        return False
+    if cache.rule is not None:  # the captured step and the fused kernels know none
         return False
     if model.training or torch.is_grad_enabled() or not runs_in_place(model):
         return False

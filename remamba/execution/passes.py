@@ -12,6 +12,7 @@ from remamba.errors import InputError
 from remamba.execution.prefill import run_backbone
 from remamba.execution.steps import Steps
 from remamba.model.backbone import Backbone
+from remamba.model.layer_rules import LayerRule
 from remamba.model.rows import cut, to_device
 from remamba.model.states import StateCache
 from remamba.model.time_step import Adaption
@@ -121,6 +122,7 @@ def run_pass(
     cache: StateCache | None,
     how: PassOptions,
     adaption: Adaption | None = None,
+    rule: LayerRule | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Last-layer states of a sequence, piece by piece: (begin, (b, n, d)).
 
@@ -129,6 +131,7 @@ def run_pass(
         lengths: (b,) real positions of each row; on the host.
         cache: the pass starts from its states, if it has any, and leaves its own in it.
         adaption: the kept positions of stage 2.
+        rule: what becomes of the time steps; None: what the cache's states are to be gone on with.
     """
     width = int(lengths.max())
     piece_length = how.piece_length
@@ -146,7 +149,8 @@ def run_pass(
         real = (lengths - begin).clamp(0, end - begin)
         piece = None if adaption is None else adaption.piece(begin, end)
         every: list[Tensor] | None = None if how.layers is None else []
-        hidden = run_backbone(backbone, embeds(begin, end), real, piece, cache, every)
+        own = None if rule is None else rule.piece(begin, end)
+        hidden = run_backbone(backbone, embeds(begin, end), real, piece, cache, every, own)
         if how.layers is not None and every is not None:
             how.layers.add(begin, every)
         yield begin, hidden

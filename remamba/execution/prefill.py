@@ -17,6 +17,7 @@ from torch import Tensor
 from remamba.execution.graphs import Graph
 from remamba.execution.watch import Watch
 from remamba.model.backbone import Backbone
+from remamba.model.layer_rules import LayerRule
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.rows import to_device
 from remamba.model.states import StateCache
@@ -197,6 +198,7 @@ def run_backbone(
     adaption: Adaption | None = None,
     cache: StateCache | None = None,
     every: list[Tensor] | None = None,
+    rule: LayerRule | None = None,
 ) -> Tensor:
     """Last-layer states (b, l, d), as `backbone` itself gives them.
 
@@ -206,17 +208,24 @@ def run_backbone(
         adaption: the kept positions of stage 2.
         cache: the pass starts from its states, if it has any, and leaves its own in it.
         every: gets each layer's states, see `Backbone.forward`; no graph is used then.
+        rule: what becomes of the time steps; no graph is used then, nor where the states have one.
     """
     rows, width = embeds.shape[:2]
     is_decoding = width == 1 and cache is not None and cache.is_filled
     is_short = not is_decoding and rows * bucket(width) <= MOST_TOKENS
-    if is_short and every is None and can_capture(backbone, embeds):
+    is_ruled = rule is not None or (cache is not None and cache.rule is not None)
+    if is_short and every is None and not is_ruled and can_capture(backbone, embeds):
         hidden = graphs_of(backbone).run(backbone, embeds, lengths, adaption, cache)
         if hidden is not None:
             return hidden
     has_pads = bool((lengths < width).any())
     return backbone(
-        embeds, to_device(lengths, embeds.device) if has_pads else None, adaption, cache, every
+        embeds,
+        to_device(lengths, embeds.device) if has_pads else None,
+        adaption,
+        cache,
+        every,
+        rule,
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from remamba.execution.steps import Steps
     from remamba.methods.memory import DocumentMemory
     from remamba.methods.selection import Kept
+    from remamba.model.layer_rules import Scaling
     from remamba.model.rows import Batch
     from remamba.model.states import StateCache
 
@@ -41,6 +42,18 @@ METHODS = {
         "the document's chunks read apart, and an answer from the surest (OPRM)",
     ),
     "twice": ("remamba.methods.twice:Twice", "one reading of the prompt given twice (JRT)"),
+    "filter": (
+        "remamba.methods.filter:Filter",
+        "one reading whose weak tokens leave the slow channels alone (LongMamba)",
+    ),
+    "scale": (
+        "remamba.methods.scale:Scale",
+        "one reading, and an answer, with every layer's time steps scaled (MambaExtend)",
+    ),
+    "decimate": (
+        "remamba.methods.decimate:Decimate",
+        "one reading in which weak tokens leave the sequence in some layers (DeciMamba)",
+    ),
     "drop": ("remamba.methods.shorten:Drop", "one reading of the document without a span"),
 }
 """Name -> (module:class, what it is)."""
@@ -92,6 +105,18 @@ class Method:
     def needs_text(self) -> bool:
         """Whether it chooses by words, so that a Reader has to choose for the model."""
         return False
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether layers read by a rule of their own, so that its states are no plain Mamba's."""
+        return False
+
+    def check(self, model: Any) -> None:
+        """Raise InputError where this model cannot read so."""
+
+    def goes_on_by(self, model: Any) -> Scaling | None:
+        """The layer rule of what is read behind its prompts, the answer; None: plain Mamba's."""
+        return None
 
     @property
     def draws(self) -> bool:

@@ -46,6 +46,9 @@ class Bm25(Method):
     def serves_memory(self) -> bool:
         return False
 
+    def check(self, model: Any) -> None:
+        self.reader.check(model)
+
     @property
     def draws(self) -> bool:
         return self.reader.draws

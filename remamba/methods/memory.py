@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,14 @@ class DocumentMemory:
             first.fingerprint,
             torch.cat(joined) if len(ids) == len(parts) else None,
         )
+
+    def check_method(self, asked: Method) -> None:
+        """Raise InputError where a layer rule is asked of states without it, or the reverse."""
+        if (asked.has_rule or self.method.has_rule) and asked != self.method:
+            raise InputError(
+                f"the memory was read by {_told(self.method)}, and its states cannot serve "
+                f"{_told(asked)}: the layers read by another rule; read the document again"
+            )
 
     def select(self, index: Tensor) -> DocumentMemory:
         """The documents `index` (n,), in that order; they may repeat."""
@@ -184,10 +193,25 @@ class DocumentMemory:
             or ids.shape[1] < int(self.lengths.max())
         ):
             return f"input_ids is {ids.dtype} {tuple(ids.shape)}, too few for the documents"
+        rule = self.cache.rule
+        if (rule is None and self.method.name == "scale") or (rule and not self.method.has_rule):
+            return f"its states have {'no' if rule is None else 'a'} layer rule"
+        if rule is not None and not all(0 < factor < math.inf for factor in rule.factors):
+            return f"its rule has the factors {list(rule.factors)[:4]}"
+        ruled = set() if rule is None else set(rule.tensors(""))
         for name, state in self.cache.tensors().items():
+            if name in ruled:
+                continue
             if state.dim() < 2 or state.shape[0] != rows or not state.is_floating_point():
                 return f"{name} is {state.dtype} {tuple(state.shape)}, not {rows} rows of states"
         return None
+
+
+def _told(method: Method) -> str:
+    """A method with those of its options that are set."""
+    options = {name: value for name, value in method.to_dict().items() if value not in (None, "")}
+    name = options.pop("name")
+    return f"the method {name}" + (f" {options}" if options else "")
 
 
 def _method(metadata: dict[str, str]) -> Method:

@@ -15,6 +15,7 @@ from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.selection import Span
 from remamba.model.backbone import Backbone
+from remamba.model.layer_rules import LayerRule
 from remamba.model.rows import Batch, to_device
 from remamba.model.states import StateCache
 
@@ -44,8 +45,7 @@ class Plain(Method):
     def read(
         self, model: Any, documents: Batch, options: PassOptions
     ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
-        nothing = torch.zeros_like(documents.lengths)
-        span = Span(nothing, nothing.clone())
+        span = no_span(documents)
         return (yield from read_documents(model.backbone, documents, span, self, options))
 
     def answer(
@@ -56,11 +56,15 @@ class Plain(Method):
 
 
 def read_plain(
-    backbone: Backbone, batch: Batch, cache: StateCache | None, options: PassOptions
+    backbone: Backbone,
+    batch: Batch,
+    cache: StateCache | None,
+    options: PassOptions,
+    rule: LayerRule | None = None,
 ) -> Steps[Passage]:
-    """One pass of plain Mamba, starting from the cache's states if it has any."""
+    """One pass of plain Mamba, or by a layer rule, from the cache's states if it has any."""
     embeds = batch.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, batch.lengths, cache, options)
+    pieces = run_pass(backbone, embeds, batch.lengths, cache, options, rule=rule)
     hidden = yield from collect(pieces, batch.lengths, options.tail)
     return Passage(batch, hidden, batch.lengths, batch.labels, cache)
 
@@ -89,7 +93,12 @@ def read_on(
 
 
 def read_documents(
-    backbone: Backbone, batch: Batch, span: Span, method: Method, options: PassOptions
+    backbone: Backbone,
+    batch: Batch,
+    span: Span,
+    method: Method,
+    options: PassOptions,
+    rule: LayerRule | None = None,
 ) -> Steps[tuple[DocumentMemory, Tensor | None]]:
     """Read documents once, and keep what later questions need: the states over the span.
 
@@ -100,10 +109,16 @@ def read_documents(
     if options.with_stage1:
         windows.append(Window(torch.zeros_like(batch.lengths), int(batch.lengths.max())))
     embeds = batch.embeds_of(backbone.embeddings)
-    pieces = run_pass(backbone, embeds, batch.lengths, cache, options)
+    pieces = run_pass(backbone, embeds, batch.lengths, cache, options, rule=rule)
     hidden, *everything = yield from gather_windows(pieces, *windows)
     memory = DocumentMemory(hidden, span, batch.lengths, cache, method, input_ids=batch.input_ids)
     return memory, everything[0] if everything else None
+
+
+def no_span(documents: Batch) -> Span:
+    """No position of any document."""
+    nothing = torch.zeros_like(documents.lengths)
+    return Span(nothing, nothing.clone())
 
 
 def states_for(questions: Batch, memory: DocumentMemory) -> tuple[StateCache, Tensor]:

@@ -16,6 +16,7 @@ from remamba.methods.base import Method, Passage
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain
 from remamba.methods.selection import Span, span_bounds
+from remamba.model.layer_rules import Scaling
 from remamba.model.rows import Batch
 from remamba.model.states import StateCache
 
@@ -30,6 +31,16 @@ class Shorten(Method):
     @property
     def serves_memory(self) -> bool:
         return self.reader.serves_memory
+
+    @property
+    def has_rule(self) -> bool:
+        return self.reader.has_rule
+
+    def check(self, model: Any) -> None:
+        self.reader.check(model)
+
+    def goes_on_by(self, model: Any) -> Scaling | None:
+        return self.reader.goes_on_by(model)
 
     @property
     def draws(self) -> bool:

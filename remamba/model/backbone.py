@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from remamba.configuration_remamba import ReMambaConfig
+from remamba.model.layer_rules import LayerRule, StepRule
 from remamba.model.layers import RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.recomputed import Recomputed, is_worth_recomputing
+from remamba.model.rows import take_positions, to_device
 from remamba.model.states import StateCache
 from remamba.model.time_step import Adaption
 from remamba.ops.precision import accumulation_dtype
@@ -39,10 +41,11 @@ class Block(GradientCheckpointingLayer):
         adaption: Adaption | None,
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
+        rule: StepRule | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed, total = self.norm(x, residual)
         residual = total.to(accumulation_dtype(total)) if self.residual_in_fp32 else total
-        inputs = (normed, lengths, dt_scale, adaption, conv_state, ssm_state)
+        inputs = (normed, lengths, dt_scale, adaption, conv_state, ssm_state, rule)
         if is_worth_recomputing():
             with Recomputed() as recomputed:
                 # the sum is kept in any case; narrower than the norm, it has lost digits
@@ -71,8 +74,9 @@ class Backbone(nn.Module):
         adaption: Adaption | None = None,
         cache: StateCache | None = None,
         every: list[Tensor] | None = None,
+        rule: LayerRule | None = None,
     ) -> Tensor:
-        """Last-layer states after the final norm, (b, l, d).
+        """Last-layer states after the final norm, (b, l, d); fewer where a rule takes some out.
 
         Args:
             embeds: (b, l, d), right-padded.
@@ -80,7 +84,11 @@ class Backbone(nn.Module):
             adaption: the kept positions of stage 2.
             cache: the pass starts from its states, if it has any, and leaves its own in it.
             every: gets the sum behind each block and then what is returned, (b, l, d) each.
+            rule: what becomes of every layer's time steps; None: what the states in `cache` are to
+                be gone on with, if they say. The states left there say it for what follows.
         """
+        if rule is None and cache is not None:
+            rule = cache.rule
         dt_scale = None if adaption is None else adaption.dt_scale
         # once for all layers, which would each do it in three small kernels
         dt_scale = fold_lengths(dt_scale, lengths, embeds, accumulation_dtype(embeds))
@@ -88,7 +96,8 @@ class Backbone(nn.Module):
         is_differentiated = self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
             states = (None, None) if cache is None else (cache.conv_states[i], cache.ssm_states[i])
-            x, residual, conv, ssm = block(x, residual, lengths, dt_scale, adaption, *states)
+            own = None if rule is None else rule.at(i)
+            x, residual, conv, ssm = block(x, residual, lengths, dt_scale, adaption, *states, own)
             if every is not None or (block.gradient_checkpointing and is_differentiated):
                 # one tensor is wanted behind the block, or kept for the next, not two
                 x, residual = residual + x, None
@@ -96,6 +105,13 @@ class Backbone(nn.Module):
                 every.append(x)
             if cache is not None:
                 cache.update(i, conv, ssm)
+            if own is not None and own.kept is not None and own.lengths is not None:
+                x = take_positions(x, own.kept)
+                residual = None if residual is None else take_positions(residual, own.kept)
+                lengths = to_device(own.lengths, x.device)
+                dt_scale = fold_lengths(None, lengths, x, accumulation_dtype(x))
+        if cache is not None:
+            cache.rule = None if rule is None else rule.behind
         hidden = self.norm_f(x, residual)[0]
         if every is not None:
             every.append(hidden)

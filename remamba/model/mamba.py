@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
+from remamba.model.layer_rules import StepRule, Steps
 from remamba.model.layers import CausalConv1d, projection
 from remamba.model.recomputed import Recomputed, is_repeatable
 from remamba.model.time_step import Adaption, DtAdaption
@@ -17,6 +18,9 @@ from remamba.ops import (
     selective_scan,
     selective_state_update,
 )
+
+NO_LIMIT = (0.0, math.inf)
+"""Mamba's Delta has no bounds."""
 
 
 def initial_dt_bias(config: ReMambaConfig, channels: int) -> Tensor:
@@ -77,6 +81,7 @@ class MambaMixer(nn.Module):
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
+        rule: StepRule | None = None,
         recomputed: Recomputed | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden (b, l, d) -> output (b, l, d), conv_state (b, w - 1, e), ssm_state (b, e, n).
@@ -86,6 +91,7 @@ class MambaMixer(nn.Module):
             dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
+            rule: what becomes of the time steps.
             recomputed: is told what the backward pass can make again.
         """
         u, z = self.in_proj(hidden).chunk(2, dim=-1)
@@ -106,10 +112,13 @@ class MambaMixer(nn.Module):
             bias = None if adaption.exact else self.dt_proj(dt.new_zeros(1, self.sizes[0]))[0]
             dt = self.adaption(dt, adaption, bias)
         A = decay_rate(self.A_log)
-        if hidden.shape[1] == 1 and ssm_state is not None and dt_scale is None:
+        if rule is not None:
+            dt, A, dt_scale, *_ = rule(Steps(dt, A, dt_scale, None, NO_LIMIT))
+        if hidden.shape[1] == 1 and ssm_state is not None:
             y, ssm_state = selective_state_update(
-                x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, z=z[:, 0], state=ssm_state
-            )
+                x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, z=z[:, 0],
+                dt_scale=None if dt_scale is None else dt_scale[:, 0], state=ssm_state,
+            )  # fmt: skip
             y = y.unsqueeze(1)
         else:
             y, ssm_state = selective_scan(

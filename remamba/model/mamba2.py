@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
+from remamba.model.layer_rules import StepRule, Steps
 from remamba.model.layers import CausalConv1d, GatedRMSNorm, projection
 from remamba.model.mamba import initial_dt_bias, reset_projections
 from remamba.model.recomputed import Recomputed
@@ -52,6 +53,7 @@ class Mamba2Mixer(nn.Module):
         adaption: Adaption | None = None,
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
+        rule: StepRule | None = None,
         recomputed: Recomputed | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden (b, l, d) -> output (b, l, d), conv_state (b, w - 1, c), ssm_state (b, h, p, n).
@@ -61,6 +63,7 @@ class Mamba2Mixer(nn.Module):
             dt_scale: (b, l) factor after softplus, 0 at a pad; None when all are 1.
             adaption: the kept positions of stage 2.
             conv_state, ssm_state: what an earlier piece of the same rows returned.
+            rule: what becomes of the time steps.
             recomputed: is told what the backward pass can make again.
         """
         z, u, dt = self.in_proj(hidden).split(self.projected_sizes, dim=-1)
@@ -74,10 +77,13 @@ class Mamba2Mixer(nn.Module):
         if adaption is not None:
             dt = self.adaption(dt, adaption)
         A = decay_rate(self.A_log)
-        if hidden.shape[1] == 1 and ssm_state is not None and dt_scale is None:
+        if rule is not None:
+            dt, A, dt_scale, *_ = rule(Steps(dt, A, dt_scale, self.dt_bias, self.dt_limit))
+        if hidden.shape[1] == 1 and ssm_state is not None:
             y, ssm_state = ssd_state_update(
                 x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D,
-                dt_bias=self.dt_bias, dt_limit=self.dt_limit, state=ssm_state,
+                dt_bias=self.dt_bias, dt_limit=self.dt_limit,
+                dt_scale=None if dt_scale is None else dt_scale[:, 0], state=ssm_state,
             )  # fmt: skip
             y = y.unsqueeze(1)
         else:

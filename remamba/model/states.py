@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remamba.errors import InputError
 from remamba.files import whole_file
+from remamba.model.layer_rules import Scaling
 
 CHECKSUM = "checksum"
 STATE_FORMAT = "remamba-state-1"
@@ -73,8 +74,9 @@ class StateCache:
     While a decode step updates the states in place, they lie in its memory (`StateHome`). Whoever
     reads them gets a copy, so that what was read never changes.
 
-    `kept` is what stage 2 kept of the prompt. `text` is set by `generate`, so that the next call
-    continues exactly behind it.
+    `rule` is what the backbone reads later tokens by, None as plain Mamba: it belongs to the states
+    as their numbers do. `kept` is what stage 2 kept of the prompt. `text` is set by `generate`, so
+    that the next call continues exactly behind it.
     """
 
     is_compileable = False
@@ -84,6 +86,7 @@ class StateCache:
         self._ssm_states: list[Tensor | None] = [None] * num_layers
         self._home: StateHome | None = None
         self._rows = 0
+        self.rule: Scaling | None = None
         self.kept: Any = None
         self.text: Text | None = None
 
@@ -146,7 +149,7 @@ class StateCache:
     def assign(self, other: StateCache) -> None:
         """Take over another cache's states, so that every holder of this cache sees them."""
         self.conv_states, self.ssm_states = other.conv_states, other.ssm_states
-        self.kept, self.text = other.kept, other.text
+        self.rule, self.kept, self.text = other.rule, other.kept, other.text
 
     def reset(self) -> None:
         """Forget everything: the next pass starts from zero states."""
@@ -157,7 +160,7 @@ class StateCache:
         for name in ("conv_states", "ssm_states"):
             states = getattr(self, name)
             setattr(other, name, [None if state is None else function(state) for state in states])
-        other.kept, other.text = self.kept, self.text
+        other.rule, other.kept, other.text = self.rule, self.kept, self.text
         return other
 
     def copy(self) -> StateCache:
@@ -179,6 +182,8 @@ class StateCache:
     def side_by_side(cls, parts: Sequence[StateCache]) -> StateCache:
         """The rows of filled caches, in their order."""
         found = cls(len(parts[0].conv_states))
+        found.rule = parts[0].rule
+        assert all(part.rule == found.rule for part in parts), "states of several rules"
         for layer in range(len(found.conv_states)):
             conv = [part.conv_states[layer] for part in parts]
             ssm = [part.ssm_states[layer] for part in parts]
@@ -210,6 +215,8 @@ class StateCache:
                 raise InputError("this cache has read nothing yet: there is no state to save")
             named[f"{prefix}layers.{i}.conv_state"] = conv.detach().contiguous()
             named[f"{prefix}layers.{i}.ssm_state"] = ssm.detach().contiguous()
+        if self.rule is not None:
+            named |= self.rule.tensors(prefix)
         if self.text is not None:
             named |= {f"{prefix}text.{name}": x for name, x in self.text._asdict().items()}
         return named
@@ -221,6 +228,12 @@ class StateCache:
         for i in range(len(cache.conv_states)):
             name = f"{prefix}layers.{i}."
             cache.update(i, tensors[f"{name}conv_state"], tensors[f"{name}ssm_state"])
+        cache.rule = Scaling.from_tensors(tensors, prefix)
+        if cache.rule is not None and len(cache.rule.factors) != layers:
+            raise InputError(
+                f"the states of {layers} layers have a rule of {len(cache.rule.factors)} factors; "
+                "read the text again"
+            )
         if f"{prefix}text.ids" in tensors:
             cache.text = Text(*(tensors[f"{prefix}text.{name}"] for name in Text._fields))
         return cache

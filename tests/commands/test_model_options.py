@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from remamba import CompressionConfig, InputError, Reader, ReMambaForCausalLM, cli
 from remamba.commands.model_options import ModelOptions
+from remamba.methods.base import Method
+from remamba.methods.decimate import Decimate
 from remamba.methods.remamba import ReMamba
+from remamba.methods.scale import Scale
 from remamba.methods.shorten import Last
 from remamba.train.recipes import recipe_compression
 from tests.tiny import (
@@ -97,3 +101,25 @@ def test_a_recipe_gives_the_settings_and_what_stands_beside_it_counts() -> None:
     ):
         with pytest.raises(InputError, match=said):
             ModelOptions(**options).chosen(reader)
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({"method": "scale", "factor": 0.5}, Scale(factor=0.5)),
+        ({"method": "scale", "factor": 0.5, "factor_of": "A"}, Scale(factor=0.5, of="A")),
+        ({"method": "last+scale", "factor": 2.0}, Last(reader=Scale(factor=2.0))),
+        (
+            {"method": "last+scale", "factor": 2.0, "method_tokens": 9},
+            Last(9, reader=Scale(factor=2.0)),
+        ),
+        (
+            {"method": "decimate", "method_tokens": 30, "decimate_layers": (1, 0)},
+            Decimate(30, layers=(0, 1)),
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_methods_with_a_layer_rule(options: dict[str, Any], method: Method) -> None:
+    reader = Reader(tiny_model(), tiny_tokenizer())
+    assert ModelOptions(**options).chosen(reader) == method

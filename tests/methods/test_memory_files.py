@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 
 from remamba import InputError
 from remamba.methods.chunks import Chunks
+from remamba.methods.scale import Scale
 from remamba.model.states import CHECKSUM, checksum
 from tests.exactness import FORMS, tiny_model, tokens
 
-METHODS: dict[str, Any] = {"chunks": Chunks(32), "remamba": None, "plain": "plain"}
+METHODS: dict[str, Any] = {
+    "chunks": Chunks(32), "remamba": None, "plain": "plain", "scale": Scale(factor=0.5),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,19 @@ def test_a_fingerprint_that_is_not_the_models(
     save_file(tensors, tmp_path / "m", told if mark is None else {**told, "fingerprint": mark})
     said = refused(tmp_path / "m")
     assert ("another model" if mark else "does not tell whose states") in said
+
+
+def test_a_memory_without_its_rule(files: dict[str, Path], tmp_path: Path) -> None:
+    """States that a rule has written, and a file that does not tell it; and the reverse."""
+    tensors, header = contents(files["scale"])
+    rule = tensors.pop("cache.rule.steps")
+    told = {key: header[key] for key in ("format", "fingerprint", "method")}
+    save_file(tensors, tmp_path / "m", told)
+    assert "have no layer rule" in refused(tmp_path / "m")
+    tensors, header = contents(files["plain"])
+    told = {key: header[key] for key in ("format", "fingerprint", "method")}
+    save_file({**tensors, "cache.rule.steps": rule}, tmp_path / "m", told)
+    assert "have a layer rule" in refused(tmp_path / "m")
 
 
 VALUES = st.one_of(

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from lab.asked.conditions import WORDS
-from remamba.methods.base import Method
+from remamba import cli
+from remamba.methods.base import Method, method_of
 from remamba.methods.chunks import Chunks
+from remamba.methods.decimate import Decimate
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.passages import Passages
 from remamba.methods.plain import Plain
@@ -56,6 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [row(i) for i in range(3)] + [row(3, repeats=5, questions=3)]
     rows += [row(4, "many-facts", 4), row(5, "many-facts", 4)]
     (path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (path / "text.txt").write_text(TEXT * 6)
+    for method, options in (("filter", ["--decay", "0"]), ("scale", ["--steps", "2"])):
+        words = ["calibrate", "--model", path / "plain", "--text", path / "text.txt", "--method"]
+        words += [method, "--window-tokens", 40, "--windows", 2, "--device", "cpu", *options]
+        assert cli.main([str(word) for word in (*words, "--output", path / f"{method}.json")]) == 0
     return path
 
 
@@ -63,7 +70,12 @@ def ask(folder: Path, model: str, output: Path, *more: object) -> list[object]:
     words: list[object] = ["eval", "planted", "--data", folder / "data.jsonl", "--output", output]
     words += ["--model", folder / model, "--lengths", 100, 200, "--device", "cpu", "--json"]
     words += ["--plain", folder / "plain", "--middle-tokens", 40, "--bm25-tokens", 60]
-    return [*words, "--chunk-tokens", 33, *more]
+    words += ["--chunk-tokens", 33, "--decimate-tokens", 40]
+    return [*words, *rules(folder), *more]
+
+
+def rules(folder: Path) -> list[object]:
+    return ["--filter-rule", folder / "filter.json", "--scale-rule", folder / "scale.json"]
 
 
 def predictions(folder: Path) -> dict[str, dict[str, Any]]:
@@ -75,8 +87,6 @@ def predictions(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A whole run of all conditions and a map, and its scores.json."""
-    from remamba import cli
-
     output = tmp_path_factory.mktemp("finished") / "run"
     words = ask(folder, "whole", output, "--lengths-p", 0.5, 1, "--keep-ratios", 0.1)
     assert cli.main([str(word) for word in words]) == 0
@@ -99,6 +109,9 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
 @pytest.mark.parametrize(
     ("condition", "model", "method"),
     [
+        ("plain-filter", "plain", "filter"),
+        ("plain-scale", "plain", "scale"),
+        ("plain-decimate", "plain", Decimate(40)),
         ("plain-chunks", "plain", Chunks(33)),
         ("plain-twice", "plain", Twice()),
         ("two-stage", "whole", ReMamba(WHOLE)),
@@ -110,8 +123,10 @@ def test_every_condition_answers_every_question(finished: tuple[Path, dict[str, 
     ],
 )
 def test_answers_are_those_of_each_prompt_alone(
-    condition: str, model: str, method: Method, folder: Path, finished: Any
+    condition: str, model: str, method: Method | str, folder: Path, finished: Any
 ) -> None:
+    if isinstance(method, str):  # by a table
+        method = method_of({"name": method, "rule": str(folder / f"{method}.json")})
     alone = tiny_model(seed=5 if model == "plain" else 3)
     found = predictions(finished[0] / condition)
     for line in (folder / "data.jsonl").read_text().splitlines()[2:5]:
@@ -331,6 +346,17 @@ def test_plain_conditions_need_a_plain_model(folder: Path, refused: Run, tmp_pat
     words = ask(folder, "whole", tmp_path / "run", "--conditions", "plain-bm25")
     at = words.index("--plain")
     assert "give --plain DIR" in refused(*words[:at], *words[at + 2 :])
+
+
+def test_conditions_by_a_table_need_one_of_the_plain_model(
+    folder: Path, refused: Run, tmp_path: Path
+) -> None:
+    words = ask(folder, "whole", tmp_path / "run", "--conditions", "plain-filter")
+    at = words.index("--filter-rule")
+    assert "give --filter-rule FILE" in refused(*words[:at], *words[at + 2 :])
+    words[words.index("--plain") + 1] = folder / "whole"
+    assert "filter.json was calibrated for another model" in refused(*words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_answers_end_with_the_text(folder: Path, remamba: Run, tmp_path: Path) -> None:
