@@ -2,7 +2,7 @@
 
 from remamba.ops.backend import explain, resolve, use_backend
 from remamba.ops.convolution.op import causal_conv
-from remamba.ops.cross_entropy.op import cross_entropy
+from remamba.ops.loss.op import cross_entropy
 from remamba.ops.norm.op import gated_rms_norm, rms_norm
 from remamba.ops.scan.op import selective_scan, selective_scan_ref
 from remamba.ops.ssd_scan.op import ssd, ssd_ref

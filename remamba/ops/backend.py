@@ -74,8 +74,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
     "cross_entropy": {
-        "torch": "remamba.ops.cross_entropy.op:cross_entropy_torch",
-        "triton": "remamba.ops.cross_entropy.triton:cross_entropy_triton",
+        "torch": "remamba.ops.loss.op:cross_entropy_torch",
+        "triton": "remamba.ops.loss.triton:cross_entropy_triton",
     },
     # a whole decode step; where no kernel runs, the model calls its own modules
     "decode_layer": {
