@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.ops import causal_conv, gated_rms_norm, rms_norm
+from remamba.ops.recording import takes_recorded_form
 
 
 class RMSNorm(nn.Module):
@@ -90,7 +91,7 @@ class Projection(nn.Linear):
             or not is_plain(self.weight)
             or self.weight.dtype != torch.float32
             or self.weight.numel() < LARGE_WEIGHT
-            or torch.is_grad_enabled()
+            or takes_recorded_form(x, self.weight, self.bias)
             or torch.is_autocast_enabled("cpu")
         ):
             return super().forward(x)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remamba.ops.recording import repeating
+
 
 class Recomputed:
     """A context in which what autograd would keep of some tensors is how to make them again.
@@ -67,7 +69,7 @@ class _Result:
     def take(self) -> Tensor:
         value = self._value
         if value is None:
-            with torch.no_grad(), self._autocast():
+            with repeating(), self._autocast():
                 value = self._make()
             self._waiting = self.uses
         self._waiting -= 1

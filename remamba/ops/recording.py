@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,31 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+_local = threading.local()
+
+
+@contextmanager
+def repeating() -> Iterator[None]:
+    """Inside the block, ops record nothing, and give the very numbers that they gave when they did.
+
+    A backward pass makes results again in it. Forms of an op for inference alone, which may round
+    otherwise, are left aside (`takes_recorded_form`).
+    """
+    before = getattr(_local, "is_repeating", False)
+    _local.is_repeating = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _local.is_repeating = before
+
+
+def takes_recorded_form(*tensors: torch.Tensor | None) -> bool:
+    """Whether an op on these takes the form that autograd can follow: `is_recorded`, or in
+    `repeating`."""
+    return getattr(_local, "is_repeating", False) or is_recorded(*tensors)
 
 
 def with_gradient(

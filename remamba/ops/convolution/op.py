@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from remamba.ops.backend import run
 from remamba.ops.precision import accumulation_dtype, without_autocast
+from remamba.ops.recording import takes_recorded_form
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -47,7 +48,7 @@ def causal_conv_torch(
     dtype = accumulation_dtype(x)
     padded, weight = padded.to(dtype), weight.to(dtype)
     bias = weight.new_zeros(()) if bias is None else bias.to(dtype)
-    is_trained = torch.is_grad_enabled() and any(t.requires_grad for t in (padded, weight, bias))
+    is_trained = takes_recorded_form(padded, weight, bias)
     if length == 1:
         y = torch.linalg.vecdot(padded, weight.t(), dim=1).add_(bias).unsqueeze(1)
     elif _runs_in_onednn(padded) and not is_trained:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from remamba.ops.backend import run
 from remamba.ops.precision import accumulation_dtype
+from remamba.ops.recording import takes_recorded_form
 
 
 def rms_norm(
@@ -47,7 +48,8 @@ def rms_norm_torch(x, weight=None, *, residual=None, eps) -> tuple[torch.Tensor,
 
 def gated_rms_norm_torch(y, z, weight, *, groups, eps) -> torch.Tensor:
     """gated_rms_norm by torch's own, in place where nothing is differentiated."""
-    if not torch.is_grad_enabled() and y.dtype == weight.dtype == torch.float32:
+    is_plain = y.dtype == weight.dtype == torch.float32
+    if is_plain and not takes_recorded_form(y, z, weight):
         return _gated_in_place(y, z, weight, groups, eps)
     wide = accumulation_dtype(y)
     gated = y.to(wide) * F.silu(z.to(wide))
