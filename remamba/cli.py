@@ -7,6 +7,7 @@ Exit codes: 0 done; 2 what the user gave cannot be used (one line on stderr, no 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import io
@@ -19,6 +20,7 @@ from typing import Any
 
 from remamba import plugins
 from remamba.errors import InputError
+from remamba.fields import check_fields
 from remamba.files import REASONS
 from remamba.provenance import package_version
 
@@ -144,7 +146,7 @@ def _parse(args_type: Any, name: str, argv: list[str], is_part: bool = False) ->
                     args_type, args=argv, prog=prog, config=flags, return_unknown_args=True,
                     add_help=False,
                 )[0]  # fmt: skip
-            return tyro.cli(args_type, args=argv, prog=prog, config=flags)
+            args = tyro.cli(args_type, args=argv, prog=prog, config=flags)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             if _below(name) and {"-h", "--help"} & set(argv):
@@ -155,6 +157,9 @@ def _parse(args_type: Any, name: str, argv: list[str], is_part: bool = False) ->
         near = _nearest(argv[0], name) if argv and repr(argv[0]) in message else None
         hint = f"did you mean {near!r}? " if near else ""
         raise InputError(f"{message}; {hint}see {prog} --help") from None
+    if dataclasses.is_dataclass(args):
+        check_fields(args, lambda name: "--" + name.replace("_", "-"))
+    return args
 
 
 def _unframe(panel: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remamba.errors import InputError
+from remamba.fields import check_fields, shown
 
 SELECTORS = ("topk", "random", "fixed")
 PLACEMENTS = ("replace", "append", "before_question")
@@ -23,7 +24,7 @@ them changes what is computed."""
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise InputError for a value that is none of the allowed ones."""
     if value not in allowed:
-        raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+        raise InputError(f"{name}={shown(value)} is unknown; choose one of {', '.join(allowed)}")
 
 
 def _check_names(values: Iterable[str], settings: type) -> None:
@@ -70,12 +71,7 @@ class CompressionConfig:
     score)): 1 for the best, near 0 for all that score clearly less)."""
 
     def __post_init__(self) -> None:
-        for name in ("start", "length", "keep_ratio", "num_kept", "window"):
-            value = getattr(self, name)
-            kind = int if name in ("num_kept", "window") else (int, float)
-            is_open = value is None and name in ("keep_ratio", "num_kept")
-            if isinstance(value, bool) or not (isinstance(value, kind) or is_open):
-                raise InputError(f"{name} = {value!r} must be a number")
+        check_fields(self)
         if self.keep_ratio is None and self.num_kept is None:
             object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
         if not 0.0 <= self.start < 1.0:
@@ -165,7 +161,7 @@ class CompressionConfig:
             InputError: an option is unknown or outside its range.
         """
         if not isinstance(values, dict):
-            raise InputError(f"compression = {values!r} must hold settings by name")
+            raise InputError(f"compression = {shown(values)} must hold settings by name")
         values = dict(values)
         is_former = any(name in values for name in FORMER)
         for name, harmless in FORMER.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import PretrainedConfig
 
 from remamba.compression_config import CompressionConfig, one_of
 from remamba.errors import InputError
+from remamba.fields import LARGEST, check_value, shown
 from remamba.files import make_directory, write_whole
 
 BACKBONES = ("mamba", "mamba2", "falcon_mamba")
@@ -27,6 +29,48 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "remamba_auto.ReMambaForCausalLM",
 }
 COMPRESSOR_INITS = ("released", "paper", "tied")
+MOST_LAYERS = 10_000
+FIELDS: dict[str, tuple[Any, float | None, float | None]] = {
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "state_size", "conv_kernel", "n_groups", "head_dim",
+         "chunk_size"),
+        (int, 1, LARGEST),
+    ),
+    "num_hidden_layers": (int, 1, MOST_LAYERS),
+    "intermediate_size": (int | None, 1, LARGEST),
+    "num_heads": (int | None, 0, LARGEST),
+    "expand": (float, 0.0, LARGEST),
+    **dict.fromkeys(
+        ("use_bias", "use_conv_bias", "residual_in_fp32", "tie_word_embeddings", "use_cache"),
+        (bool, None, None),
+    ),
+    **dict.fromkeys(
+        ("layer_norm_epsilon", "mixer_rms_eps", "initializer_range", "time_step_floor"),
+        (float, 0.0, 1.0),
+    ),
+    **dict.fromkeys(("time_step_min", "time_step_max"), (float, 0.0, LARGEST)),
+    **dict.fromkeys(
+        ("backbone_type", "compressor_init", "question_template"), (str, None, None)
+    ),
+    "method": (str | None, None, None),
+    **dict.fromkeys(("pad_token_id", "bos_token_id"), (int | None, 0, None)),
+    "eos_token_id": (int | list[int] | None, 0, None),
+}  # fmt: skip
+"""Type, least and greatest value of each setting that needs no other to be judged."""
+COMMON_FIELDS: dict[str, tuple[Any, float | None, float | None]] = {
+    **dict.fromkeys(
+        ("output_hidden_states", "return_dict", "output_attentions", "is_encoder_decoder"),
+        (bool | None, None, None),
+    ),
+    **dict.fromkeys(("chunk_size_feed_forward", "num_labels"), (int | None, 0, MOST_LAYERS)),
+    **dict.fromkeys(("id2label", "label2id", "auto_map"), (dict | None, None, None)),
+    "architectures": (list[str] | None, None, None),
+    **dict.fromkeys(
+        ("transformers_version", "problem_type"),
+        (str | None, None, None),
+    ),
+}
+"""The same of what transformers keeps in every configuration."""
 
 
 class ReMambaConfig(PretrainedConfig):
@@ -88,14 +132,14 @@ class ReMambaConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         one_of("backbone_type", backbone_type, BACKBONES)
-        sizes = {
-            "vocab_size": vocab_size, "hidden_size": hidden_size, "state_size": state_size,
-            "num_hidden_layers": num_hidden_layers, "conv_kernel": conv_kernel,
-            "n_groups": n_groups, "head_dim": head_dim, "chunk_size": chunk_size,
-        }  # fmt: skip
-        for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} = {value!r} must be a whole number of at least 1")
+        given = locals()
+        for name, (kind, low, high) in FIELDS.items():
+            check_value(name, given[name], kind, low, high)
+        check_common(kwargs)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = given[name] if isinstance(given[name], list) else [given[name]]
+            for token_id in ids:
+                check_value(name, token_id, int | None, 0, vocab_size - 1)
         one_of("compressor_init", compressor_init, COMPRESSOR_INITS)
         self.backbone_type = backbone_type
         self.vocab_size = vocab_size
@@ -105,9 +149,19 @@ class ReMambaConfig(PretrainedConfig):
         self.conv_kernel = conv_kernel
         self.expand = expand
         self.intermediate_size = intermediate_size or int(expand * hidden_size)
+        if not 1 <= self.intermediate_size <= LARGEST:
+            raise InputError(
+                f"expand = {expand} times hidden_size = {hidden_size} must be from 1 to {LARGEST:,}"
+            )
+        check_value("time_step_rank", time_step_rank, int | Literal["auto"], 1, LARGEST)
         self.time_step_rank = (
             math.ceil(hidden_size / 16) if time_step_rank == "auto" else int(time_step_rank)
         )
+        if not 0 < time_step_min <= time_step_max:
+            raise InputError(
+                f"time_step_min = {time_step_min} must be above 0 and at most time_step_max = "
+                f"{time_step_max}"
+            )
         self.n_groups = n_groups
         self.head_dim = head_dim
         self.num_heads = num_heads or self.intermediate_size // head_dim
@@ -122,13 +176,11 @@ class ReMambaConfig(PretrainedConfig):
         self.time_step_max = time_step_max
         self.time_step_floor = time_step_floor
         # JSON has no infinity: an open upper limit is stored as null
-        low, high = time_step_limit
-        is_open = high is None or math.isinf(high)
-        self.time_step_limit = [float(low), None if is_open else float(high)]
+        self.time_step_limit = _limits(time_step_limit)
         self.method, self.compression = _reading(method, compression)
         self.compressor_init = compressor_init
         if "{question}" not in question_template:
-            raise InputError(f"question_template={question_template!r} lacks {{question}}")
+            raise InputError(f"question_template={shown(question_template)} lacks {{question}}")
         self.question_template = question_template
         self.use_cache = use_cache
         if backbone_type == "mamba2":
@@ -141,13 +193,22 @@ class ReMambaConfig(PretrainedConfig):
                 raise InputError(
                     f"num_heads = {self.num_heads} is no multiple of n_groups = {n_groups}"
                 )
-        super().__init__(  # type: ignore[call-arg]
-            tie_word_embeddings=tie_word_embeddings,
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            **kwargs,
-        )
+        try:
+            super().__init__(  # type: ignore[call-arg]
+                tie_word_embeddings=tie_word_embeddings,
+                pad_token_id=pad_token_id,
+                bos_token_id=bos_token_id,
+                eos_token_id=eos_token_id,
+                **kwargs,
+            )
+        except InputError:
+            raise
+        except Exception as error:  # whatever transformers raises of the settings that are its own
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"the configuration holds a setting that transformers refuses ({reason}); leave it "
+                "out"
+            ) from error
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write config.json, and the file by which transformers finds the package.
@@ -173,8 +234,7 @@ class ReMambaConfig(PretrainedConfig):
     @reading.setter
     def reading(self, values: dict[str, Any]) -> None:
         """Take over what `reading` gave, or the settings alone that version 0.1 kept."""
-        is_former = "compression" not in values
-        self.method, self.compression = _reading(None, values) if is_former else _reading(**values)
+        self.method, self.compression = reading_of(values)
 
     @property
     def compression_config(self) -> CompressionConfig:
@@ -188,6 +248,62 @@ class ReMambaConfig(PretrainedConfig):
         return float(low or 0), math.inf if high is None else high
 
 
+def check_common(values: dict[str, Any]) -> None:
+    """Raise InputError for what no configuration of transformers' can have, of any model.
+
+    Looked at first, since transformers makes a table of as many names as `num_labels` says.
+    """
+    for name, (kind, low, high) in COMMON_FIELDS.items():
+        if name in values:
+            check_value(name, values[name], kind, low, high)
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
+        found = getattr(torch, value, None) if isinstance(value, str) else value
+        is_float = isinstance(found, torch.dtype) and found.is_floating_point
+        if value is not None and value != "auto" and not is_float:
+            raise InputError(
+                f"{name} = {shown(value)} must be a kind of float that torch has, by its name"
+            )
+    quantization = values.get("quantization_config")
+    if not (quantization is None or isinstance(quantization, dict)) and not hasattr(
+        quantization, "to_dict"
+    ):
+        raise InputError(
+            f"quantization_config = {shown(quantization)} must hold settings by name; leave it out"
+        )
+
+
+def _limits(limits: Any) -> list[float | None]:
+    """Bounds of Delta as they are stored: an open upper one is None."""
+    is_pair = isinstance(limits, tuple | list) and len(limits) == 2
+    low, high = limits if is_pair else (limits, limits)
+    is_open = high is None or (isinstance(high, float) and high == math.inf)
+    for bound in (low, 0.0 if is_open else high):
+        is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        if not (is_pair and is_number and 0 <= bound <= LARGEST):
+            raise InputError(
+                f"time_step_limit = {shown(limits)} must be two numbers of at least 0, of which "
+                "the second may be null for no bound"
+            )
+    if not is_open and high < low:
+        raise InputError(f"time_step_limit = {shown(limits)}: its second number is the lower one")
+    return [float(low), None if is_open else float(high)]
+
+
+def reading_of(values: Any) -> tuple[str, dict[str, Any]]:
+    """The own method's name and `remamba`'s settings, from what `ReMambaConfig.reading` gave.
+
+    Raises:
+        InputError: they are none, or a setting is outside its range.
+    """
+    check_value("the reading", values, dict)
+    if "compression" not in values:  # the settings alone, which version 0.1 kept
+        return _reading(None, values)
+    if unknown := sorted(set(values) - {"method", "compression"}):
+        raise InputError(f"unknown part {shown(unknown[0])} of a reading; leave it out")
+    return _reading(values.get("method"), values["compression"])
+
+
 def _reading(
     method: str | None, compression: dict[str, Any] | CompressionConfig | None
 ) -> tuple[str, dict[str, Any]]:
@@ -198,13 +314,13 @@ def _reading(
     if isinstance(compression, CompressionConfig):
         compression = compression.to_dict()
     if compression is not None and not isinstance(compression, dict):
-        raise InputError(f"compression = {compression!r} must hold settings by name")
+        raise InputError(f"compression = {shown(compression)} must hold settings by name")
     settings = dict(compression or {})
     if settings.get("selector") in ("none", "drop"):
         former = {"none": "plain", "drop": "drop"}[settings.pop("selector")]
         method = method or former
         settings.pop("window", None)
-    method = method or "remamba"
-    if not isinstance(method, str):
-        raise InputError(f"method = {method!r} must be the name of a method")
+    method = "remamba" if method is None else method
+    if not isinstance(method, str) or not method:
+        raise InputError(f"method = {shown(method)} must be the name of a method")
     return method, CompressionConfig.from_dict(settings).to_dict()

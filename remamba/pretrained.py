@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.watch import Watch
+from remamba.fields import LARGEST, check_value
 from remamba.quantised import stored
 
 EMBEDDED = "remamba-tiny"
@@ -79,21 +84,42 @@ HUB_OPTIONS = (
 )  # fmt: skip
 """Options of `from_pretrained` that say where a model's files are."""
 PATIENCE = 1.5
-"""Seconds that the hub has for failing at the first try."""
+"""Seconds that the first contact with the hub has."""
+REMEMBERED = 10.0
+"""Seconds for which the outcome of a first contact is taken for the next one, of the same load."""
+_contacts: dict[str, tuple[float, bool]] = {}
 
 
 def is_hub_away() -> bool:
-    """Whether no connection to the hub can be made at all: it fails within PATIENCE.
+    """Whether no connection to the hub can be made within PATIENCE, or it fails at once.
 
-    The hub's own client tries again for half a minute. A hub that is slow is not away.
+    The hub's own client tries again for half a minute, and where a network drops packets it waits
+    for minutes. A hub that takes a connection and is slow to answer is not away.
     """
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:  # then the hub's client asks nobody
+        return False
+    place = constants.ENDPOINT
+    when, is_away = _contacts.get(place, (-REMEMBERED, False))
+    if time.monotonic() - when >= REMEMBERED:
+        is_away = _is_away(place)
+        _contacts[place] = time.monotonic(), is_away
+    return is_away
+
+
+def _is_away(place: str) -> bool:
+    """Ask a server for its first page; names are looked up in the same time."""
+    from huggingface_hub import get_session
+
+    met: list[bool] = []
     failed: list[Exception] = []
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            socket.create_connection(_next_on_the_way(place), timeout=PATIENCE).close()
+            met.append(True)
+            get_session().head(place, timeout=PATIENCE)
         except Exception as error:
             failed.append(error)
 
@@ -101,7 +127,17 @@ def is_hub_away() -> bool:
     thread.start()
     thread.join(PATIENCE)
     kinds = [type(error).__name__ for error in failed]
-    return any("Connect" in kind and "Timeout" not in kind for kind in kinds)
+    return not met or any("Connect" in kind and "Timeout" not in kind for kind in kinds)
+
+
+def _next_on_the_way(place: str) -> tuple[str, int]:
+    """Host and port that a connection to a server is made to: its own, or its proxy's."""
+    target = urlsplit(place)
+    proxies = getproxies()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(target.hostname or ""):
+        target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
 
 
 def hub_options_for(place: str, **given: Any) -> dict[str, Any]:
@@ -146,14 +182,17 @@ def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str
         raise InputError(f"{folder} holds no config.json, so it is no model directory")
     try:
         values, _ = PretrainedConfig.get_config_dict(name, **hub_options, **found)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if not isinstance(values, dict):
+            raise ValueError("its config.json holds no settings by name")
+    except Exception as error:  # whatever a config.json makes transformers raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if found:
             reason = "the hub cannot be reached, and there is no such model in the cache"
         raise InputError(
             f"no model can be read from {name!r} ({reason}); give a model directory or "
             f"{_embedded_words()}"
         ) from error
+    check_generation(folder / GENERATION_FILE)
     kind = values.get("model_type", "unknown")
     if kind != ReMambaConfig.model_type:
         raise InputError(
@@ -161,16 +200,104 @@ def check_model(name: str, **hub_options: Any) -> tuple[dict[str, Any], dict[str
             f"remamba convert {name} DIRECTORY"
         )
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
+        with opened(file) as tensors:
+            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         if (other := sorted(kinds - FLOATS)) and "quantization_config" not in values:
             raise InputError(
                 f"{file} holds {other[0]} tensors; weights must be {', '.join(sorted(FLOATS))}"
             )
     return values, found
+
+
+GENERATION_FILE = "generation_config.json"
+GENERATION_FIELDS: dict[str, Any] = {
+    "eos_token_id": int | list[int] | None,
+    **dict.fromkeys(
+        ("pad_token_id", "bos_token_id", "max_length", "max_new_tokens", "min_length", "top_k",
+         "min_new_tokens", "num_beams", "num_return_sequences", "no_repeat_ngram_size"),
+        int | None,
+    ),
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
+        float | None,
+    ),
+    **dict.fromkeys(("do_sample", "use_cache"), bool | None),
+}  # fmt: skip
+"""Settings of a generation_config.json that generate or the engine goes by."""
+
+
+def check_generation(file: Path) -> None:
+    """Raise InputError for a generation_config.json that cannot be used; there need not be one."""
+    if not file.is_file():
+        return
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        check_value("its content", values, dict)
+        for name, kind in GENERATION_FIELDS.items():
+            check_value(name, values.get(name), kind)
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            ids = values.get(name)
+            for token_id in ids if isinstance(ids, list) else [ids]:
+                check_value(name, token_id, int | None, 0, LARGEST)
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{file} cannot be used ({reason}); correct it or delete it") from error
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each floating-point tensor of a model directory, from the headers of its files.
+
+    None where the weights lie in no safetensors of the usual name.
+
+    Raises:
+        InputError: the index of the files cannot be used, or a file is corrupt.
+    """
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        files = [folder / name for name in shard_names(folder / INDEX)]
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if not file.is_file():
+            continue
+        with opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = tensors.get_slice(name)
+                if tensor.get_dtype() in FLOATS:
+                    found[name] = tuple(tensor.get_shape())
+    return found
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names, which lie beside it.
+
+    Raises:
+        InputError: it is no such index.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if all(name and Path(name).name == name for name in names):
+            return names
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{index} is no index of weights: it has no weight_map") from error
+    raise InputError(f"{index} is no index of weights: its weight_map names what lies elsewhere")
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        InputError: it cannot be read, or is truncated or corrupt.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is truncated or corrupt ({error}); copy it again") from error
 
 
 @torch.no_grad()

@@ -1,4 +1,8 @@
-"""Text files, a model's tokenizer, and text to tokens and back: where they lie, growing text."""
+"""Text files, a model's tokenizer, and text to tokens and back: special tokens, chat templates.
+
+Nothing else in the package adds, drops or skips a special token, or writes a chat: training, asking
+and evaluation come here.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ UNFINISHED = "\ufffd"
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The first of these that a directory holds has its tokenizer's vocabulary."""
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 VOCABULARIES = "tokenizer.json, tokenizer.model or vocab.json"
 
 
@@ -140,7 +145,8 @@ def encode(tokenizer: Any, text: str, *, begins: bool = True) -> Encoded:
     Args:
         tokenizer: a fast transformers tokenizer.
         begins: the text stands at the start of a prompt, so that a tokenizer that opens its texts
-            with a bos token does so here; a question behind a document gets none.
+            with a bos token does so here; a question behind a document gets none. A text that
+            begins with the bos as it stands, as a chat template may write it, gets no second one.
 
     Raises:
         InputError: the tokenizer does not tell where its tokens lie.
@@ -153,7 +159,19 @@ def encode(tokenizer: Any, text: str, *, begins: bool = True) -> Encoded:
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
     opening = opening_tokens(tokenizer) if begins else []
+    if opening and is_opened(opening, ids):
+        ids, offsets = ids[len(opening) :], offsets[len(opening) :]
     return Encoded([*opening, *ids], [*[(0, 0)] * len(opening), *offsets])
+
+
+def encode_batch(tokenizer: Any, texts: Sequence[str], *, has_offsets: bool = False) -> list[Any]:
+    """The `tokenizers.Encoding` of each text, with nothing added; offsets take more time."""
+    backend = tokenizer.backend_tokenizer
+    each = backend.encode_batch if has_offsets else backend.encode_batch_fast
+    return each(texts, add_special_tokens=False)
+
+
+# special tokens: what stands before a prompt, behind an answer, and is left out of a text
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:
@@ -164,13 +182,149 @@ def opening_tokens(tokenizer: Any) -> list[int]:
     return first if first == [tokenizer.bos_token_id] else []
 
 
+def is_opened(opening: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether tokens begin with what stands before a prompt, so that it is not put there again."""
+    return list(ids[: len(opening)]) == list(opening)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, as `generate` knows them; else the tokenizer's own."""
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if eos is None:
+        eos = model.config.eos_token_id
+    if eos is None:
+        eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+
+
+def settle_end(model: Any, tokenizer: Any) -> None:
+    """Let a model's texts end with its tokenizer's end token too, as training ends its answers."""
+    ends = end_tokens(model, tokenizer)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        every = [*sorted(ends), tokenizer.eos_token_id]
+        model.config.eos_token_id = model.generation_config.eos_token_id = every
+
+
+def script_tokens(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """The tokens of a text as the benchmarks' own scripts count them.
+
+    Args:
+        special: with the tokens that the tokenizer adds around a text, on either side.
+    """
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens without special ones, as the benchmarks' own scripts decode it."""
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _plain_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens without special ones, every space as it was."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+# chat templates
+
+
+_PLAIN_CHAT = (
+    "{%- for message in messages -%}"
+    "{%- if loop.index0 and message['role'] != 'assistant'"
+    " and messages[loop.index0 - 1]['role'] != 'system' -%}"
+    "{{ raise_exception('one question, with or without a system message before it') }}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
+    "{%- else -%}{{ ('' if loop.first else '\\n\\n') + message['content'] }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def plain_chat_template(tokenizer: Any) -> str:
+    """The chat template of a tokenizer that has none, as training writes rows of messages then.
+
+    One question, with or without a system message before it, as they stand, a blank line between
+    them; then the answer and the end of the text; the bos first, where the tokenizer opens texts
+    with one.
+    """
+    return ("{{- bos_token -}}" if opening_tokens(tokenizer) else "") + _PLAIN_CHAT
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer says how a chat is written."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def chat_text(
+    tokenizer: Any, messages: Sequence[dict[str, str]], *, where: str, is_prompt: bool = True
+) -> str:
+    """Messages as the tokenizer's chat template writes them, or the plain one where it has none.
+
+    Special tokens stand in it as text, a bos among them, and `encode` reads them as such.
+
+    Args:
+        where: what messages of errors begin with: the row, or the benchmark's question.
+        is_prompt: an answer is to follow, so the template opens its turn.
+
+    Raises:
+        InputError: the template refuses these messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=None if has_chat_template(tokenizer) else plain_chat_template(tokenizer),
+            tokenize=False,
+            add_generation_prompt=is_prompt,
+        )
+    except Exception as error:  # jinja's own, and whatever a template raises
+        raise InputError(
+            f"{where}: the tokenizer's chat template refuses these messages "
+            f"({' '.join(str(error).split())[:120]})"
+        ) from error
+
+
+def settle_chat_template(tokenizer: Any, *, has_chats: bool) -> str:
+    """One line that says how a chat is written to the model that was trained with a tokenizer.
+
+    A template is carried over. Where there is none and the rows were chats, the tokenizer gets the
+    one they were written by, so that `apply_chat_template` gives what the model was trained on. A
+    model that was trained on no chats gets none, since none would be true.
+    """
+    plain = plain_chat_template(tokenizer)
+    if not has_chat_template(tokenizer) and has_chats:
+        tokenizer.chat_template = plain
+    if not has_chat_template(tokenizer):
+        return (
+            "no chat template is written, since the base has none and no row is a chat; questions "
+            "are asked by question_template"
+        )
+    if tokenizer.chat_template == plain:
+        return (
+            "the chat template is plain, as the base has none: a system message, a blank line, one "
+            "question, and its answer, as the rows of messages were read"
+        )
+    return "the chat template is the base's own"
+
+
+def has_chat_template_file(folder: Path) -> bool:
+    """Whether the tokenizer's files in a directory have a chat template."""
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        return True
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return bool(values.get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The text of tokens, and the characters that each stands for.
 
     Used where only the tokens were stored. Text that encodes to the same tokens again, as it nearly
     always does, takes the tokenizer's own offsets; else they are found by decoding step by step.
     """
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = _plain_text(tokenizer, ids)
     again = encode(tokenizer, text)
     if again.ids == list(ids):
         return text, again.offsets
@@ -242,9 +396,7 @@ class GrowingText:
         return rest
 
     def _decode(self, start: int) -> str:
-        return self.tokenizer.decode(
-            self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return _plain_text(self.tokenizer, self._ids[start:])
 
     def _release(self, piece: str) -> str:
         """Hold `piece` back as far as a stop string may begin in it; cut at a whole one."""

@@ -27,7 +27,7 @@ from remamba import CompressionConfig, InputError, ReMambaConfig
         ({"adaption": "soft"}, "adaption='soft'"),
         ({"start": True}, "start = True must be a number"),
         ({"window": 0}, "window = 0 must be at least 1"),
-        ({"window": 1.5}, "window = 1.5 must be a number"),
+        ({"window": 1.5}, "window = 1.5 must be a whole number"),
         ({"importance": "exp"}, "importance='exp'"),
         ({"value": "token"}, "value='token'"),
     ],

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     ("errors",),
-    ("files", "provenance", "plugins", "json_lines", "options"),
+    ("files", "provenance", "plugins", "json_lines", "options", "fields"),
     ("compression_config", "ops"),
     ("configuration_remamba",),
     ("model",),

@@ -31,11 +31,10 @@ from remamba.engine.document import Document
 from remamba.engine.reader import Reader
 from remamba.errors import InputError
 from remamba.evals.predictions import FOLDER, PredictionFile
-from remamba.evals.readers import text_of
 from remamba.evals.runner import say
 from remamba.methods.passages import Passages, split_chunks, without_middle
 from remamba.methods.plain import Plain
-from remamba.text import encode, opening_tokens
+from remamba.text import encode, opening_tokens, text_of
 
 TIMES_FILE = "times.jsonl"
 WARM_UP = 400

@@ -144,7 +144,7 @@ class Filter:
         responses = self.encoder.encode([row.response for row in rows])
         prompts = self.encoder.encode([row.prompt for row in rows])
         for row, prompt_ids, response_ids in zip(rows, prompts, responses, strict=True):
-            length = len(self.encoder.prefix) + len(prompt_ids)
+            length = len(self.encoder.opened(prompt_ids))
             prompt, is_cut = row.prompt, False
             if length + len(response_ids) + 1 > recipe.max_length:
                 prompt, length = self._cut(row.prompt, recipe.max_length - len(response_ids) - 1)
@@ -175,11 +175,10 @@ class Filter:
         """
         ((ids, ends),) = self.encoder.encode_with_ends([prompt])
         first = self.recipe.keep_first
-        opening = len(self.encoder.prefix)
-        excess = opening + len(ids) - room
+        excess = len(self.encoder.opened(ids)) - room
         while len(ids) > first + excess:
             text = prompt[: ends[first - 1]] + prompt[ends[first + excess - 1] :]
-            length = opening + len(self.encoder.encode([text])[0])
+            length = len(self.encoder.opened(self.encoder.encode([text])[0]))
             if length <= room:
                 return text, length
             excess += length - room

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from remamba.checkpoints.layouts import TOKENIZER_FILES, Weights, fetch, read_config
+from remamba.checkpoints.layouts import MORE_TEMPLATES, TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.files import check_directory, new_directory, write_whole
+from remamba.modeling_base import expected_shapes as model_shapes
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.text import VOCABULARIES, check_vocabulary
+from remamba.text import VOCABULARIES, check_vocabulary, has_chat_template_file
 
 SHARD_BYTES = 2 * 10**9
 EMBEDDINGS, HEAD = "backbone.embeddings.weight", "lm_head.weight"
@@ -44,6 +45,7 @@ class Conversion:
     dtype: str
     shards: int
     tokenizer: bool
+    chat_template: bool
 
 
 def convert(
@@ -102,8 +104,7 @@ def convert(
     sizes = {name: shape.numel() * kind(name).itemsize for name, shape in shapes.items()}
     with new_directory(target, overwrite) as partial:
         config.save_pretrained(partial)
-        for file in tokenizer_files:
-            shutil.copyfile(file, partial / file.name)
+        copy_tokenizer(tokenizer_files, partial)
         shards = write_shards(partial, sizes, read, shard_bytes)
     return Conversion(
         path=str(target),
@@ -114,6 +115,7 @@ def convert(
         dtype=str(own_dtype).removeprefix("torch."),
         shards=shards,
         tokenizer=bool(tokenizer_files),
+        chat_template=bool(tokenizer_files) and has_chat_template_file(vocabulary),
     )
 
 
@@ -127,9 +129,7 @@ def is_new(name: str) -> bool:
 
 def expected_shapes(config: ReMambaConfig) -> dict[str, torch.Size]:
     """Shape of every stored tensor of a ReMamba; a tied head is stored once, as the embeddings."""
-    with torch.device("meta"):
-        model = ReMambaForCausalLM(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = model_shapes(ReMambaForCausalLM, config)
     if config.tie_word_embeddings:
         del shapes[HEAD]
     return shapes
@@ -182,11 +182,20 @@ def _some(names: list[str]) -> str:
 def find_tokenizer(folder: Path, vocab_size: int, *, required: bool) -> list[Path]:
     """The tokenizer's files in a directory; its tokens must fit the model's vocabulary."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    files += sorted(folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
     if check_vocabulary(folder, vocab_size) is None:
         if required:
             raise InputError(f"{folder} holds no {VOCABULARIES}")
         return []
     return files
+
+
+def copy_tokenizer(files: Sequence[Path], target: Path) -> None:
+    """Copy what `find_tokenizer` found; a second chat template keeps its folder."""
+    for file in files:
+        place = target / (MORE_TEMPLATES if file.parent.name == MORE_TEMPLATES else "")
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(file, place / file.name)
 
 
 # initial values of the new parameters

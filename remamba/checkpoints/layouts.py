@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import FalconMambaConfig, Mamba2Config, MambaConfig, PretrainedConfig
 from transformers.utils import cached_file
 
-from remamba.configuration_remamba import ReMambaConfig
+from remamba.configuration_remamba import ReMambaConfig, check_common
 from remamba.errors import InputError
-from remamba.pretrained import hub_options_for
+from remamba.fields import shown
+from remamba.pretrained import hub_options_for, shard_names
 
 WEIGHT_FILES = (
     "model.safetensors.index.json",
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's chat templates beside its usual one."""
 TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
     "mamba": MambaConfig,
     "mamba2": Mamba2Config,
@@ -56,32 +58,29 @@ def read_config(folder: Path) -> tuple[ReMambaConfig, str]:
         raise InputError(f"{folder} holds no config.json, so it is no checkpoint")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no JSON object")
     kind = values.get("model_type")
     if kind is None and {"d_model", "n_layer", "vocab_size"} <= values.keys():
         layout, convert = "state-spaces", _from_state_spaces
-    elif kind in TRANSFORMERS_CONFIGS:
+    elif isinstance(kind, str) and kind in TRANSFORMERS_CONFIGS:
         # transformers spells infinity its own way in JSON, and reads it back
         values, _ = PretrainedConfig.get_config_dict(folder)
         layout, convert = "transformers", _from_transformers
     elif kind == ReMambaConfig.model_type:
         raise InputError(f"{folder} is a ReMamba already; give a published Mamba checkpoint")
     else:
-        what = "names no model_type" if kind is None else f"is of a {kind!r} model"
+        what = "names no model_type" if kind is None else f"is of a {shown(kind)} model"
         raise InputError(
             f"{file} {what}; known are {', '.join(TRANSFORMERS_CONFIGS)} and state-spaces' layout"
         )
     try:
+        check_common(values)
         config = convert(values)
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel"):
-            size = getattr(config, name)
-            if not isinstance(size, int) or size < 1:
-                raise InputError(f"{name} = {size!r} must be a positive integer")
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # transformers' own classes raise many kinds
+        raise InputError(f"{file}: {' '.join(str(error).split())[:300]}") from error
     return config, layout
 
 
@@ -189,7 +188,7 @@ def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
             if weights := hub_file(file):
                 found.append(weights)
                 if file.endswith(".index.json"):
-                    found += [hub_file(shard) for shard in _shards(Path(weights))]
+                    found += [hub_file(shard) for shard in shard_names(Path(weights))]
                 break
     except (OSError, ValueError) as error:
         raise InputError(
@@ -203,14 +202,6 @@ def fetch(name: str | Path, *, with_weights: bool = True) -> Path:
             "hub; give a directory, or download it first"
         )
     return places[0]
-
-
-def _shards(index: Path) -> list[str]:
-    """The shard files an index names."""
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index} is no index of weights: it has no weight_map") from error
 
 
 # tensors
@@ -227,7 +218,7 @@ class Weights:
         self._shapes: dict[str, tuple[int, ...]] = {}
         shards = [self.file]
         if self.file.name.endswith(".index.json"):
-            shards = [folder / shard for shard in _shards(self.file)]
+            shards = [folder / shard for shard in shard_names(self.file)]
         for shard in shards:
             if not shard.is_file():
                 raise InputError(f"{shard} is missing; {self.file.name} names it")

@@ -41,7 +41,9 @@ def is_published(name: str | Path) -> bool:
     if not isinstance(values, dict):
         return False
     kind = values.get("model_type")
-    return kind in TRANSFORMERS_CONFIGS or (kind is None and "d_model" in values)
+    return (isinstance(kind, str) and kind in TRANSFORMERS_CONFIGS) or (
+        kind is None and "d_model" in values
+    )
 
 
 def load_any(name: str | Path, dtype: torch.dtype) -> ReMambaForCausalLM:

@@ -78,6 +78,12 @@ def run(args: Args) -> int:
             "with --tokenizer",
             file=sys.stderr,
         )
+    elif not done.chat_template:
+        print(
+            f"remamba: no chat template is written, since {args.tokenizer or args.src} has none; "
+            "the model continues text, and training on rows of messages gives it a plain one",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -42,7 +42,7 @@ from remamba.methods.plain import Plain
 from remamba.model.layer_rules import Scaling
 from remamba.model.states import StateCache
 from remamba.modeling_remamba import ReMambaForCausalLM
-from remamba.text import GrowingText, encode
+from remamba.text import GrowingText, encode, end_tokens
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
 
@@ -426,15 +426,3 @@ def failing(jobs: Sequence[Job]) -> Iterator[None]:
         forget(error)
         for job in jobs:
             job.fail(error)
-
-
-def end_tokens(model: ReMambaForCausalLM, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text, as `generate` knows them; else the tokenizer's own."""
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    if eos is None:
-        eos = model.config.eos_token_id
-    if eos is None:
-        eos = getattr(tokenizer, "eos_token_id", None)
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, list | tuple) else [eos])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from remamba.engine.likelihoods import MOST_LIKELIEST, check_likeliest
 from remamba.errors import InputError
+from remamba.fields import check_fields, shown
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,17 @@ class SamplingOptions:
     """Also tell each drawn token's log-probability, and so many of the likeliest tokens with it."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        try:
+            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            ends = tuple(map(operator.index, self.stop_token_ids))
+        except TypeError as error:
+            raise InputError(
+                f"stop = {shown(self.stop)} must be texts, and stop_token_ids = "
+                f"{shown(self.stop_token_ids)} whole numbers"
+            ) from error
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(map(int, self.stop_token_ids)))
+        object.__setattr__(self, "stop_token_ids", ends)
+        check_fields(self)
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens = {self.max_new_tokens} must be at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:

@@ -13,10 +13,10 @@ from lm_eval.tasks import TaskManager
 
 from remamba.errors import InputError
 from remamba.evals.likelihood import Pair, log_likelihoods
-from remamba.evals.readers import AnsweringModel, Ask, SamplingOptions, text_of
+from remamba.evals.readers import AnsweringModel, Ask, SamplingOptions
 from remamba.methods.base import Method
 from remamba.methods.plain import Plain
-from remamba.text import encode
+from remamba.text import encode, text_of
 
 SHORT_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa")
 """The six tasks of Figure 1."""
@@ -44,10 +44,7 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        if add_special_tokens is None:
-            return encode(self.tokenizer, string).ids
-        found = self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)
-        return list(found["input_ids"])
+        return encode(self.tokenizer, string, begins=add_special_tokens is not False).ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -9,7 +9,7 @@ from remamba.errors import InputError
 from remamba.evals import leval, longbench
 from remamba.evals.items import Item, Prompt
 from remamba.methods.passages import Passages, last, middle, without_middle
-from remamba.text import encode
+from remamba.text import chat_text, encode, has_chat_template, script_tokens, text_of
 
 SHORTENINGS = {
     "none": "",
@@ -114,14 +114,10 @@ class Prompting:
         return Text(text, len(text) - len(prompt.after), start)
 
     def _wrapped(self, found: Text) -> Text:
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not has_chat_template(self.tokenizer):
             return found
-        message = [{"role": "user", "content": found.text}]
-        text = self.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True
-        )
-        # the encoder adds its bos by itself
-        return Text(text.removeprefix(self.tokenizer.bos_token or ""), None)
+        message = {"role": "user", "content": found.text}
+        return Text(chat_text(self.tokenizer, [message], where=self.task), None)
 
     def _shortened(self, item: Item) -> str:
         document, count = item.prompt.document, self.shorten_tokens
@@ -164,19 +160,19 @@ def cut_middle(tokenizer: Any, text: str, limit: int, *, special: bool = True) -
     Args:
         special: count the tokens that the tokenizer adds around a text.
     """
-    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    ids = script_tokens(tokenizer, text, special=special)
     kept = without_middle(ids, limit)
     if kept is ids:
         return text
     half = limit // 2
     parts = (kept[:half], kept[half:])
-    return "".join(tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+    return "".join(text_of(tokenizer, part) for part in parts)
 
 
 def cut_words(tokenizer: Any, document: str, limit: int, *, from_left: bool) -> str:
     """L-Eval's own cut: `limit` words, then 250 fewer at a time, until they are `limit` tokens."""
     count = 0
-    while len(tokenizer(document, verbose=False)["input_ids"]) > limit and count < limit:
+    while len(script_tokens(tokenizer, document)) > limit and count < limit:
         words = document.split(" ")
         size = limit - count
         document = " ".join(words[-size:] if from_left else words[:size])

@@ -18,7 +18,7 @@ from remamba.methods.base import Method
 from remamba.methods.plain import Plain
 from remamba.pretrained import fingerprint
 from remamba.provenance import device_name
-from remamba.text import encode
+from remamba.text import encode, end_tokens, text_of
 
 
 class AnsweringModel(Protocol):
@@ -61,13 +61,8 @@ def make_ask(
 
 def ends_of_line(tokenizer: Any) -> dict[str, Any]:
     """Sampling options that end at a line break; the first token is neither that nor the end."""
-    line_break = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    line_break = encode(tokenizer, "\n", begins=False).ids[-1]
     return {"stop_token_ids": (line_break,), "min_new_tokens": 1}
-
-
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of an answer, as the benchmarks' own scripts decode it."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def describe_model(model: Any, method: Method) -> dict[str, Any]:
@@ -127,9 +122,8 @@ class TransformersReader:
         return Answer(text, None, {}, Plain.name, "length", len(prompt), new, None)
 
     def _ends(self, options: SamplingOptions) -> dict[str, Any]:
-        """What `generate` is told of tokens that end a text, where that is not the model's own."""
-        if not options.stop_token_ids:
+        """What `generate` is told of tokens that end a text: the engine's, and the options'."""
+        ends = end_tokens(self.model, self.tokenizer) | {*options.stop_token_ids}
+        if not ends:
             return {}
-        ends = (self.tokenizer.eos_token_id, *options.stop_token_ids)
-        found = [token for token in ends if token is not None]
-        return {"eos_token_id": found, "min_new_tokens": options.min_new_tokens}
+        return {"eos_token_id": sorted(ends), "min_new_tokens": options.min_new_tokens}

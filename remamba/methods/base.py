@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.fields import check_fields, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,8 @@ METHODS = {
     "drop": ("remamba.methods.shorten:Drop", "one reading of the document without a span"),
 }
 """Name -> (module:class, what it is)."""
+MOST_SHORTENED = 4
+"""How often one method may be put before another by a +."""
 FORMER = {"none": "plain", "truncate": "last (or middle, which cuts the middle out)"}
 """Former names of methods -> their names now."""
 
@@ -90,6 +93,10 @@ class Method:
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
     """Whether it gains anything only with a model that was trained for it."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an option of another type than its field's."""
+        check_fields(self, lambda name: f"the method {self.name}: {name}")
 
     @property
     def serves_memory(self) -> bool:
@@ -171,7 +178,7 @@ def method_class(name: str) -> type[Method]:
     if name in FORMER:
         raise InputError(f"the method {name!r} is now called {FORMER[name]}")
     if name not in METHODS:
-        raise InputError(f"{name!r} is no method; choose one of {', '.join(METHODS)}")
+        raise InputError(f"{shown(name)} is no method; choose one of {', '.join(METHODS)}")
     module, _, class_name = METHODS[name][0].partition(":")
     return getattr(importlib.import_module(module), class_name)
 
@@ -193,12 +200,17 @@ def method_of(
         if wanted == "remamba":
             return method_class(wanted)(compression or CompressionConfig())  # type: ignore[call-arg]
         shorter, plus, reader = wanted.partition("+")
+        if wanted.count("+") > MOST_SHORTENED:
+            raise InputError(
+                f"the method {shown(wanted)} shortens more than {MOST_SHORTENED} times; leave some "
+                "of them out"
+            )
         if plus:  # "last+remamba": what is left is read by the second
             return _shortened(shorter, method_of(reader, compression))
         return method_class(wanted)()
     if not isinstance(wanted, dict):
-        raise InputError(f"{wanted!r} is no method; choose one of {', '.join(METHODS)}")
-    options = dict(wanted)
+        raise InputError(f"{shown(wanted)} is no method; choose one of {', '.join(METHODS)}")
+    options = {str(name): value for name, value in wanted.items()}
     kind = method_class(str(options.pop("name", "")))
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(options) - known):
@@ -209,7 +221,10 @@ def method_of(
     if "compression" in options:
         options["compression"] = CompressionConfig.from_dict(options["compression"])
     if isinstance(options.get("reader"), dict):
-        options["reader"] = method_of(options["reader"])
+        try:
+            options["reader"] = method_of(options["reader"])
+        except RecursionError as error:
+            raise InputError("the method's readers are nested too deep; leave some out") from error
     return kind(**options)
 
 

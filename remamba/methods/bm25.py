@@ -28,7 +28,8 @@ class Bm25(Method):
     """The method that reads what is left."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, int) or self.tokens < 1:
+        super().__post_init__()
+        if self.tokens < 1:
             raise InputError(
                 f"the method bm25 with tokens = {self.tokens!r}: give a number from 1 on"
             )

@@ -47,14 +47,13 @@ class Chunks(Method):
     """entropy: the chunk whose first new token is the surest; random: any, as a control."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, int) or self.tokens < LEAST_TOKENS:
+        super().__post_init__()
+        if self.tokens < LEAST_TOKENS:
             raise InputError(
                 f"the method chunks with tokens = {self.tokens!r}: give a number from "
                 f"{LEAST_TOKENS} on"
             )
-        if self.candidates is not None and (
-            not isinstance(self.candidates, int) or self.candidates < 1
-        ):
+        if self.candidates is not None and self.candidates < 1:
             raise InputError(
                 f"the method chunks with candidates = {self.candidates!r}: give a number from 1 "
                 "on, or None for all chunks"

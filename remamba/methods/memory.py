@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from remamba.errors import InputError
+from remamba.fields import shown
 from remamba.methods.base import Method, former_method, method_of
 from remamba.methods.selection import Span
 from remamba.model.states import StateCache, check_fingerprint, read_tensors, write_tensors
@@ -141,34 +142,34 @@ class DocumentMemory:
         Raises:
             InputError: no such file, no memory file, or one of another model.
         """
-        tensors, metadata = read_tensors(path, MEMORY_FORMAT)
-        check_fingerprint(path, metadata.get("fingerprint", ""), fingerprint)
+        told: list[Method] = []
+
+        def check(header: dict[str, str]) -> None:
+            stored = header.get("fingerprint", "")
+            check_fingerprint(path, stored, fingerprint)
+            if fingerprint and not stored:
+                raise InputError(
+                    f"{path} does not tell whose states it holds (its fingerprint is empty); write "
+                    "it again with `remamba read`"
+                )
+            told.append(_method(path, header))
+
+        tensors, metadata = read_tensors(path, MEMORY_FORMAT, check)
         try:
             memory = cls(
                 tensors["hidden"],
                 Span(tensors["span.start"], tensors["span.stop"]),
                 tensors["lengths"],
                 StateCache.from_tensors(tensors, "cache."),
-                _method(metadata),
+                told[0],
                 metadata.get("fingerprint", ""),
                 tensors.get("input_ids"),
                 metadata.get("key", ""),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; write it again with `remamba read`") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{path} tells a way of reading that there is not ({reason}); write it again with "
-                "`remamba read`"
-            ) from error
         if fault := memory._fault():
             raise InputError(f"{path}: {fault}; write it again with `remamba read`")
-        if fingerprint and not memory.fingerprint:
-            raise InputError(
-                f"{path} does not tell whose states it holds (its fingerprint is empty); write it "
-                "again with `remamba read`"
-            )
         return memory
 
     def _fault(self) -> str | None:
@@ -214,12 +215,21 @@ def _told(method: Method) -> str:
     return f"the method {name}" + (f" {options}" if options else "")
 
 
-def _method(metadata: dict[str, str]) -> Method:
+def _method(path: str | Path, header: dict[str, str]) -> Method:
     """The method that a file's header tells; files of version 0.1 tell `remamba`'s settings."""
-    name = "method" if "method" in metadata else "compression"
-    told = json.loads(metadata[name])
-    if name == "compression" and told is None:
-        return former_method(None)
-    if not isinstance(told, dict):
-        raise ValueError(f"{name} = {metadata[name]:.60} holds no settings by name")
-    return method_of(told) if name == "method" else former_method(told)
+    name = "method" if "method" in header else "compression"
+    if name not in header:
+        raise InputError(f"{path} lacks {name!r}; write it again with `remamba read`")
+    try:
+        told = json.loads(header[name])
+        if name == "compression" and told is None:
+            return former_method(None)
+        if not isinstance(told, dict):
+            raise InputError(f"{name} = {shown(header[name])} holds no settings by name")
+        return method_of(told) if name == "method" else former_method(told)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} tells a way of reading that there is not ({reason}); write it again with "
+            "`remamba read`"
+        ) from error

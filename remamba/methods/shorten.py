@@ -115,6 +115,7 @@ class Last(Shorten):
     """How many of them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_tokens(self.name, self.tokens)
 
     def _left(self) -> str:
@@ -135,6 +136,7 @@ class Middle(Shorten):
     """How many are left; of an odd number, the larger half stands at the end."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_tokens(self.name, self.tokens)
 
     def _left(self) -> str:
@@ -158,6 +160,7 @@ class Drop(Shorten):
     """How much of the document it covers [p]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         CompressionConfig(start=self.start, length=self.length)
 
     def _left(self) -> str:
@@ -170,5 +173,5 @@ class Drop(Shorten):
 
 
 def _check_tokens(name: str, tokens: int) -> None:
-    if not isinstance(tokens, int) or tokens < 1:
+    if tokens < 1:
         raise InputError(f"the method {name} with tokens = {tokens!r}: give a number from 1 on")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remamba.errors import InputError
+from remamba.fields import shown
 from remamba.files import whole_file
 from remamba.model.layer_rules import Scaling
 
@@ -261,8 +262,8 @@ def check_fingerprint(path: str | Path, stored: str, wanted: str) -> None:
     """
     if wanted and stored and stored != wanted:
         raise InputError(
-            f"{path} was written by another model (its fingerprint is {stored}, this model's is "
-            f"{wanted}); read the document again with this model"
+            f"{path} was written by another model (its fingerprint is {stored:.20}, this model's "
+            f"is {wanted}); read the document again with this model"
         )
 
 
@@ -286,8 +287,15 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: str | Path,
+    wanted_format: str,
+    check: Callable[[dict[str, str]], None] = lambda header: None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a file that `write_tensors` wrote.
+
+    Args:
+        check: refuses a header whose values cannot be used, before a tensor is read.
 
     Raises:
         InputError: there is no such file, it is of another format, it is corrupt, or no fingerprint
@@ -300,11 +308,11 @@ def read_tensors(path: str | Path, wanted_format: str) -> tuple[dict[str, Tensor
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != wanted_format:
-                raise InputError(
-                    f"{path} is no {wanted_format} file (its format is {metadata.get('format')!r})"
-                )
+                other = shown(metadata.get("format"))
+                raise InputError(f"{path} is no {wanted_format} file (its format is {other})")
+            check(metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or corrupt ({error}); write it again") from error
     # files of version 0.1 have none
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):

@@ -6,7 +6,7 @@ from typing import Any
 
 from remamba.errors import InputError
 from remamba.json_lines import check_encodable
-from remamba.text import opening_tokens
+from remamba.text import chat_text, has_chat_template
 
 ROLES = ("system", "user", "assistant")
 
@@ -16,7 +16,7 @@ class Chat:
 
     The last message is the response; all before it is the prompt. A tokenizer with a chat template
     writes both. One without (most Mamba models) takes one question, with or without a system
-    message before it: the texts as they stand, a blank line between them.
+    message before it (`remamba.text.plain_chat_template`).
 
     Args:
         tokenizer: of transformers.
@@ -24,10 +24,8 @@ class Chat:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        # training puts it before the prompt; a template that writes it too would double it
-        opening = opening_tokens(tokenizer)
-        self.opening = tokenizer.decode(opening) if opening else ""
+        self.rows = 0
+        """How many rows were turned into texts."""
 
     def texts(self, messages: Any, where: str) -> tuple[str, str]:
         """The prompt and the response.
@@ -37,28 +35,22 @@ class Chat:
                 need a template that the tokenizer lacks.
         """
         _check(messages, where)
-        response = messages[-1]["content"]
-        if not self.has_template:
-            roles = [message["role"] for message in messages[:-1]]
-            if roles not in (["user"], ["system", "user"]):
-                raise InputError(
-                    f"{where}: {len(messages)} messages ({', '.join(roles)}, assistant) need a "
-                    "chat template, which the tokenizer lacks; give one question and its answer"
-                )
-            return "\n\n".join(message["content"] for message in messages[:-1]), response
-        apply = self.tokenizer.apply_chat_template
-        try:
-            prompt = apply(messages[:-1], tokenize=False, add_generation_prompt=True)
-            whole = apply(messages, tokenize=False)
-        except Exception as error:  # jinja's own, and whatever a template raises
+        roles = [message["role"] for message in messages[:-1]]
+        has_template = has_chat_template(self.tokenizer)
+        if not has_template and roles not in (["user"], ["system", "user"]):
             raise InputError(
-                f"{where}: the tokenizer's chat template refuses these messages "
-                f"({' '.join(str(error).split())[:120]})"
-            ) from error
-        if whole.startswith(prompt):
-            # the template's own end of a turn; the end-of-text that training adds is not doubled
-            response = whole[len(prompt) :].rstrip("\n").removesuffix(self.tokenizer.eos_token)
-        return prompt.removeprefix(self.opening), response
+                f"{where}: {len(messages)} messages ({', '.join(roles)}, assistant) need a "
+                "chat template, which the tokenizer lacks; give one question and its answer"
+            )
+        self.rows += 1
+        response = messages[-1]["content"]
+        prompt = chat_text(self.tokenizer, messages[:-1], where=where)
+        if has_template:
+            whole = chat_text(self.tokenizer, messages, where=where, is_prompt=False)
+            if whole.startswith(prompt):
+                # the template's own end of a turn; training adds the end of the text itself
+                response = whole[len(prompt) :].rstrip("\n").removesuffix(self.tokenizer.eos_token)
+        return prompt, response
 
 
 def _check(messages: Any, where: str) -> None:

@@ -18,6 +18,7 @@ from remamba.compression_config import (
     CompressionConfig,
 )
 from remamba.errors import InputError
+from remamba.fields import check_value, field_kinds, shown
 from remamba.options import add_options, given, own_unless_set
 from remamba.train.recipes import recipe_options
 
@@ -238,6 +239,7 @@ class TrainArgs(Run, Losses, Compression, Adapters, Optimizer, Data, Model):
             InputError: an option is unknown, missing or outside its range, or two options
                 contradict each other.
         """
+        self._check_given(given)
         recipe = recipe_options(given.get("recipe", "none"), given.get("method", "remamba"))
         # how much is kept is given as a share or as a number: the one takes the other's place
         shares = {"keep_ratio", "eval_keep_ratio"}
@@ -248,14 +250,25 @@ class TrainArgs(Run, Losses, Compression, Adapters, Optimizer, Data, Model):
             recipe = {name: recipe[name] for name in recipe.keys() - {"window"}}
         values = {**recipe, **given}
         fields = {field.name: field.default for field in dataclasses.fields(self)}
-        if unknown := sorted(values.keys() - fields.keys()):
-            raise InputError(f"{unknown[0]!r} is no option of training; see remamba train --help")
         for name, default in fields.items():
             value = values.get(name, default)
             if value is dataclasses.MISSING:
                 raise InputError(f"{_flag(name)} is missing; training needs it")
             object.__setattr__(self, name, value)
         self._check()
+
+    @classmethod
+    def _check_given(cls, given: dict[str, Any]) -> None:
+        """Raise InputError for options that there are not, and for values of another type."""
+        kinds = field_kinds(cls)
+        if unknown := sorted(given.keys() - kinds.keys()):
+            raise InputError(
+                f"{shown(unknown[0])} is no option of training; see remamba train --help"
+            )
+        for name, value in given.items():
+            if name == "data" and isinstance(value, str):
+                continue
+            check_value(_flag(name), value, kinds[name])
 
     def _check(self) -> None:
         if isinstance(self.data, str):

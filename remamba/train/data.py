@@ -48,7 +48,7 @@ class TokenData:
     finder: AnswerFinder | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows that were cut and skipped for their length."""
+    """Rows that were cut and skipped for their length; and those that were chats."""
 
     @property
     def num_items(self) -> int:
@@ -200,7 +200,9 @@ class _Reader:
         ends: NDArray | None,
         pairs: list[tuple[NDArray, NDArray]],
     ) -> None:
-        context = np.concatenate([self.encoder.prefix, context])
+        opening = len(context)
+        context = self.encoder.opened(context)
+        opening = len(context) - opening
         longest_pair = max(len(q) + len(r) + 1 for q, r in pairs)
         if longest_pair > self.max_length:
             if self._is_skipped(row, "question with its response", longest_pair, can_cut=False):
@@ -209,12 +211,12 @@ class _Reader:
             if self._is_skipped(row, "document", len(context)):
                 return
             context = context[: self.max_length]
-        evidence = [self._evidence(row, number, ends, len(context))
+        evidence = [self._evidence(row, number, ends, opening, len(context))
                     for number in range(len(pairs))]  # fmt: skip
         self._append(row, DOCUMENT, context, pairs, evidence)
 
     def _add_prompt(self, row: Row, prompt: NDArray, response: NDArray) -> None:
-        prompt = np.concatenate([self.encoder.prefix, prompt])
+        prompt = self.encoder.opened(prompt)
         room = self.max_length - len(response) - 1
         if len(prompt) > room:
             length = len(prompt) + len(response) + 1
@@ -227,7 +229,7 @@ class _Reader:
         self._append(row, PROMPT, prompt[:0], [(prompt, response)], [NOWHERE])
 
     def _add_text(self, row: Row, text: NDArray) -> None:
-        text = np.concatenate([self.encoder.prefix, text, self.encoder.eos])
+        text = np.concatenate([self.encoder.opened(text), self.encoder.eos])
         for start in range(0, len(text), self.max_length):
             piece = text[start : start + self.max_length]
             if len(piece) > 1:
@@ -270,20 +272,29 @@ class _Reader:
             f"--max-length {self.max_length}; raise that, or choose {mend}"
         )
 
-    def _evidence(self, row: Row, number: int, ends: NDArray | None, length: int) -> NDArray:
-        """(spans, 2) tokens of the evidence that the document (still) holds."""
+    def _evidence(
+        self, row: Row, number: int, ends: NDArray | None, opening: int, length: int
+    ) -> NDArray:
+        """(spans, 2) tokens of the evidence that the document (still) holds.
+
+        Args:
+            ends: the character behind each of its tokens; None: not looked for.
+            opening: tokens that were put before it.
+            length: tokens of it that are left, the opening among them.
+        """
         evidence = row.questions[number].evidence
         if not evidence or ends is None:
             return NOWHERE
         spans = np.array(evidence)
         first = np.searchsorted(ends, spans[:, 0], side="right")  # ends behind the first character
         last = np.searchsorted(ends, spans[:, 1])  # ends behind the last, or with it
-        spans = np.stack([first, last + 1], axis=1) + len(self.encoder.prefix)
+        spans = np.stack([first, last + 1], axis=1) + opening
         return spans[spans[:, 1] <= length]
 
     def build(self) -> TokenData:
         first_question = np.zeros(len(self.kinds) + 1, dtype=np.int64)
         np.cumsum(self.question_counts, out=first_question[1:])
+        self.counts["chats"] = sum(file.chat.rows for file in self.files if file.chat is not None)
         return TokenData(
             kinds=np.array(self.kinds, dtype=np.uint8),
             contexts=self.contexts.build(),

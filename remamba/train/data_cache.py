@@ -13,7 +13,6 @@ import numpy as np
 from remamba.errors import InputError
 from remamba.files import make_directory, whole_file
 from remamba.provenance import package_version
-from remamba.train.chat import Chat
 from remamba.train.data import TokenData, read_data
 from remamba.train.encode import Encoder
 from remamba.train.progress import say
@@ -99,7 +98,6 @@ def _traits(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
         "eos": encoder.eos.tolist(),
         "special": [tokenizer.special_tokens_map, sorted(tokenizer.all_special_ids)],
         "template": getattr(tokenizer, "chat_template", None),
-        "opening": Chat(tokenizer).opening,
         "versions": [package_version(name) for name in ("tokenizers", "transformers")],
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remamba.errors import InputError
-from remamba.text import opening_tokens
+from remamba.text import encode_batch, is_opened, opening_tokens
 
 AT_ONCE = 4_000_000
 """Characters that are encoded together: what the tokenizer says of a token takes 100 bytes."""
@@ -18,8 +18,8 @@ AT_ONCE = 4_000_000
 class Encoder:
     """Texts to token ids.
 
-    Nothing is added to a text; `prefix` holds what the tokenizer puts before a prompt (its bos, if
-    it adds one) and `eos` ends a response.
+    Nothing is added to a text; `opened` puts before a prompt what the tokenizer does (its bos, if
+    it adds one), and `eos` ends a response.
 
     Args:
         tokenizer: a fast transformers tokenizer, as `load_tokenizer` gives it.
@@ -45,19 +45,23 @@ class Encoder:
         """The ids of each text."""
         arrays: list[NDArray] = []
         for low, high in _pieces(texts):
-            found = self.backend.encode_batch_fast(texts[low:high], add_special_tokens=False)
-            arrays += [self._array(e.ids) for e in found]
+            arrays += [self._array(e.ids) for e in encode_batch(self.tokenizer, texts[low:high])]
         return arrays
 
     def encode_with_ends(self, texts: list[str]) -> list[tuple[NDArray, NDArray]]:
         """The ids of each text, and the character after each token."""
         if not texts:
             return []
-        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        found = encode_batch(self.tokenizer, texts, has_offsets=True)
         return [
             (self._array(e.ids), np.array([stop for _, stop in e.offsets], dtype=np.int64))
             for e in found
         ]
+
+    def opened(self, ids: NDArray) -> NDArray:
+        """The ids of a prompt or a text behind what stands before it, where it does not yet."""
+        is_new = not is_opened(self.prefix.tolist(), ids[: len(self.prefix)].tolist())
+        return np.concatenate([self.prefix, ids]) if is_new else ids
 
     def _array(self, ids: list[int]) -> NDArray:
         array = np.array(ids, dtype=np.int64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remamba.checkpoints.convert import check_destination, find_tokenizer, is_new
+from remamba.checkpoints.convert import check_destination, copy_tokenizer, find_tokenizer, is_new
 from remamba.compression_config import CompressionConfig
 from remamba.errors import InputError
+from remamba.fields import LARGEST, check_value
 from remamba.files import make_directory, new_directory, whole_file, write_whole, writing
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate
 from remamba.quantised import check_numbers
+from remamba.text import load_tokenizer, settle_end
 from remamba.train.config import TrainArgs
 
 if TYPE_CHECKING:
@@ -188,9 +188,10 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         if not (folder / file).is_file():
             raise InputError(f"{folder} holds no {file}, so it is no adapter; give its directory")
     try:
+        _check_adapter(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a broken file makes PEFT raise
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} cannot be read as an adapter ({reason})") from error
     if not isinstance(config, LoraConfig):
@@ -199,6 +200,34 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     saved = config.modules_to_save or []
     config.modules_to_save = [PUBLISHED.get(name, name) for name in saved] or None
     return config, dict(_renamed(weights))
+
+
+def _check_adapter(values: Any) -> None:
+    """Raise InputError for settings of LoRA that are of another type, or outside their range."""
+    check_value(CONFIG_FILE, values, dict)
+    names = list[str] | str | None
+    fields: dict[str, tuple[Any, float | None, float | None]] = {
+        "r": (int, 1, LARGEST),
+        "lora_alpha": (float, 0.0, LARGEST),
+        "lora_dropout": (float, 0.0, 1.0),
+        **dict.fromkeys(
+            ("target_modules", "exclude_modules", "target_parameters"), (names, None, None)
+        ),
+        "modules_to_save": (list[str] | None, None, None),
+        **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict | None, None, None)),
+        **dict.fromkeys(
+            ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode"),
+            (bool, None, None),
+        ),
+        **dict.fromkeys(("base_model_name_or_path", "task_type"), (str | None, None, None)),
+        "peft_type": (str, None, None),
+    }
+    for name, (kind, low, high) in fields.items():
+        if name in values:
+            check_value(name, values[name], kind, low, high)
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (values.get(name) or {}).items():
+            check_value(f"{name}, {pattern}", value, float, 0.0, LARGEST)
 
 
 def _renamed(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -242,7 +271,10 @@ def load_adapter(
         raise InputError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
     set_peft_model_state_dict(adapted, weights)
     if (settings := Path(folder) / COMPRESSION_FILE).is_file():
-        model.config.reading = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            model.config.reading = json.loads(settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{settings} cannot be used ({error})") from error
     if not is_trainable:
         adapted.requires_grad_(False)
     return adapted.train(is_trainable)
@@ -306,12 +338,13 @@ def merge(
     nn.Module.to(model, own_dtype)
     vocab_size = model.config.vocab_size
     tokenizer = find_tokenizer(adapter, vocab_size, required=False)
-    if not tokenizer and Path(source).is_dir():
+    if tokenizer:
+        settle_end(model, load_tokenizer(adapter, vocab_size))
+    elif Path(source).is_dir():
         tokenizer = find_tokenizer(Path(source), vocab_size, required=False)
     with new_directory(target, overwrite) as partial:
         model.save_pretrained(partial)
-        for file in tokenizer:
-            shutil.copyfile(file, partial / file.name)
+        copy_tokenizer(tokenizer, partial)
     return Merged(
         path=str(target),
         base=base,

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from remamba.errors import InputError
+from remamba.fields import shown
 
 Options = dict[str, Any]
 
@@ -133,8 +134,8 @@ def recipe_options(recipe: str, method: str = "remamba") -> Options:
     """
     if (recipe, method) not in RECIPES:
         raise InputError(
-            f"recipe {recipe!r} for method {method!r} is unknown; recipes are {', '.join(NAMES)}, "
-            "methods remamba and mamba"
+            f"recipe {shown(recipe)} for method {shown(method)} is unknown; recipes are "
+            f"{', '.join(NAMES)}, methods remamba and mamba"
         )
     return RECIPES[recipe, method]
 
@@ -148,7 +149,7 @@ def recipe_compression(name: str) -> Options:
         InputError: there is no such recipe.
     """
     if name not in NAMES:
-        raise InputError(f"recipe {name!r} is unknown; recipes are {', '.join(NAMES)}")
+        raise InputError(f"recipe {shown(name)} is unknown; recipes are {', '.join(NAMES)}")
     options = RECIPES[name, "remamba"]
     settings = {key: options[key] for key in FORM if key in options}
     for key in ("length", "keep_ratio"):

@@ -16,7 +16,7 @@ from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import check_model, locate, quiet_transformers
 from remamba.provenance import commit, device_name, versions
 from remamba.quantised import check_numbers
-from remamba.text import load_tokenizer
+from remamba.text import load_tokenizer, settle_chat_template, settle_end
 from remamba.train.arguments import training_arguments, uses_bfloat16
 from remamba.train.audit import share_with_target, shared_saving
 from remamba.train.batches import StepBatches
@@ -65,8 +65,11 @@ def _train(args: TrainArgs) -> dict[str, Any]:
     model = ReMambaForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = load_tokenizer(source, model.config.vocab_size)
     data = _read(args, tokenizer, model.config.vocab_size)
+    settle_end(model, tokenizer)
     folder.check_hashes(data.hashes)
     say(data.summary())
+    template = settle_chat_template(tokenizer, has_chats=data.counts["chats"] > 0)
+    say(template)
 
     own = folder.record.get("base_reading") or model.config.reading
     model.config.reading = own
@@ -93,6 +96,7 @@ def _train(args: TrainArgs) -> dict[str, Any]:
         "status": "running",
         "args": args.to_dict(),
         "base_reading": own,
+        "chat_template": template,
         "data": data.hashes,
         "versions": versions(),
         "commit": commit(),

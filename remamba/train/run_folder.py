@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from remamba.configuration_remamba import reading_of
 from remamba.errors import InputError
+from remamba.fields import check_value
 from remamba.files import check_directory, holds_nothing, make_directory, write_whole, writing
 from remamba.pretrained import locate
 from remamba.train.checkpoints import WRITING, last_checkpoint, step_of
@@ -21,9 +23,25 @@ WRITTEN = (
     "checkpoint-*", WRITING, "*.safetensors", "*.safetensors.index.json", "config.json",
     RECORD_FILE, LOG_FILE, GRADIENTS_FILE, "adapter_config.json", "compression.json",
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "chat_template.jinja", CURVES_FILE,
+    "added_tokens.json", "chat_template.jinja", "additional_chat_templates", CURVES_FILE,
 )  # fmt: skip
 """What a run puts into its directory, and so what --overwrite takes away."""
+
+
+def _check_record(record: Any) -> None:
+    """Raise InputError for a train.json that no run can have written.
+
+    Its `args` are compared with those given, one by one, and used for nothing else.
+    """
+    check_value("train.json", record, dict)
+    for name in ("args", "base_reading", "data"):
+        value = record.get(name)
+        if name == "args" or value is not None:
+            check_value(name, value, dict)
+    for path, digest in (record.get("data") or {}).items():
+        check_value(f"data, {path}", digest, str)
+    if record.get("base_reading"):
+        reading_of(record["base_reading"])
 
 
 class RunFolder:
@@ -114,13 +132,12 @@ class RunFolder:
             return
         try:
             self.record = json.loads((self.path / RECORD_FILE).read_text(encoding="utf-8"))
-            check_resumable(args, self.record["args"])
-        except (ValueError, KeyError) as error:
-            if isinstance(error, InputError):
-                raise
+            _check_record(self.record)
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{self.path / RECORD_FILE} cannot be read ({error}); start again with --overwrite"
             ) from error
+        check_resumable(args, self.record["args"])
         self.checkpoint = last_checkpoint(self.path)
         if self.checkpoint is None:
             say(f"{self.path} has no checkpoint yet: starting from the beginning")
@@ -139,7 +156,7 @@ class RunFolder:
 
     def check_hashes(self, hashes: dict[str, str]) -> None:
         """Raise InputError when a resumed run's data files have changed."""
-        for path, digest in self.record.get("data", {}).items():
+        for path, digest in (self.record.get("data") or {}).items():
             if hashes.get(path) != digest:
                 raise InputError(
                     f"--data {path} has changed since the run in {self.path} began; resume with "

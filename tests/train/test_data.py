@@ -402,7 +402,7 @@ def test_the_first_bad_row_is_told_and_long_ones_are_skipped_when_asked(tmp_path
     path.write_bytes(b"\n".join(lines) + b"\n")
     data = read(str(path), long_rows="skip")
     assert [data.where(item) for item in range(data.num_items)] == [f"{path}:1", f"{path}:4"]
-    assert data.counts == {"cut": 0, "skipped": 2}
+    assert data.counts == {"cut": 0, "skipped": 2, "chats": 0}
     assert "; 2 longer rows skipped" in data.summary()
     for bad, said in (
         (b"{broken", "no JSON object"),
