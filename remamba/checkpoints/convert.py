@@ -20,7 +20,7 @@ from torch import Tensor
 from remamba.checkpoints.layouts import MORE_TEMPLATES, TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
-from remamba.files import check_directory, new_directory, write_whole
+from remamba.files import check_directory, make_directory, new_directory, write_whole
 from remamba.modeling_base import expected_shapes as model_shapes
 from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import VOCABULARIES, check_vocabulary, has_chat_template_file
@@ -194,7 +194,7 @@ def copy_tokenizer(files: Sequence[Path], target: Path) -> None:
     """Copy what `find_tokenizer` found; a second chat template keeps its folder."""
     for file in files:
         place = target / (MORE_TEMPLATES if file.parent.name == MORE_TEMPLATES else "")
-        place.mkdir(exist_ok=True)
+        make_directory(place)
         shutil.copyfile(file, place / file.name)
 
 
