@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig
 
 from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
@@ -301,7 +301,7 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: Any) -> str:
     """What binds a memory to the model that wrote it: 16 hex digits.
 
     A hash of the configuration, of each tensor's name and shape, and of a strided sample of its
@@ -322,7 +322,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sample(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
+def _sample(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """About SAMPLES values of a parameter, evenly spread, bfloat16 on the host."""
     if tensor.is_meta:  # accelerate keeps it elsewhere, and brings it for its module's call
         from accelerate.utils import align_module_device
@@ -334,10 +334,10 @@ def _sample(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
     return tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu()
 
 
-_known: WeakKeyDictionary[PreTrainedModel, tuple[Watch, str]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, tuple[Watch, str]] = WeakKeyDictionary()
 
 
-def known_fingerprint(model: PreTrainedModel) -> str:
+def known_fingerprint(model: nn.Module) -> str:
     """`fingerprint(model)`, computed again only when a weight has changed."""
     known = _known.get(model)
     if known is None or not known[0].is_current():

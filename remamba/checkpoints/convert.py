@@ -21,8 +21,8 @@ from remamba.checkpoints.layouts import MORE_TEMPLATES, TOKENIZER_FILES, Weights
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
 from remamba.files import check_directory, make_directory, new_directory, write_whole
-from remamba.modeling_base import expected_shapes as model_shapes
 from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.sizes import expected_shapes as model_shapes
 from remamba.text import VOCABULARIES, check_vocabulary, has_chat_template_file
 
 SHARD_BYTES = 2 * 10**9

@@ -265,8 +265,8 @@ def _order(op: str, device_type: str) -> str:
     return " ".join(forms)
 
 
-# a compiler cannot trace how a form is chosen: it runs `_order`, and takes the names for a constant.
-# What torch.compiler.assume_constant_result sets, without its import of all of torch's compiler.
+# a compiler cannot trace how a form is chosen: it runs `_order`, and takes the names for constant.
+# torch.compiler.assume_constant_result sets the same, and imports all of torch's compiler for it.
 _order._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
