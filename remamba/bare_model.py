@@ -1,4 +1,8 @@
-"""What every ReMamba can do: read documents and prompts by a method."""
+"""What every ReMamba can do: read documents and prompts by a method; and a model of that alone.
+
+Importing transformers' PreTrainedModel takes three times as long as importing torch, and nobody
+who asks a document a question needs it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from remamba.compression_config import CompressionConfig
 from remamba.configuration_remamba import ReMambaConfig
@@ -20,7 +25,9 @@ from remamba.methods.plain import Plain, read_on
 from remamba.methods.remamba import ReMamba
 from remamba.methods.selection import Compressor
 from remamba.model.backbone import Backbone
-from remamba.model.rows import Batch, enter
+from remamba.model.layers import projection
+from remamba.model.rows import Batch
+from remamba.model.rows import enter as enter_rows
 from remamba.model.states import StateCache, check_fingerprint
 from remamba.pretrained import fingerprint, known_fingerprint
 
@@ -34,8 +41,12 @@ class BaseReMamba(nn.Module):
     """A backbone, a compressor, and ways of reading."""
 
     config: ReMambaConfig
+    generation_config: GenerationConfig
+    name_or_path: str
     backbone: Backbone
     compressor: Compressor
+    lm_head: nn.Linear
+    """Of a model that predicts tokens."""
 
     def new_cache(self) -> StateCache:
         """An empty cache with a place for each layer."""
@@ -105,7 +116,7 @@ class BaseReMamba(nn.Module):
             InputError: this method reads a part of the document again for every question, so that
                 no memory can stand for it.
         """
-        batch = self._enter(document_ids, attention_mask)
+        batch = self.enter(document_ids, attention_mask)
         found = self.resolve_method(compression, method)
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             memory, _ = finish(found.read(self, batch, PassOptions(piece_length)))
@@ -209,11 +220,39 @@ class BaseReMamba(nn.Module):
         return self.resolve_method(compression, method)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings, and of all weights that are not quantised."""
+        return self.backbone.embeddings.weight.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes: inputs go there, and states come from there."""
         return execution_device(self, next(self.parameters()).device)
 
-    def _enter(self, *arguments: Tensor | None) -> Batch:
+    def enter(self, *arguments: Tensor | None) -> Batch:
         """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
         vocab_size = None if self.training else self.config.vocab_size
-        return enter(*arguments, vocab_size=vocab_size, device=self.device)
+        return enter_rows(*arguments, vocab_size=vocab_size, device=self.device)
+
+
+class BareReMamba(BaseReMamba):
+    """A ReMamba for reading and answering, with nothing of transformers' models.
+
+    It has the parts and the weights' names of a ReMambaForCausalLM. Commands and readers that load
+    a model by name use it; to train, save or call a model, load a ReMambaForCausalLM.
+    """
+
+    def __init__(self, config: ReMambaConfig):
+        super().__init__()
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.name_or_path = ""
+        self.backbone = Backbone(config)
+        self.compressor = Compressor(config.hidden_size)
+        self.lm_head = projection(config, config.hidden_size, config.vocab_size, False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head be the embeddings, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.backbone.embeddings.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from remamba.bare_model import BaseReMamba
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.methods.selection import Kept, Span
+from remamba.model.backbone import Block
 from remamba.model.layers import GatedRMSNorm, RMSNorm
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
@@ -78,7 +80,10 @@ class ReMambaPreTrainedModel(BaseReMamba, PreTrainedModel):  # type: ignore[misc
         self.backbone.embeddings = cast(nn.Embedding, value)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Any = checkpoint,
+        every_n_layers: int = 1,
     ) -> None:
         """Turn the recomputing of blocks on or off (called by transformers).
 
@@ -93,7 +98,9 @@ class ReMambaPreTrainedModel(BaseReMamba, PreTrainedModel):  # type: ignore[misc
             )
         # torch's own default is the reentrant way, which PEFT leaves in force
         function = partial(gradient_checkpointing_func, use_reentrant=False)
-        super()._set_gradient_checkpointing(enable, function, **kwargs)
+        for i, block in enumerate(cast(Iterable[Block], self.backbone.layers)):
+            block._gradient_checkpointing_func = function
+            block.gradient_checkpointing = enable and i % every_n_layers == 0
 
     def _mark_initial_values(self) -> None:
         """Every part has set its own initial values when it was made, unless it lies on "meta".

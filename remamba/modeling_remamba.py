@@ -12,7 +12,7 @@ from remamba.bare_model import Compression, MethodLike
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
-from remamba.execution.passes import LayerStates, PassOptions, not_finite
+from remamba.execution.passes import LayerStates, PassOptions, check_finite
 from remamba.execution.steps import finish
 from remamba.generation import StatefulGeneration
 from remamba.methods.base import Passage
@@ -65,7 +65,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
         """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
         layers = self._layers_wanted(output_attentions, output_hidden_states)
         cache = self._wants_cache(use_cache, cache_params)
-        batch = self._enter(
+        batch = self.enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
         asked = self._asked(compression, method)
@@ -126,7 +126,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # 
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
+        self.lm_head = cast(nn.Linear, value)
 
     def forward(  # type: ignore[override]
         self,
@@ -226,7 +226,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # 
             return self._returned(step, return_dict)
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled
-        batch = self._enter(
+        batch = self.enter(
             input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
         )
         tail = cast(int, logits_to_keep) if labels is None and picked is None else 0
@@ -235,7 +235,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # 
         if document_ids is not None:
             if memory is not None:
                 raise InputError("give either memory or document_ids, and not both")
-            documents = self._enter(document_ids, document_attention_mask)
+            documents = self.enter(document_ids, document_attention_mask)
             reads = self.resolve_method(compression, method)
             how = PassOptions(piece_length, 0, with_document_loss)
             memory, states = finish(reads.read(self, documents, how))
@@ -250,7 +250,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # 
                 hidden = _at(leave(hidden, passage.lengths, batch), picked)
             logits = vocabulary_logits(self.lm_head, hidden)
             if prefill and not self.training:
-                _check_finite(logits)
+                check_finite(logits)
             is_placed = tail or picked is not None
             found["logits"] = logits if is_placed else leave(logits, passage.lengths, batch)
         if passage.labels is not None:
@@ -278,7 +278,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # 
 
     def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:
         """One more token (b, 1) of each row of a filled cache, by the captured step."""
-        batch = self._enter(input_ids)
+        batch = self.enter(input_ids)
         if cache.batch_size != batch.rows:
             raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
         logits = decode_step_of(self).logits(input_ids[:, 0], cache)
@@ -338,9 +338,3 @@ def _shifted_back(shift_labels: Tensor) -> Tensor:
             "the rows, and is not read; give rows that are one token longer"
         )
     return torch.nn.functional.pad(shift_labels[:, :-1], (1, 0), value=IGNORE)
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
-        raise not_finite(f"the logits of row {row}", logits.dtype)

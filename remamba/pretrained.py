@@ -248,6 +248,31 @@ def check_generation(file: Path) -> None:
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors of the usual names in a model directory; none where there are others."""
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        files = [folder / name for name in shard_names(folder / INDEX)]
+    return [file for file in files if file.is_file()]
+
+
+def stored_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Each tensor of a model directory by its name, floating-point ones in a dtype.
+
+    None where the weights lie in no safetensors of the usual name.
+
+    Raises:
+        InputError: the index of the files cannot be used, or a file is corrupt.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        with opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = tensors.get_tensor(name)
+                found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return found
+
+
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each floating-point tensor of a model directory, from the headers of its files.
 
@@ -256,13 +281,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: the index of the files cannot be used, or a file is corrupt.
     """
-    files = [folder / WEIGHTS]
-    if not files[0].is_file() and (folder / INDEX).is_file():
-        files = [folder / name for name in shard_names(folder / INDEX)]
     found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if not file.is_file():
-            continue
+    for file in _weight_files(folder):
         with opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
                 tensor = tensors.get_slice(name)

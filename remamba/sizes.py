@@ -5,20 +5,43 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.methods.base import own_method
 from remamba.pretrained import stored_shapes
 
+M = TypeVar("M", bound=nn.Module)
 LAYER = "backbone.layers.{}."
 """What the names of a layer's parameters begin with."""
 LAYER_NAME = re.compile(r"backbone\.layers\.(\d{1,9})\.")
+
+
+DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out what draws initial values, for which torch imports its compiler on "meta"."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def without_memory(kind: Callable[[ReMambaConfig], M], config: ReMambaConfig) -> M:
+    """A model whose weights have shapes and no values."""
+    with torch.device("meta"), _NoInitialValues():
+        return kind(config)
 
 
 def expected_shapes(kind: type[nn.Module], config: ReMambaConfig) -> dict[str, torch.Size]:
@@ -32,8 +55,7 @@ def expected_shapes(kind: type[nn.Module], config: ReMambaConfig) -> dict[str, t
     one = copy.deepcopy(config)
     one.num_hidden_layers = 1
     try:
-        with torch.device("meta"):
-            model = kind(one)
+        model = without_memory(kind, one)
     except RuntimeError as error:
         raise InputError(
             f"hidden_size = {config.hidden_size} with intermediate_size = "
