@@ -26,9 +26,10 @@ Form = TypeVar("Form", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("ref", "torch", "triton", "cuda")
-KERNELS = ("cuda", "triton")
-"""Those that need a GPU, the fastest first: CUDA C++ compiled by torch's NVRTC, and triton."""
+BACKENDS = ("ref", "torch", "c", "triton", "cuda")
+KERNELS = {"cuda": ("cuda", "triton"), "cpu": ("c",)}
+"""A device's kernels, the fastest first: CUDA C++ compiled by torch's NVRTC, and triton; for a CPU
+C compiled by the system's compiler, for inference alone."""
 
 # op -> backend -> "module:function", imported when first used: only *_triton.py import triton.
 # A triton form is registered by a line here, beside the others:
@@ -37,6 +38,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
         "ref": "remamba.ops.scan.reference:reference",
         "torch": "remamba.ops.scan.torch:selective_scan_torch",
+        "c": "remamba.ops.scan.c:selective_scan_c",
         "triton": "remamba.ops.scan.triton:selective_scan_triton",
         "cuda": "remamba.ops.scan.cuda:selective_scan_cuda",
     },
@@ -217,26 +219,45 @@ def _choose(
 
     Cached, so that a decode step does not pay for it and the log says it once.
     """
-    forms = IMPLEMENTATIONS[op]
-    obstacles = {name: _obstacle(name, device_type) for name in KERNELS if name in forms}
+    chosen, why = _forms(IMPLEMENTATIONS[op], op, device_type, request, asked_by)
+    logger.info("%s on %s: %s (%s)", op, device_type, chosen[0], why)
+    return chosen, why
+
+
+def _forms(
+    forms: dict[str, str], op: str, device_type: str, request: str | None, asked_by: str
+) -> tuple[tuple[str, ...], str]:
+    """_choose, without a word to the log."""
     if request is not None:
         _check_name(request, asked_by)
-    if obstacle := obstacles.get(request or ""):
-        raise InputError(f"{asked_by}: {op} cannot run {request!r} on {device_type}: {obstacle}")
-    if request in forms:
-        choice, why = request, f"asked for by {asked_by}"
-    elif device_type == "cuda" and obstacles:
-        choice = next((name for name, obstacle in obstacles.items() if not obstacle), "torch")
-        told = [f"no {name!r}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
-        why = "; ".join((["fastest on cuda"] if choice != "torch" else []) + told)
-    else:
-        choice, why = "torch", f"fastest on {device_type}"
-    if request not in (None, choice):
-        why += f"; has no {request!r} form"
-    logger.info("%s on %s: %s (%s)", op, device_type, choice, why)
-    slower = KERNELS[KERNELS.index(choice) + 1 :] if choice in KERNELS else ()
-    able = [name for name in slower if obstacles.get(name) == ""]
-    return (choice, *able, *(["torch"] if choice in KERNELS else [])), why
+        if request in forms:
+            if obstacle := _obstacle(request, device_type):
+                raise InputError(
+                    f"{asked_by}: {op} cannot run {request!r} on {device_type}: {obstacle}"
+                )
+            return _and_slower(forms, request, device_type), f"asked for by {asked_by}"
+        if device_type == "cpu":
+            return ("torch",), f"torch's own; has no {request!r} form"
+    obstacles = {
+        name: _obstacle(name, device_type) for name in KERNELS.get(device_type, ()) if name in forms
+    }
+    choice = next((name for name, obstacle in obstacles.items() if not obstacle), "torch")
+    told = [f"no {name!r}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
+    if choice != "torch" or not obstacles:
+        told = [f"fastest on {device_type}", *told]
+    if request is not None:
+        told.append(f"has no {request!r} form")
+    return _and_slower(forms, choice, device_type), "; ".join(told)
+
+
+def _and_slower(forms: dict[str, str], choice: str, device_type: str) -> tuple[str, ...]:
+    """A choice, and behind a kernel those that take what it cannot."""
+    for kernels in KERNELS.values():
+        if choice in kernels:
+            slower = [name for name in kernels[kernels.index(choice) + 1 :] if name in forms]
+            able = [name for name in slower if not _obstacle(name, device_type)]
+            return choice, *able, "torch"
+    return (choice,)
 
 
 def _obstacle(kernels: str, device_type: str) -> str:
@@ -245,6 +266,12 @@ def _obstacle(kernels: str, device_type: str) -> str:
         from remamba.ops import nvrtc
 
         return nvrtc.obstacle() if device_type == "cuda" else "it needs a GPU"
+    if kernels == "c":
+        from remamba.ops import compiled
+
+        return compiled.obstacle() if device_type == "cpu" else "it needs a CPU"
+    if kernels != "triton":
+        return ""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

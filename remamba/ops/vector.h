@@ -1,0 +1,196 @@
+// What the C kernels share: vectors as wide as the processor's, elements, elementary functions.
+//
+// Errors of exp2, exp and log1p are at most 2 units in the last place; powers are held between the
+// smallest normal float and about 2 ** 127. Never compile this with -ffast-math.
+#ifndef REMAMBA_VECTOR_H
+#define REMAMBA_VECTOR_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+// as remamba/ops/compiled.py numbers them
+enum { F32 = 0, BF16 = 1 };
+
+#ifdef _OPENMP
+extern int omp_get_thread_num(void);
+extern int omp_get_num_threads(void);
+#define THREAD omp_get_thread_num()
+#define THREADS omp_get_num_threads()
+#else
+#define THREAD 0
+#define THREADS 1
+#endif
+
+typedef struct {
+    int64_t from, to;
+} Range;
+
+// this thread's part of `count` things
+INLINE Range my_part(int64_t count) {
+    int64_t threads = THREADS, thread = THREAD;
+    return (Range){count * thread / threads, count * (thread + 1) / threads};
+}
+
+INLINE vec splat(float v) { return v - (vec){0}; }
+
+INLINE vec load(const float *p) {
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+INLINE int64_t size_of(int type) { return type == F32 ? 4 : 2; }
+
+INLINE float one(const void *p, int64_t i, int type) {
+    if (type == F32) return ((const float *)p)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+INLINE void put_one(void *p, int64_t i, int type, float v) {
+    if (type == F32) {
+        ((float *)p)[i] = v;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    // to nearest, ties to even; what is no number stays none
+    bits = v == v ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
+    ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
+}
+
+// LANES values from p[i] on
+INLINE vec get(const void *p, int64_t i, int type) {
+    if (type == F32) return load((const float *)p + i);
+    hvec half;
+    memcpy(&half, (const uint16_t *)p + i, sizeof half);
+    uvec bits = __builtin_convertvector(half, uvec) << 16;
+    vec v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+INLINE void put(void *p, int64_t i, int type, vec v) {
+    if (type == F32) {
+        store((float *)p + i, v);
+        return;
+    }
+    uvec bits;
+    memcpy(&bits, &v, sizeof bits);
+    uvec rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    uvec number = (uvec)(v == v);
+    bits = (rounded & number) | ((bits | 0x400000) & ~number);
+    hvec half = __builtin_convertvector(bits >> 16, hvec);
+    memcpy((uint16_t *)p + i, &half, sizeof half);
+}
+
+// the first `count` values from p[i] on, zeros behind them
+INLINE vec get_some(const void *p, int64_t i, int type, int64_t count) {
+    if (count >= LANES) return get(p, i, type);
+    float v[LANES] = {0};
+    for (int64_t j = 0; j < count; j++) v[j] = one(p, i + j, type);
+    return load(v);
+}
+
+INLINE void put_some(void *p, int64_t i, int type, vec v, int64_t count) {
+    if (count >= LANES) {
+        put(p, i, type, v);
+        return;
+    }
+    for (int64_t j = 0; j < count; j++) put_one(p, i + j, type, v[j]);
+}
+
+INLINE float total_of(vec v) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+
+INLINE vec choose(ivec mask, vec yes, vec no) {
+    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
+}
+
+// v held between two numbers; what is no number stays none
+INLINE vec held_between(float low, float high, vec v) {
+#if LANES == 16
+    return (vec)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)v));
+#elif LANES == 8
+    return (vec)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)v));
+#else
+    v = choose(v > high, splat(high), v);
+    return choose(v < low, splat(low), v);
+#endif
+}
+
+// adding it leaves a number's nearest integer in the low bits
+#define ROUND 12582912.0f
+#define LOG2_E 1.44269504088896340736f
+
+// 2 ** (k + r), r in [-0.5, 0.5]; `rounded` is k + ROUND
+INLINE vec power_of(vec rounded, vec r) {
+    vec p = 0.0013264723820611835f * r + 0.009671512991189957f;
+    p = p * r + 0.05550733581185341f;
+    p = p * r + 0.24022242426872253f;
+    p = p * r + 0.6931470036506653f;
+    p = p * r + 1.0f;
+    return (vec)((ivec)p + ((ivec)rounded << 23));
+}
+
+INLINE vec exp2_of(vec v) {
+    v = held_between(-126.0f, 127.0f, v);
+    vec rounded = v + ROUND;
+    return power_of(rounded, v - (rounded - ROUND));
+}
+
+INLINE vec exp_of(vec v) {
+    v = held_between(-87.0f, 88.0f, v);
+    vec rounded = v * LOG2_E + ROUND;
+    vec k = rounded - ROUND;
+    // ln 2 in two parts, the first of few digits
+    vec r = (v - k * 0.693359375f) + k * 2.12194440e-4f;
+    return power_of(rounded, r * LOG2_E);
+}
+
+// log(1 + u) for u in [0, 1]
+INLINE vec log1p_of(vec u) {
+    vec s = u / (u + 2.0f);
+    vec z = s * s, half = 0.5f * u * u;
+    vec q = 0.2802446484565735f * z + 0.27999138832092285f;
+    q = q * z + 0.4002169966697693f;
+    q = q * z + 0.6666641235351562f;
+    return u - (half - s * (half + z * q));
+}
+
+INLINE vec softplus_of(vec v) {
+    vec magnitude = choose(v < 0.0f, -v, v);
+    return choose(v < 0.0f, splat(0.0f), v) + log1p_of(exp_of(-magnitude));
+}
+
+INLINE vec silu_of(vec v) { return v / (exp_of(-v) + 1.0f); }
+
+#endif
