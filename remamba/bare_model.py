@@ -230,7 +230,7 @@ class BaseReMamba(nn.Module):
         return execution_device(self, next(self.parameters()).device)
 
     def enter(self, *arguments: Tensor | None) -> Batch:
-        """The rows as a batch (see `enter` of model/rows.py); token ids outside the vocabulary are refused."""
+        """The rows as a batch, see model/rows.py; ids outside the vocabulary are refused."""
         vocab_size = None if self.training else self.config.vocab_size
         return enter_rows(*arguments, vocab_size=vocab_size, device=self.device)
 

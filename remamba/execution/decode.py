@@ -15,7 +15,7 @@ from remamba.model.layers import RMSNorm, vocabulary_logits
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
-from remamba.ops.backend import form_for, requested, run
+from remamba.ops.backend import form_for, requested, resolve, run
 from remamba.ops.decode_layer.weights import BlockWeights, Mamba2Weights, MambaWeights
 from remamba.ops.device import on_device
 
@@ -141,8 +141,10 @@ class DecodeStep:
             then: works on tensors only; captured with the step. None: the logits themselves.
             name: stands for what `then` does; two that differ must have different ones.
         """
-        bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
-        bucket = min(bucket, self.capacity)
+        bucket = rows
+        if self.is_captured:
+            bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
+            bucket = min(bucket, self.capacity)
 
         def step() -> Any:
             logits = self._logits(bucket)
@@ -190,7 +192,7 @@ class DecodeStep:
         if self._blocks is None or self._is_observed:
             return False
         arguments = (self._blocks, None, None, self.ssm[:, :rows])
-        return form_for("decode_layer", self.device, *arguments)[0] == "triton"
+        return form_for("decode_layer", self.device, *arguments)[0] in ("triton", "c")
 
     def _logits(self, rows: int) -> Tensor:
         """(rows, vocab) behind one more token; the states move on in place."""
@@ -260,9 +262,14 @@ def decode_step_of(model: nn.Module) -> DecodeStep:
 
 
 def runs_in_place(model: Any) -> bool:
-    """Whether a decode step gains from states that stay at their place: on one GPU."""
+    """Whether a decode step gains from states that stay at their place: where it is one graph, on
+    one GPU, or one call of C, on a CPU."""
     devices = getattr(model, "hf_device_map", None) or {}
-    return model.device.type == "cuda" and len(set(devices.values())) <= 1
+    if len(set(devices.values())) > 1:
+        return False
+    if model.device.type == "cpu":
+        return resolve("decode_layer", "cpu") == "c"
+    return model.device.type == "cuda"
 
 
 def decodes_in_place(
@@ -284,7 +291,7 @@ def decodes_in_place(
     if model.training or torch.is_grad_enabled() or not runs_in_place(model):
         return False
     return not (
-        torch.is_autocast_enabled("cuda")
+        torch.is_autocast_enabled(model.device.type)
         or torch.compiler.is_compiling()
         or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
     )

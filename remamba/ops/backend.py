@@ -83,6 +83,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "decode_layer": {
         "ref": "",
         "torch": "",
+        "c": "remamba.ops.decode_layer.c:decode_logits_c",
         "triton": "remamba.ops.decode_layer.triton:decode_logits",
     },
 }
