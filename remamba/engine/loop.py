@@ -161,16 +161,26 @@ class EngineLoop:
         return self._submit(make, count, timeout)
 
     def keep(
-        self, document: str | Path, method: AskedMethod = None, client: str = ""
+        self,
+        document: str | Path | Document,
+        method: AskedMethod = None,
+        client: str = "",
+        owner: str = "",
     ) -> Future[KeptDocument]:
         """A document with its memory from the store, read once whoever asks.
 
         Where the method needs a reading for each question (`bm25`), there is no memory to keep.
 
+        Args:
+            document: the text, a file, or what `Reader.encoded` made of it, whose method counts.
+            owner: see `MemoryStore.key_of`.
+
         Raises:
             InputError: the text or the file cannot be read.
         """
-        found = self.reader.encoded(document, method)
+        found = document
+        if not isinstance(found, Document):
+            found = self.reader.encoded(found, method)
         if not found.method.serves_memory:
             ready: Future[KeptDocument] = Future()
             ready.set_result(KeptDocument(found, None))
@@ -184,7 +194,7 @@ class EngineLoop:
             found.memory = held.memory
             return KeptDocument(found, held)
 
-        key = self.store.key_of(job.rows, job.method)
+        key = self.store.key_of(job.rows, job.method, owner)
         return _then(self.store.hold(key, lambda: self.read(job)), made)
 
     def read(self, job: ReadJob) -> Future[DocumentMemory]:
@@ -225,6 +235,11 @@ class EngineLoop:
         """Whether a request would be let in now."""
         with self._state:
             return self._is_open and self._under_way < self.reader.slots + self.most_waiting
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return not self._has_ended
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take nothing more, and wait until all is answered; whether it was, in time."""

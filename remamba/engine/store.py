@@ -126,17 +126,19 @@ class MemoryStore:
         """How often: hit_gpu, hit_ram, hit_file, shared, read, evicted_gpu, evicted_ram, unserved
         (a file that is damaged or could not be fetched), unwritten (no file could be written)."""
 
-    def key_of(self, rows: Sequence[Sequence[int]], method: Method) -> str:
+    def key_of(self, rows: Sequence[Sequence[int]], method: Method, owner: str = "") -> str:
         """What a document's memory is kept under.
 
         Args:
             rows: its tokens, in one row; of the method `chunks` a row for each chunk.
+            owner: whose it is; different owners share no memory, though their texts be the same.
         """
         told = {
             "model": known_fingerprint(self._model),
             "dtype": str(self._model.dtype),
             "method": method.to_dict(),
             "lengths": [len(row) for row in rows],
+            **({"owner": owner} if owner else {}),
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for row in rows:
