@@ -155,6 +155,22 @@ class MemoryStore:
         with self._lock:
             return key in self._entries
 
+    def holds(self, key: str) -> bool:
+        """Whether nothing has to be read for a key: it is kept, or has a file."""
+        return key in self or (self._files is not None and self._files.has(key))
+
+    def forget(self, key: str) -> None:
+        """Keep a memory no longer, nor its file; who has it pinned may use it to the end.
+
+        Raises:
+            OSError: the file cannot be removed.
+        """
+        with self._lock:
+            self._entries.pop(key, None)
+        if self._files is not None:
+            # behind what is being written
+            self._writer.submit(self._files.remove, key).result()
+
     def hold(self, key: str, start: Start) -> Future[Held]:
         """The memory of a key, pinned: kept, loaded from its file, or read once for all who ask.
 

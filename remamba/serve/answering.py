@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from remamba.engine.loop import EngineLoop, KeptDocument, Piece, Stream
 from remamba.engine.request import Completion
 from remamba.serve.asked import Asked, Prompt, Question
 from remamba.serve.documents import Documents
-from remamba.serve.limits import Ticket
+from remamba.serve.limits import Client, Ticket
+from remamba.serve.metrics import Metrics
 
 HEARTBEAT = 5.0
 """Seconds between the signs of life of a request that has no text yet."""
@@ -46,16 +47,25 @@ class Answering:
 
     Args:
         seconds: how long it may take.
+        note: told of each uploaded file whose memory was held.
     """
 
     def __init__(
-        self, asked: Asked, ticket: Ticket, loop: EngineLoop, documents: Documents, seconds: float
+        self,
+        asked: Asked,
+        ticket: Ticket,
+        loop: EngineLoop,
+        documents: Documents,
+        seconds: float,
+        note: Callable[[Client, str, KeptDocument], None],
+        metrics: Metrics,
     ):
         self.asked = asked
         self.streams: list[Stream] = []
         """One for each item of what is asked."""
         self._kept: list[KeptDocument | None] = []
         self._ticket, self._loop, self._documents = ticket, loop, documents
+        self._note, self._metrics = note, metrics
         self._deadline = time.monotonic() + seconds
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -74,7 +84,10 @@ class Answering:
         if isinstance(item, Prompt) or not item.is_kept:
             return None
         future = await asyncio.to_thread(self._documents.keep, item.document, self.asked.client)
-        return await asyncio.wait_for(asyncio.wrap_future(future), self._left)
+        kept = await asyncio.wait_for(asyncio.wrap_future(future), self._left)
+        if item.file_id is not None:
+            await asyncio.to_thread(self._note, self.asked.client, item.file_id, kept)
+        return kept
 
     def _start(self, item: Question | Prompt, kept: KeptDocument | None) -> Stream:
         options, client = self.asked.options, self.asked.client
@@ -103,17 +116,24 @@ class Answering:
         """
         news: asyncio.Queue[Grown | Exception | None] = asyncio.Queue()
         self._tasks += [asyncio.create_task(_beat(news)), asyncio.create_task(self._run(news))]
-        ends, has_text = 0, False
+        ends, last = 0, dict[int, float]()
+        begun = time.perf_counter()
         while ends < len(self.asked.items) * self.asked.count:
             found = await news.get()
             if isinstance(found, Exception):
                 raise found
             if found is not None:
-                has_text = True
+                now = time.perf_counter()
+                if found.number in last:
+                    self._metrics.between.observe(now - last[found.number])
+                elif not last:
+                    self._metrics.first.observe(now - begun)
+                last[found.number] = now
                 ends += found.piece.finish_reason is not None
-            elif has_text:
+            elif last:
                 continue
             yield found
+        self._count()
 
     async def _run(self, news: asyncio.Queue[Any]) -> None:
         try:
@@ -138,6 +158,12 @@ class Answering:
         await self.begin()
         for stream in self.streams:
             await stream.result_async()
+        self._count()
+
+    def _count(self) -> None:
+        usage = self.usage
+        self._metrics.prompt_tokens.inc(usage.prompt)
+        self._metrics.cached_tokens.inc(usage.cached)
 
     def close(self) -> None:
         """Let go: the slots are free behind the step that is under way."""

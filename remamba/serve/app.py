@@ -15,9 +15,11 @@ from remamba.provenance import package_version
 from remamba.serve import errors
 from remamba.serve.answering import unless_left
 from remamba.serve.asked import Asked, prompts_of
+from remamba.serve.file_routes import file_routes
 from remamba.serve.gate import Gate
-from remamba.serve.host import MEGA, Host, details
+from remamba.serve.host import MEGA, Host
 from remamba.serve.limits import Client, Ticket
+from remamba.serve.metrics import CONTENT_TYPE
 from remamba.serve.replies import Reply
 from remamba.serve.schemas import (
     Body,
@@ -39,11 +41,15 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[str], close: Callable[[], None], headers: dict[str, str]
+        self,
+        events: AsyncIterator[str],
+        close: Callable[[], None],
+        note_left: Callable[[], None],
+        headers: dict[str, str],
     ):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | headers)
         del self.headers["content-length"]
-        self._events, self._close = events, close
+        self._events, self._close, self._note_left = events, close, note_left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write() -> bool:
@@ -57,7 +63,8 @@ class EventStream(Response):
             return True
 
         try:
-            await unless_left(receive, write())
+            if await unless_left(receive, write()) is None:
+                self._note_left()
         finally:
             self._close()
 
@@ -76,7 +83,7 @@ def create_app(host: Host) -> FastAPI:
     settings = host.settings
     app.add_middleware(
         Gate, keys=host.keys, most_bytes=settings.max_body_mb * MEGA,
-        origins=settings.allow_origin,
+        origins=settings.allow_origin, metrics=host.metrics,
     )  # fmt: skip
     if settings.allow_origin:
         app.add_middleware(
@@ -87,6 +94,7 @@ def create_app(host: Host) -> FastAPI:
     _add_models(app, host)
     _add_answers(app, host)
     _add_tokens(app, host)
+    app.include_router(file_routes(host.uploads, host.files))
     return app
 
 
@@ -105,10 +113,12 @@ def _add_state(app: FastAPI, host: Host) -> None:
     @app.get("/ready")
     async def ready() -> Response:
         """200 while a request would be let in."""
-        found = {"status": "ready" if host.is_ready else "busy", **details(host)}
-        if host.admission.is_draining:
-            found["status"] = "draining"
-        return JSONResponse(found, 200 if host.is_ready else 503)
+        return JSONResponse(host.told(), 200 if host.is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counters and times, in Prometheus' format."""
+        return Response(host.metrics.told(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _add_models(app: FastAPI, host: Host) -> None:
@@ -160,7 +170,7 @@ def _add_answers(app: FastAPI, host: Host) -> None:
         try:
             if body.stream:
                 events = reply.events(body.wants_usage)
-                return EventStream(events, answering.close, headers)
+                return EventStream(events, answering.close, host.metrics.left.inc, headers)
 
             async def whole() -> dict[str, Any]:
                 await answering.finish()
@@ -172,6 +182,7 @@ def _add_answers(app: FastAPI, host: Host) -> None:
             raise _of_client(error) from error
         answering.close()
         if found is None:
+            host.metrics.left.inc()
             return Response(status_code=LEFT)
         return JSONResponse(found, headers=headers)
 

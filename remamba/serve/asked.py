@@ -38,6 +38,8 @@ class Question:
     method: Method
     is_kept: bool
     """The document's memory is kept for questions to come."""
+    file_id: str | None = None
+    """The uploaded file that is all of the document."""
 
     def ask(self, options: SamplingOptions, document: Document) -> Ask:
         """For the loop; `document` is the one to be asked, with its memory if there is one."""
@@ -163,6 +165,7 @@ class Asking:
             item = self._question(
                 found.document, found.question, found.template, method, client, found.is_marked
             )
+            item.file_id = found.file_id
         else:
             text = found.question
             if found.template is None:
@@ -203,8 +206,10 @@ class Asking:
         method: Method,
         client: Client,
     ) -> list[Question | Prompt]:
+        file_id = None
         if isinstance(document, FileReference):
-            document = self._text_of_file(client, document.file_id)
+            file_id = document.file_id
+            document = self._text_of_file(client, file_id)
         found: list[Question | Prompt] = []
         for prompt in prompts:
             if not isinstance(prompt, str):
@@ -212,6 +217,7 @@ class Asking:
             if not prompt.strip():
                 raise refused("prompt is empty; it needs at least one word", "prompt")
             one = self._question(document, prompt, AS_IT_STANDS, method, client, True)
+            one.file_id = file_id
             if found and isinstance(found[0], Question):
                 one.document = found[0].document
             found.append(one)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remamba.serve.errors import ApiError
 from remamba.serve.limits import Keys
+from remamba.serve.metrics import Metrics
 
 LOG = logging.getLogger("remamba.serve")
 OPEN = ("/", "/health", "/ready")
@@ -28,8 +29,16 @@ class Gate:
         origins: whose pages may ask, besides the server's own.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, most_bytes: int, origins: tuple[str, ...]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        most_bytes: int,
+        origins: tuple[str, ...],
+        metrics: Metrics,
+    ):
         self._app, self._keys, self._most_bytes, self._origins = app, keys, most_bytes, origins
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,6 +67,9 @@ class Gate:
             await error.response()(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - begun
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.seconds.labels(path).observe(seconds)
             LOG.info("%s %s %r %d %.3f s", number, scope["method"], scope["path"], status, seconds)
 
     def _client(self, scope: Scope, headers: dict[bytes, str]) -> Any:

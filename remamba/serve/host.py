@@ -12,11 +12,13 @@ from remamba.methods.base import Method
 from remamba.serve.answering import Answering
 from remamba.serve.asked import Asked, Asking
 from remamba.serve.documents import Documents
-from remamba.serve.errors import ApiError
-from remamba.serve.limits import Admission, Client, Keys, Ticket
+from remamba.serve.files import Files
+from remamba.serve.limits import Admission, Keys, Ticket
+from remamba.serve.metrics import Metrics
 from remamba.serve.models import Models
 from remamba.serve.replies import Words
 from remamba.serve.settings import ServeSettings
+from remamba.serve.uploads import Uploads
 
 MEGA = 1_000_000
 
@@ -34,10 +36,11 @@ class Host:
         self.reader = reader
         self.keys = Keys(settings.keys())
         self.started = int(time.time())
-        place = None if settings.store is None else f"{settings.store.rstrip('/')}/memories"
+        place = None if settings.store is None else settings.store.rstrip("/")
+        self.files = Files(place and f"{place}/files", settings.max_files_mb * MEGA)
         self.store = MemoryStore(
             reader.model,
-            place,
+            place and f"{place}/memories",
             ram_bytes=settings.ram_mb * MEGA,
             gpu_bytes=settings.gpu_mb * MEGA,
             file_bytes=None if settings.store_mb is None else settings.store_mb * MEGA,
@@ -48,9 +51,18 @@ class Host:
         self.loop = EngineLoop(reader, self.store, most_waiting=2 * most)
         self.models = Models(reader, settings.name or own_name(reader.name), method)
         self.documents = Documents(self.loop)
+        self.metrics = Metrics(self.loop, self.store, self.admission)
         self.words = Words(reader.tokenizer)
         self.asking = Asking(
-            self.models, self.documents, reader.tokenizer, settings, self.text_of_file
+            self.models, self.documents, reader.tokenizer, settings, self.files.text
+        )
+        self.uploads = Uploads(
+            self.files,
+            self.documents,
+            self.store,
+            self.admission,
+            self.models.method,
+            settings.max_prompt_tokens,
         )
 
     @property
@@ -58,17 +70,22 @@ class Host:
         """Whether a request would be let in now."""
         return self.loop.is_ready and self.admission.has_room and not self.admission.is_draining
 
-    def text_of_file(self, client: Client, file_id: str) -> str:
-        """The text of an uploaded file.
-
-        Raises:
-            ApiError: 404, this client has no such file.
-        """
-        raise ApiError(404, f"there is no file {file_id}", param="file_id")
+    def told(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        figures = self.loop.figures()
+        waiting = max(self.admission.answers - figures["running"], 0)
+        now = {"running": figures["running"], "waiting": waiting, "slots": figures["slots"]}
+        status = "draining" if self.admission.is_draining else "busy"
+        return {
+            "status": "ready" if self.is_ready else status, "model": self.models.name, **now
+        }  # fmt: skip
 
     def answering(self, asked: Asked, ticket: Ticket) -> Answering:
         """What is asked, on its way."""
-        return Answering(asked, ticket, self.loop, self.documents, self.settings.request_timeout)
+        return Answering(
+            asked, ticket, self.loop, self.documents, self.settings.request_timeout,
+            self.uploads.noted, self.metrics,
+        )  # fmt: skip
 
     def close(self) -> None:
         """End what is under way, and wait for what is being written to the store."""
@@ -80,14 +97,3 @@ class Host:
 def own_name(model: str) -> str:
     """What clients call a model: the last part of its directory's or hub name."""
     return model.rstrip("/").rpartition("/")[2].replace(":", "-") or "remamba"
-
-
-def details(host: Host) -> dict[str, Any]:
-    """What a server says of itself."""
-    figures = host.loop.figures()
-    return {
-        "model": host.models.name,
-        "running": figures["running"],
-        "waiting": host.admission.answers - figures["running"],
-        "slots": figures["slots"],
-    }

@@ -12,6 +12,7 @@ from remamba.engine.likelihoods import TokenLogprob
 from remamba.serve.answering import Answering, Grown
 from remamba.serve.asked import Prompt
 from remamba.serve.errors import as_api_error
+from remamba.text import UNFINISHED
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length", "cancelled": "stop"}
 DONE = "data: [DONE]\n\n"
@@ -23,9 +24,15 @@ class Words:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
 
-    def of(self, token: int) -> str:
-        """A token's text, special ones as they are written."""
-        return self._tokenizer.decode([token], skip_special_tokens=False)
+    def of(self, token: int) -> str | None:
+        """A token's text, special ones as they are written; None of a part of a character."""
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        return None if UNFINISHED in text else text
+
+    def named(self, token: int) -> str:
+        """A token's text, or its number, so that no two parts of characters have one name."""
+        text = self.of(token)
+        return f"token_id:{token}" if text is None else text
 
 
 class Reply:
@@ -150,8 +157,7 @@ class Reply:
                 begin = lengths.get(number, 0)
                 choice["text"] = text
                 choice["logprobs"] = self._completion_logprobs(logprobs, piece.token_ids, begin)
-                if choice["logprobs"]:
-                    lengths[number] = begin + sum(map(len, choice["logprobs"]["tokens"]))
+                lengths[number] = begin + len(text)
             found.append(self._chunk({**choice, "finish_reason": None}))
         if is_last:
             assert piece.finish_reason is not None
@@ -221,9 +227,8 @@ class Reply:
 
         def one(token: int, logprob: float) -> dict[str, Any]:
             text = self._words.of(token)
-            # of a part of a character the bytes cannot be told
-            whole = None if "\ufffd" in text else [*text.encode()]
-            return {"token": text, "logprob": logprob, "bytes": whole}
+            whole = None if text is None else [*text.encode()]
+            return {"token": self._words.named(token), "logprob": logprob, "bytes": whole}
 
         content = [
             {**one(each.token_id, each.logprob), "top_logprobs": [one(*t) for t in each.likeliest]}
@@ -237,11 +242,10 @@ class Reply:
         """The likelihoods of tokens whose text begins at a character of the answer."""
         if told is None:
             return None
-        tokens = [self._words.of(token) for token in ids[: len(told)]]
         offsets = []
-        for token in tokens:
+        for token in ids[: len(told)]:
             offsets.append(begin)
-            begin += len(token)
+            begin += len(self._words.of(token) or "")
         likeliest: list[dict[str, float] | None] = []
         for each in told:
             if each is None:
@@ -249,10 +253,10 @@ class Reply:
                 continue
             found: dict[str, float] = {}
             for one, logprob in (*each.likeliest, (each.token_id, each.logprob)):
-                found.setdefault(self._words.of(one), logprob)
+                found.setdefault(self._words.named(one), logprob)
             likeliest.append(found)
         return {
-            "tokens": tokens,
+            "tokens": [self._words.named(token) for token in ids[: len(told)]],
             "token_logprobs": [None if each is None else each.logprob for each in told],
             "top_logprobs": likeliest,
             "text_offset": offsets,

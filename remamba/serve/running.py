@@ -37,6 +37,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to end."""
         if self._host.admission.is_draining and not self.should_exit:
+            self._host.uploads.stop()
             is_over = time.monotonic() >= self._ends
             if is_over or not self._host.admission.answers:
                 # who still waits is told so, as the loop ends

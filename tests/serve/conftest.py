@@ -1,0 +1,88 @@
+"""A real server on 127.0.0.1, in a thread, and OpenAI's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+
+from remamba import Reader
+from remamba.serve.app import create_app
+from remamba.serve.host import Host
+from remamba.serve.settings import ServeSettings
+from tests.tiny import WHOLE, tiny_model, tiny_tokenizer
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    host: Host
+    url: str
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+
+    def http(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+
+
+def make_reader(slots: int = 4, **changes: Any) -> Reader:
+    model = tiny_model(**{"compression": WHOLE.to_dict(), **changes})
+    return Reader(model, tiny_tokenizer(), slots=slots)
+
+
+@contextmanager
+def serving(
+    reader: Reader | None = None, *, change: Callable[[Host], None] | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server of a tiny model named "tiny"; at the end nothing of it is left."""
+    host = Host(reader or make_reader(), ServeSettings(**{"name": "tiny", "port": 0} | settings))
+    if change is not None:
+        change(host)
+    config = uvicorn.Config(create_app(host), port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Running(host, f"http://127.0.0.1:{port}")
+    finally:
+        server.should_exit = True
+        host.close()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert not host.admission.answers and not host.admission.tokens
+        assert host.loop.engine.is_idle and host.loop.figures()["under_way"] == 0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """One server for the tests of a file."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with contextlib.closing(server.client()) as client:
+        yield client
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
