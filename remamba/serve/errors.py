@@ -26,11 +26,11 @@ RETRY_SECONDS = 1
 """When to ask again, told to who asks too much at once."""
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """What ends a request, with the HTTP status that tells it."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str = ""):
-        super().__init__(message)
+        super().__init__(status, message)
         self.status = status
         self.message = message
         self.param = param
@@ -44,14 +44,13 @@ class ApiError(Exception):
         param = self.param and self.param.encode("utf-8", "backslashreplace").decode()
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
-    @property
-    def headers(self) -> dict[str, str]:
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
-
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        headers = {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status in (429, 503):
+            headers["Retry-After"] = str(RETRY_SECONDS)
+        return JSONResponse(self.body, self.status, headers)
 
 
 def refused(message: str, param: str | None = None, code: str = "") -> ApiError:

@@ -73,24 +73,27 @@ class Files:
         else:
             self._root = place.removeprefix("file://")
 
+    def check_room(self, client: Client, count: int) -> None:
+        """Raise ApiError, 413, where a client's files would have too many bytes with so many."""
+        had = sum(size for path, size in self._paths(client) if path.endswith(SUFFIX))
+        if had + count > self._most_bytes:
+            raise ApiError(
+                413, f"your files have {had:,} bytes, and with this one more than the "
+                f"{self._most_bytes:,} that are allowed (--max-files-mb); delete some first",
+                code="too_many_files",
+            )  # fmt: skip
+
     def put(self, client: Client, filename: str, purpose: str, content: bytes) -> Record:
         """Keep a document's bytes; what is there already stays.
 
         Raises:
-            ApiError: 413, the client has too many bytes; 507, they cannot be written.
+            ApiError: 507, they cannot be written.
         """
         digest = hashlib.sha256(client.owner.encode() + b"\0" + content).hexdigest()
         name = "".join(c for c in re.split(r"[/\\]", filename)[-1] if c.isprintable())[-MOST_NAME:]
         made = Record(f"file-{digest[:40]}", name, len(content), int(time.time()), purpose)
         with suppress(ApiError):
             return self.get(client, made.id)
-        had = sum(size for path, size in self._paths(client) if path.endswith(SUFFIX))
-        if had + len(content) > self._most_bytes:
-            raise ApiError(
-                413, f"your files have {had:,} bytes, and with this one more than the "
-                f"{self._most_bytes:,} that are allowed (--max-files-mb); delete some first",
-                code="too_many_files",
-            )  # fmt: skip
         head = json.dumps(asdict(made)).encode() + b"\n"
         try:
             self._write(self._path(client, made.id, SUFFIX), head + content)

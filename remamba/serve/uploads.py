@@ -58,6 +58,7 @@ class Uploads:
         return await asyncio.to_thread(self.told, client, record)
 
     def _put(self, client: Client, filename: str, purpose: str, content: bytes) -> Record:
+        self._files.check_room(client, len(content))
         try:
             text = text_of_bytes(content, "the file")
             count = len(self._documents.encoded(text, self._method, client))
