@@ -44,18 +44,18 @@ def run(args: Args) -> int:
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("remamba.serve").setLevel(logging.INFO)
-    listening = listen(settings)
-    reader = args.reading.load(slots=settings.slots)
-    is_told = args.reading.method is not None or args.reading.method_options()
-    method = None if reader.is_untrained and not is_told else args.reading.chosen(reader)
-    if method is None:
-        tell_untrained(reader, UNTRAINED_MEMORY)
-    host = Host(reader, settings, method)
-    listening.listen()
-    print(
-        f"{host.models.name} answers at {address_of(listening)}/v1 ({reader!r})",
-        file=sys.stderr,
-        flush=True,
-    )
-    serve(host, listening)
+    with listen(settings) as listening:
+        reader = args.reading.load(slots=settings.slots)
+        is_told = args.reading.method is not None or args.reading.method_options()
+        method = None if reader.is_untrained and not is_told else args.reading.chosen(reader)
+        if method is None:
+            tell_untrained(reader, UNTRAINED_MEMORY)
+        host = Host(reader, settings, method)
+        listening.listen()
+        print(
+            f"{host.models.name} answers at {address_of(listening)}/v1 ({reader!r})",
+            file=sys.stderr,
+            flush=True,
+        )
+        serve(host, listening)
     return 0

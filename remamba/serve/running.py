@@ -52,6 +52,7 @@ def listen(settings: ServeSettings) -> socket.socket:
     Raises:
         InputError: the address or port cannot be used.
     """
+    listening = None
     try:
         found = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -62,6 +63,8 @@ def listen(settings: ServeSettings) -> socket.socket:
         listening.bind(address)
         return listening
     except (OSError, UnicodeError) as error:
+        if listening is not None:
+            listening.close()
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"--host {settings.host} --port {settings.port} cannot be listened at ({reason}); give "

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from remamba.engine.likelihoods import MOST_LIKELIEST
 from remamba.serve.errors import refused
 
 MOST_SEED = 2**63 - 1
 MOST_PROMPTS = 2048
+
+
+def _whole(text: str) -> str:
+    """Refuse halves of surrogate pairs, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is half of a surrogate pair; send whole characters"
+        ) from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=128)]
 Seed = Annotated[int, Field(ge=-MOST_SEED, le=MOST_SEED)]
 Tokens = Annotated[int, Field(ge=0, le=2**31)]
@@ -93,15 +107,15 @@ class Breakpoint(Body):
 class Sampled(Body):
     """What completions and chats share."""
 
-    model: str
+    model: Text
     temperature: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     n: Count | None = None
     seed: Seed | None = None
     stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+        Annotated[Text, Field(min_length=1)]
+        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)]
         | None
     ) = None
     stream: bool | None = None
@@ -124,15 +138,15 @@ class Sampled(Body):
 class FileReference(Body):
     """A file that was uploaded."""
 
-    file_id: str
+    file_id: Text
 
 
 class CompletionRequest(Sampled):
     """What POST /v1/completions takes."""
 
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[
             list[Annotated[list[TokenId], Field(min_length=1)]],
@@ -143,29 +157,29 @@ class CompletionRequest(Sampled):
     logprobs: Likeliest | None = None
     echo: bool | None = None
     best_of: Count | None = None
-    document: str | FileReference | None = None
+    document: Text | FileReference | None = None
     """A document that the prompts are questions about, as they stand."""
 
 
 class FileContent(Body):
-    file_id: str | None = None
-    file_data: str | None = None
-    filename: str | None = None
+    file_id: Text | None = None
+    file_data: Text | None = None
+    filename: Text | None = None
 
 
 class Part(Body):
     """A part of a message."""
 
-    type: str
-    text: str | None = None
+    type: Text
+    text: Text | None = None
     file: FileContent | None = None
     prompt_cache_breakpoint: Breakpoint | None = None
 
 
 class Message(Body):
-    role: str
-    content: str | list[Part] | None = None
-    name: str | None = None
+    role: Text
+    content: Text | list[Part] | None = None
+    name: Text | None = None
 
 
 class ChatRequest(Sampled):
@@ -181,13 +195,13 @@ class ChatRequest(Sampled):
 class TokenizeRequest(Body):
     """What POST /tokenize takes."""
 
-    model: str | None = None
-    prompt: str
+    model: Text | None = None
+    prompt: Text
     add_special_tokens: bool | None = None
 
 
 class DetokenizeRequest(Body):
     """What POST /detokenize takes."""
 
-    model: str | None = None
+    model: Text | None = None
     tokens: list[TokenId]

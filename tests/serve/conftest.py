@@ -13,9 +13,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import torch
 import uvicorn
 
-from remamba import Reader
+from remamba import Reader, ReMambaForCausalLM
 from remamba.serve.app import create_app
 from remamba.serve.host import Host
 from remamba.serve.settings import ServeSettings
@@ -40,9 +41,16 @@ class Running:
         return httpx2.Client(base_url=self.url, headers=headers, timeout=30, verify=False)
 
 
-def make_reader(slots: int = 4, **changes: Any) -> Reader:
-    model = tiny_model(**{"compression": WHOLE.to_dict(), **changes})
-    return Reader(model, tiny_tokenizer(), slots=slots)
+def endless_model() -> ReMambaForCausalLM:
+    """A tiny model that never ends a text by itself."""
+    model = tiny_model(compression=WHOLE.to_dict())
+    with torch.no_grad():
+        model.lm_head.weight[tiny_tokenizer().eos_token_id] = 0
+    return model
+
+
+def make_reader(slots: int = 4) -> Reader:
+    return Reader(endless_model(), tiny_tokenizer(), slots=slots)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def test_a_hit_equals_no_hit(tmp_path: Path, answer: str) -> None:
 
 def test_two_keys_share_nothing(tmp_path: Path, answer: str) -> None:
     keys = ("first-key", "second-key")
-    with serving(store=str(tmp_path), api_key=keys) as server:
-        one, other = (server.client(key) for key in keys)
+    with serving(store=str(tmp_path), api_key=keys) as server, ExitStack() as stack:
+        one, other = (stack.enter_context(server.client(key)) for key in keys)
         file = upload(one)
         processed(one, file.id)
         assert [*other.files.list()] == []
