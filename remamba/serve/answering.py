@@ -102,9 +102,11 @@ class Answering:
         """Seconds that are left to it."""
         return max(self._deadline - time.monotonic(), 0.0)
 
-    @property
     def progress(self) -> float | None:
-        """The share that was read of what has to be, where it is known."""
+        """The share that was read of what is being read, where it is known."""
+        for item, kept in zip(self.asked.items, [*self._kept, None], strict=False):
+            if kept is None and isinstance(item, Question) and item.is_kept:
+                return self._loop.share_read(item.document, self.asked.client.owner)
         total = sum(stream.tokens_to_read for stream in self.streams)
         return sum(stream.tokens_read for stream in self.streams) / total if total else None
 

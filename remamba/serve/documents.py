@@ -68,6 +68,10 @@ class Documents:
         """The document with its memory; see `EngineLoop.keep`."""
         return self._loop.keep(document, client=client.name, owner=client.owner)
 
+    def share_read(self, document: Document, client: Client) -> float | None:
+        """How much of it was read so far; see `EngineLoop.share_read`."""
+        return self._loop.share_read(document, client.owner)
+
 
 def _digest(text: str, client: Client) -> bytes:
     return hashlib.sha256(f"{client.owner}\0{text}".encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -106,7 +107,7 @@ class Reply:
             async for grown in self._answering.grow():
                 has_begun = True
                 if grown is None:
-                    share = self._answering.progress
+                    share = await asyncio.to_thread(self._answering.progress)
                     yield ": reading\n\n" if share is None else f": reading {share:.0%}\n\n"
                     continue
                 if grown.number not in opened:

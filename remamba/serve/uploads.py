@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from remamba.engine.document import Document
 from remamba.engine.loop import Closed, KeptDocument
 from remamba.engine.store import MemoryStore
 from remamba.errors import InputError
@@ -38,6 +39,7 @@ class Uploads:
         self._files, self._documents, self._store = files, documents, store
         self._admission, self._method, self._most_tokens = admission, method, most_tokens
         self._readings: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._under_way: dict[tuple[str, str], Document] = {}
 
     async def take(
         self, client: Client, filename: str, purpose: str, content: bytes, is_read: bool
@@ -54,8 +56,12 @@ class Uploads:
         if is_read and place not in self._readings and not self._admission.is_draining:
             task = asyncio.create_task(self._read(client, record))
             self._readings[place] = task
-            task.add_done_callback(lambda _: self._readings.pop(place, None))
+            task.add_done_callback(lambda _: self._forget(place))
         return await asyncio.to_thread(self.told, client, record)
+
+    def _forget(self, place: tuple[str, str]) -> None:
+        self._readings.pop(place, None)
+        self._under_way.pop(place, None)
 
     def _put(self, client: Client, filename: str, purpose: str, content: bytes) -> Record:
         self._files.check_room(client, len(content))
@@ -76,6 +82,7 @@ class Uploads:
         try:
             text = await asyncio.to_thread(self._files.text, client, record.id)
             found = await asyncio.to_thread(self._documents.encoded, text, self._method, client)
+            self._under_way[client.owner, record.id] = found
             with self._admission.enter(client) as ticket:
                 ticket.weigh(len(found))
                 future = await asyncio.to_thread(self._documents.keep, found, client)
@@ -107,6 +114,9 @@ class Uploads:
             status = "error"
         elif any(key is None or self._store.holds(key) for key in note.keys.values()):
             status = "processed"
+        share, document = None, self._under_way.get((client.owner, record.id))
+        if document is not None:
+            share = self._documents.share_read(document, client)
         return {
             "id": record.id,
             "object": "file",
@@ -116,7 +126,7 @@ class Uploads:
             "purpose": record.purpose,
             "status": status,
             "status_details": note.error,
-            "remamba": {"tokens": note.tokens or None},
+            "remamba": {"tokens": note.tokens or None, "read": share},
         }
 
     def listed(
