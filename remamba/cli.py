@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.convert",
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
+    "serve": ("remamba.commands.serve", "answer OpenAI's clients over HTTP"),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
     "merge": ("remamba.commands.merge", "write a trained adapter and its base as a plain model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),

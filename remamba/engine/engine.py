@@ -379,8 +379,9 @@ class Engine:
         if isinstance(given, str):
             if self.tokenizer is None:
                 raise InputError(f"{name} is text and the engine has no tokenizer; give token ids")
-            if begins and given == self._last_document[0]:
-                return self._last_document[1]  # asked again: a long document is encoded once
+            last, known = self._last_document  # any thread may put another one there
+            if begins and given == last:
+                return known  # asked again: a long document is encoded once
             ids = encode(self.tokenizer, given, begins=begins).ids
             if begins:
                 self._last_document = (given, ids)

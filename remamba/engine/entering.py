@@ -220,8 +220,13 @@ def fits(job: Job, group: list[Job]) -> bool:
 
 
 def same_document(first: Job, second: AnyJob) -> bool:
-    """Whether a second job's document can be read with the first one's, once for both."""
+    """Whether a second job's document can be read with the first one's, once for both.
+
+    Different clients share nothing.
+    """
     if not isinstance(second, Job) or first.is_apart or second.is_apart:
+        return False
+    if first.client != second.client:
         return False
     if first.method != second.method or second.memory is not None or not second.unfinished:
         return False

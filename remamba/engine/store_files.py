@@ -40,7 +40,7 @@ class StoreFiles:
                     f"file_bytes = {most_bytes} is for a folder; at {self.place} let the place "
                     "itself remove old files"
                 )
-            self._remote, self._root = _remote(self.place)
+            self._remote, self._root = remote_place(self.place)
             return
         folder = Path(self.place.removeprefix("file://"))
         make_directory(folder)
@@ -54,6 +54,19 @@ class StoreFiles:
     def path(self, key: str) -> str:
         """Where a key's file stands."""
         return f"{self._root}/{key}{SUFFIX}"
+
+    def has(self, key: str) -> bool:
+        """Whether a key has a file."""
+        path = self.path(key)
+        return Path(path).is_file() if self._remote is None else self._remote.exists(path)
+
+    def remove(self, key: str) -> None:
+        """Remove a key's file, if there is one."""
+        with suppress(FileNotFoundError):
+            if self._remote is None:
+                os.unlink(self.path(key))
+            else:
+                self._remote.rm_file(self.path(key))
 
     def save(self, key: str, memory: DocumentMemory) -> None:
         """Write a file that is never there in part.
@@ -119,7 +132,7 @@ def _checked(key: str, path: str, model: BaseReMamba) -> DocumentMemory:
     return memory
 
 
-def _remote(place: str) -> tuple[Any, str]:
+def remote_place(place: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     import fsspec
 

@@ -167,8 +167,21 @@ class Stream:
     @property
     def answers(self) -> list[Answer]:
         """The answers to an `Ask`, with the words that were kept, once all are finished."""
+        return [self.answer(number) for number in range(len(self.completions))]
+
+    def completion(self, number: int) -> Completion:
+        """One of the answers, once it is finished, whatever becomes of the others."""
+        return self._inbox.jobs[number].completion
+
+    def answer(self, number: int) -> Answer:
+        """One of the answers to an `Ask`; see `completion`."""
         assert self._made is not None, "a Request has completions; an Ask has answers"
-        return [self._made.answer(done) for done in self.completions]
+        return self._made.answer(self.completion(number))
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprob | None] | None:
+        """Of each token of the prompt, where they were asked for, once an answer has begun."""
+        return self._inbox.jobs[0].prompt_logprobs
 
     def result(self) -> list[Completion]:
         """The completions, waited for."""
