@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.planted.open_test import LEVELS
 from remamba.errors import InputError
 from remamba.evals.metrics import first_line, qa_f1
 from remamba.evals.predictions import Prediction
@@ -18,9 +19,12 @@ from remamba.evals.tasks import Task
 from remamba.json_lines import JsonLines, Row
 
 DATASETS = (
+    *LEVELS,
     "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code",
 )  # fmt: skip
 METRICS = ("exact", "f1")
+USUAL = {"task": "facts", "metric": "exact"}
+"""Of a row that does not tell."""
 LENGTHS = (500, 1000, 2000, 4000, 8000, 16000, 32000)
 """A document counts with the nearest of these, by ratio, unless others are given."""
 NEW_TOKENS = 8
@@ -113,7 +117,7 @@ def _document(row: Row, name: str, lengths: Sequence[int]) -> PlantedDocument:
 
 
 def _choice(row: Row, name: str, values: Sequence[str]) -> str:
-    value = row.get(name, values[0])
+    value = row.get(name, USUAL[name])
     if value not in values:
         raise InputError(
             f"{row.where}: {name!r} is {value!r:.40}; it must be one of {', '.join(values)}"

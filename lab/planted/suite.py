@@ -22,6 +22,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from lab.planted.facts import FactsTask
 from lab.planted.few_shot import FewShotTask, read_classes
 from lab.planted.hops import TwoHopTask
 from lab.planted.many_facts import ManyFactsTask
+from lab.planted.open_test import LEVELS, OpenTask
 from lab.planted.paragraphs import CountTask, RetrievalTask
 from lab.planted.task import SPLITS, Asked, Draft, Source, Task
 from remamba.errors import InputError
@@ -38,6 +40,7 @@ from remamba.evals.longbench import fill, templates
 
 _QUESTION = "{context}\n\nQuestion: {input}\nAnswer:"
 SHORT_PROMPTS = {
+    **dict.fromkeys(LEVELS, _QUESTION),
     "facts": _QUESTION,
     "two-hop": _QUESTION,
     "many-facts": _QUESTION,
@@ -49,6 +52,8 @@ SHORT_PROMPTS = {
 }
 """Task -> its prompt in few words, in the form of LongBench's templates."""
 TASKS = tuple(SHORT_PROMPTS)
+CLOSED = ("facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code")
+"""Those whose names, words and kinds all splits share."""
 PROMPTS = ("short", "longbench")
 WITH_INPUT = {"lcc": "repobench-p"}
 """Template -> the same words with a place for {input}, where the question is code that goes on."""
@@ -151,6 +156,10 @@ def make_tasks(options: Options) -> dict[str, Task]:
         "dictionary": DictionaryTask,
         "code": CodeTask,
     }
+    for level in LEVELS:
+        makers[level] = partial(
+            OpenTask, **shares, kinds=options.kinds, depth=options.depth, level=level
+        )
     return {name: makers[name]() for name in options.tasks}
 
 

@@ -36,7 +36,7 @@ def test_rows_of_facts_need_no_more_than_training_does(write: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"task": "songs"}, "'task' is 'songs'; it must be one of facts, two-hop"),
+        ({"task": "songs"}, "'task' is 'songs'; it must be one of open-values, open-names"),
         ({"metric": "bleu"}, "'metric' is 'bleu'"),
         ({"id": None}, "'id' is null"),
         ({"new_tokens": 0}, "'new_tokens' is 0"),
