@@ -15,7 +15,10 @@ Share = arg(metavar="SHARE")
 Task = Literal[
     "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code",
     "open-values", "open-names", "open-sentences", "open-questions", "open-all", "open-kinds",
-    "open-apart",
+    "open-apart", "open-next", "open-needle",
+    "ruler-single", "ruler-multi-key", "ruler-multi-value", "ruler-multi-query", "ruler-tracking",
+    "grammar-qa1", "grammar-qa2", "grammar-qa3", "grammar-qa4", "grammar-qa5",
+    "babi-qa1", "babi-qa2", "babi-qa3", "babi-qa4", "babi-qa5",
 ]  # fmt: skip
 
 
@@ -32,7 +35,12 @@ class Args:
     paragraphs), few-shot (question classes, by examples), dictionary (made-up words), code (the
     next line of repeated code). For --split test alone the levels of the open test: facts with new
     open-values, -names, -sentences or -questions, with all of these (open-all), of kinds that no
-    training has (open-kinds), and of such whose question shares no word but the name (open-apart).
+    training has (open-kinds), and of such whose question shares no word but the name (open-apart);
+    the paragraph after a quoted line's (open-next); numbers for keys (open-needle).
+
+    Public benchmarks in these books: RULER's needles and variable tracking (ruler-*), and the first
+    five tasks of BABILong, with stories from bAbI's grammar (grammar-qa1 to -qa5) or from its own
+    files (babi-qa1 to -qa5).
 
     Example: remamba data build planted --books books/*.txt --output facts.jsonl --documents 10000
     --tasks facts two-hop --tokens 500 1000
@@ -90,6 +98,10 @@ class Args:
         Path | None, arg(metavar="FILE", help_behavior_hint="(needed for few-shot)")
     ] = None
     """TREC's labelled questions, "COARSE:fine question" a line; also as .gz or .xz."""
+    babi: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(needed for babi-qa*)")] = (
+        None
+    )
+    """Folder with bAbI's files, such as qa1_single-supporting-fact_test.txt."""
     seed: Count = 0
     """Another seed gives other documents."""
     split: Literal["train", "dev", "test"] = "train"

@@ -207,7 +207,8 @@ def get_said(said: dict[str, list[str]], *label: str) -> tuple[str, ...]:
 def read_sections(file: str) -> dict[str, dict[str, list[str]]]:
     """Section of a file of ASSETS -> label -> sentences.
 
-    That is "[section]" lines, each followed by "label: sentence" lines. What stands before the first section is for readers.
+    That is "[section]" lines, each followed by "label: sentence" lines. What stands before the
+    first section is for readers.
     """
     sections: dict[str, dict[str, list[str]]] = {}
     for line in (ASSETS / file).read_text(encoding="utf-8").splitlines():
