@@ -80,7 +80,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos = end_tokens(model, tokenizer)
         if static is None:
-            static = runs_in_place(model)
+            static = runs_in_place(model, slots)
         self._growing: Rows = GrowingRows(model)
         self._plain: Rows = StaticRows(model, slots) if static else self._growing
         """Where answers are written by plain Mamba; rows in place know no layer rule."""

@@ -45,10 +45,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "ssd": {
         "ref": "remamba.ops.ssd_scan.reference:reference",
         "torch": "remamba.ops.ssd_scan.torch:ssd_torch",
+        "c": "remamba.ops.ssd_scan.c:ssd_c",
         "triton": "remamba.ops.ssd_scan.triton:ssd_triton",
     },
     "causal_conv": {
         "torch": "remamba.ops.convolution.op:causal_conv_torch",
+        "c": "remamba.ops.convolution.c:causal_conv_c",
         "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
@@ -61,10 +63,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rms_norm": {
         "torch": "remamba.ops.norm.op:rms_norm_torch",
+        "c": "remamba.ops.norm.c:rms_norm_c",
         "triton": "remamba.ops.norm.triton:rms_norm_triton",
     },
     "gated_rms_norm": {
         "torch": "remamba.ops.norm.op:gated_rms_norm_torch",
+        "c": "remamba.ops.norm.c:gated_rms_norm_c",
         "triton": "remamba.ops.norm.triton:gated_rms_norm_triton",
     },
     "selective_state_update": {

@@ -133,6 +133,13 @@ INLINE void put_some(void *p, int64_t i, int type, vec v, int64_t count) {
 }
 
 INLINE float total_of(vec v) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)v);
+#elif LANES == 8
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+#endif
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += v[i];
     return sum;

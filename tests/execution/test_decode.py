@@ -83,7 +83,7 @@ def same_states(found: StateCache, expected: StateCache, assert_close: Any) -> N
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model's forward runs the step in place, on a CPU too."""
-    monkeypatch.setattr(decode_module, "runs_in_place", lambda model: True)
+    monkeypatch.setattr(decode_module, "runs_in_place", lambda model, rows=1: True)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -155,7 +155,7 @@ def test_generate_in_place_equals_generate(
     settings = greedy | options | {"output_scores": True, "return_dict_in_generate": True}
     results = []
     for here in (False, True):
-        monkeypatch.setattr(decode_module, "runs_in_place", lambda model, here=here: here)
+        monkeypatch.setattr(decode_module, "runs_in_place", lambda *_, here=here: here)
         results.append(model.generate(ids, **settings))
     expected, found = results
     assert found.sequences.tolist() == expected.sequences.tolist()

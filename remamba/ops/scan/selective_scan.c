@@ -29,14 +29,17 @@ INLINE void scan_copy(const ScanArguments *a, int type, int64_t row, int64_t t, 
     }
 }
 
-INLINE void scan_tile(const ScanArguments *a, int type, int64_t row, int64_t e, int64_t t,
-                      int64_t steps, const float *B, const float *C, const float *A, float *state) {
+// `is_whole`: all of the tile's channels are there
+INLINE void scan_tile(const ScanArguments *a, int type, int is_whole, int64_t row, int64_t e,
+                      int64_t t, int64_t steps, const float *B, const float *C, const float *A,
+                      float *state) {
     float step[STEPS * WIDTH], u[STEPS * WIDTH], y[STEPS * WIDTH];
     int64_t n = a->n;
     for (int64_t i = 0; i < steps; i++) {
         float scale = a->scale ? a->scale[row * a->length + t + i] : 1.0f;
         for (int part = 0; part < PARTS; part++) {
-            int64_t c = e + part * LANES, left = a->channels - c, at = i * WIDTH + part * LANES;
+            int64_t c = e + part * LANES, at = i * WIDTH + part * LANES;
+            int64_t left = is_whole ? LANES : a->channels - c;
             vec x = {0}, s = {0}, D = {0};
             if (left > 0) {
                 x = get_some(a->x, row * a->x_row + (t + i) * a->x_step + c, type, left);
@@ -71,7 +74,7 @@ INLINE void scan_tile(const ScanArguments *a, int type, int64_t row, int64_t e, 
     }
     for (int64_t i = 0; i < steps; i++) {
         for (int part = 0; part < PARTS; part++) {
-            int64_t c = e + part * LANES, left = a->channels - c;
+            int64_t c = e + part * LANES, left = is_whole ? LANES : a->channels - c;
             if (left <= 0) break;
             vec out = load(y + i * WIDTH + part * LANES);
             if (a->z)
@@ -113,9 +116,14 @@ INLINE void scan_range(const ScanArguments *a, int type, Range range, int64_t ti
         for (int64_t t = 0; t < a->length; t += STEPS) {
             int64_t steps = a->length - t < STEPS ? a->length - t : STEPS;
             scan_copy(a, type, row, t, steps, B, C);
-            for (int64_t i = 0; i < count; i++)
-                scan_tile(a, type, row, (first + i) * WIDTH, t, steps, B, C, own + i * 2 * size,
-                          own + (i * 2 + 1) * size);
+            for (int64_t i = 0; i < count; i++) {
+                int64_t e = (first + i) * WIDTH;
+                float *A = own + i * 2 * size;
+                if (e + WIDTH <= a->channels)
+                    scan_tile(a, type, 1, row, e, t, steps, B, C, A, A + size);
+                else
+                    scan_tile(a, type, 0, row, e, t, steps, B, C, A, A + size);
+            }
         }
         for (int64_t i = 0; i < count; i++)
             scan_leave(a, row, (first + i) * WIDTH, own + (i * 2 + 1) * size);
