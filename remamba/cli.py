@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.calibrate",
         "make the table that the methods filter and scale read by",
     ),
+    "verify": ("remamba.commands.verify", "check that a model computes here what it should"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`.

@@ -38,7 +38,9 @@ def _fits(
     dtype = blocks[0].in_proj.dtype
     for weights in blocks:
         multiplied = [weights.norm, weights.in_proj, weights.conv, weights.out_proj]
-        multiplied += [t for t in (weights.in_bias, weights.conv_bias, weights.out_bias) if t is not None]
+        multiplied += [
+            t for t in (weights.in_bias, weights.conv_bias, weights.out_bias) if t is not None
+        ]
         if isinstance(weights, MambaWeights):
             multiplied += [weights.x_proj, weights.dt_proj]
         elif isinstance(weights, Mamba2Weights):
