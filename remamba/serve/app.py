@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from remamba.provenance import package_version
@@ -20,6 +20,7 @@ from remamba.serve.gate import Gate
 from remamba.serve.host import MEGA, Host
 from remamba.serve.limits import Client, Ticket
 from remamba.serve.metrics import CONTENT_TYPE
+from remamba.serve.page import page
 from remamba.serve.replies import Reply
 from remamba.serve.schemas import (
     Body,
@@ -104,6 +105,12 @@ def client_of(request: Request) -> Client:
 
 
 def _add_state(app: FastAPI, host: Host) -> None:
+    text, headers = page()
+
+    @app.get("/", include_in_schema=False)
+    async def the_page() -> Response:
+        return HTMLResponse(text, headers=headers)
+
     @app.get("/health")
     async def health() -> Response:
         """200 while the engine runs."""

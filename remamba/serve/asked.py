@@ -40,6 +40,8 @@ class Question:
     """The document's memory is kept for questions to come."""
     file_id: str | None = None
     """The uploaded file that is all of the document."""
+    start: int = 0
+    """Where the client's text begins in the document, see `ChatPrompt.start`."""
 
     def ask(self, options: SamplingOptions, document: Document) -> Ask:
         """For the loop; `document` is the one to be asked, with its memory if there is one."""
@@ -165,7 +167,7 @@ class Asking:
             item = self._question(
                 found.document, found.question, found.template, method, client, found.is_marked
             )
-            item.file_id = found.file_id
+            item.file_id, item.start = found.file_id, found.start
         else:
             text = found.question
             if found.template is None:

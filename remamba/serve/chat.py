@@ -32,6 +32,8 @@ class ChatPrompt(NamedTuple):
     """The document is a file, or ends where the client set a breakpoint: it is worth keeping."""
     file_id: str | None = None
     """The uploaded file that is all of the document."""
+    start: int = 0
+    """Where its one text begins in the document; what stands before is the template's."""
 
 
 class _Text(NamedTuple):
@@ -122,7 +124,11 @@ def _by_template(roles: Sequence[str], texts: Sequence[_Text], tokenizer: Any) -
     has_document = any(text.text.strip() for text in texts[:border])
     if not found or mark in behind or not has_document or not behind.strip():
         return ChatPrompt(None, whole.replace(mark, ""), AS_IT_STANDS, False)
-    return ChatPrompt(before, behind, AS_IT_STANDS, is_marked)
+    start, documents = 0, [text.text for text in texts[:border] if text.text.strip()]
+    if len(documents) == 1:  # a template may strip it
+        inside = documents[0].strip()
+        start = before.find(inside) - documents[0].find(inside)
+    return ChatPrompt(before, behind, AS_IT_STANDS, is_marked, start=start)
 
 
 def _role(message: Message, where: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from remamba.engine.likelihoods import TokenLogprob
 from remamba.serve.answering import Answering, Grown
-from remamba.serve.asked import Prompt
+from remamba.serve.asked import Prompt, Question
 from remamba.serve.errors import as_api_error
 from remamba.text import UNFINISHED
 
@@ -213,13 +213,21 @@ class Reply:
 
     def _kept(self, number: int) -> dict[str, Any]:
         words, answer = self._answering.kept(number)
+        item = self._asked.items[number // self._asked.count]
+        first = item.start if isinstance(item, Question) else 0
         told: dict[str, Any] = {"kept": None, "passages": None}
         if words is not None:
             told["kept"] = [
-                {"text": w.text, "start": w.start, "end": w.stop, "score": w.score} for w in words
+                {"text": w.text, "start": w.start - first, "end": w.stop - first, "score": w.score}
+                for w in words
+                if w.start >= first
             ]
         if answer is not None and answer.passages is not None:
-            told["passages"] = [{"start": p.start, "end": p.stop} for p in answer.passages]
+            told["passages"] = [
+                {"start": max(p.start - first, 0), "end": p.stop - first}
+                for p in answer.passages
+                if p.stop > first
+            ]
         return told
 
     def _chat_logprobs(self, told: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -254,7 +254,9 @@ def test_chat_by_a_template() -> None:
     with serving(reader) as server, server.client() as client:
         done = client.chat.completions.create(model="tiny", messages=turns, **DRAWN)  # type: ignore
         assert done.choices[0].message.content == wanted[0]
-        marked = chat(client, about(TEXT))
+        marked = chat(client, about(TEXT), extra_body={"remamba_kept": True})
+        kept = marked.remamba["answers"][0]["kept"]
+        assert kept and all(TEXT[w["start"] : w["end"]] == w["text"] for w in kept)
         assert marked.choices[0].message.content == wanted[1]
         assert marked.remamba["answers"][0]["memory"] == "read"
         reader.tokenizer.chat_template = plain_chat_template(reader.tokenizer)
