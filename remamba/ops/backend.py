@@ -73,10 +73,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "selective_state_update": {
         "torch": "remamba.ops.state_update.op:selective_state_update_torch",
+        "c": "remamba.ops.state_update.c:selective_state_update_c",
         "triton": "remamba.ops.state_update.triton:selective_state_update_triton",
     },
     "ssd_state_update": {
         "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
+        "c": "remamba.ops.state_update.c:ssd_state_update_c",
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
     "cross_entropy": {

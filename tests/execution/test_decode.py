@@ -87,7 +87,7 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "c", "triton"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_forced_tokens_equal_the_parallel_forward(
@@ -385,7 +385,7 @@ def test_an_engine_of_captured_steps(captured: list[FakeGraph]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "c", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
