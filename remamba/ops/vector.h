@@ -22,6 +22,8 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
+// before a loop of a fixed, small count whose values lie in registers
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -167,10 +169,11 @@ INLINE vec held_between(float low, float high, vec v) {
 
 // 2 ** (k + r), r in [-0.5, 0.5]; `rounded` is k + ROUND
 INLINE vec power_of(vec rounded, vec r) {
-    vec p = 0.0013264723820611835f * r + 0.009671512991189957f;
-    p = p * r + 0.05550733581185341f;
-    p = p * r + 0.24022242426872253f;
-    p = p * r + 0.6931470036506653f;
+    vec p = 0.00015353360504377633f * r + 0.0013398875016719103f;
+    p = p * r + 0.00961843691766262f;
+    p = p * r + 0.055503323674201965f;
+    p = p * r + 0.24022647738456726f;
+    p = p * r + 0.6931471824645996f;
     p = p * r + 1.0f;
     return (vec)((ivec)p + ((ivec)rounded << 23));
 }

@@ -93,14 +93,14 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forced_tokens_equal_the_parallel_forward(
     name: str, backend: str, rows: int, assert_close: Any, poisoned_memory: None
 ) -> None:
-    steps = 3 if backend == "torch" else 1  # the interpreter is slow; the states tell the rest
+    steps = 1 if backend == "triton" else 3  # the interpreter is slow; the states tell the rest
     model, ids = model_of(name), tokens_of(rows, 5 + steps)
     with use_backend("torch"):
         expected, final = model(ids, compression=False).logits, read(model, ids)
         step, cache = DecodeStep(model), read(model, ids[:, :5])
     with use_backend(backend):
         found = [step.logits(ids[:, 5 + i], cache) for i in range(steps)]
-        assert step.is_fused == (backend == "triton")
+        assert step.is_fused == (backend != "torch")
     assert_close(torch.stack(found, dim=1), expected[:, 5:])
     same_states(cache, final, assert_close)
 
@@ -385,7 +385,7 @@ def test_an_engine_of_captured_steps(captured: list[FakeGraph]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["torch", "c", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()

@@ -21,7 +21,7 @@ INLINE const char *conv_input(const ConvArguments *a, int type, int64_t row, int
 INLINE vec conv_at(const ConvArguments *a, int type, int64_t width, const char *const *inputs,
                    int64_t c, int64_t left) {
     vec sum = a->bias ? get_some(a->bias, c, F32, left) : splat(0.0f);
-    for (int64_t j = 0; j < width; j++)
+    UNROLL for (int64_t j = 0; j < width; j++)
         if (inputs[j])
             sum += get_some(a->weight, j * a->channels + c, F32, left) *
                    get_some(inputs[j], c, type, left);

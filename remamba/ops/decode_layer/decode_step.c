@@ -67,16 +67,16 @@ INLINE void product_side(const void *W, const void *bias, int type, int64_t inpu
     vec sums[SIDE][2] = {{{0}}};
     int64_t whole = inputs / LANES * LANES;
     for (int64_t k = 0; k < whole; k += LANES)
-        for (int j = 0; j < side; j++) {
+        UNROLL for (int j = 0; j < side; j++) {
             vec w = get(W, (i + j) * inputs + k, type);
-            for (int r = 0; r < rows; r++) sums[j][r] += w * load(x + r * stride_x + k);
+            UNROLL for (int r = 0; r < rows; r++) sums[j][r] += w * load(x + r * stride_x + k);
         }
-    for (int j = 0; j < side && whole < inputs; j++) {
+    UNROLL for (int j = 0; j < side && whole < inputs; j++) {
         vec w = get_some(W, (i + j) * inputs + whole, type, inputs - whole);
-        for (int r = 0; r < rows; r++) sums[j][r] += w * load(x + r * stride_x + whole);
+        UNROLL for (int r = 0; r < rows; r++) sums[j][r] += w * load(x + r * stride_x + whole);
     }
-    for (int j = 0; j < side; j++)
-        for (int r = 0; r < rows; r++)
+    UNROLL for (int j = 0; j < side; j++)
+        UNROLL for (int r = 0; r < rows; r++)
             y[r * stride_y + i + j] = total_of(sums[j][r]) + (bias ? one(bias, i + j, type) : 0);
 }
 

@@ -37,7 +37,7 @@ INLINE void scan_tile(const ScanArguments *a, int type, int is_whole, int64_t ro
     int64_t n = a->n;
     for (int64_t i = 0; i < steps; i++) {
         float scale = a->scale ? a->scale[row * a->length + t + i] : 1.0f;
-        for (int part = 0; part < PARTS; part++) {
+        UNROLL for (int part = 0; part < PARTS; part++) {
             int64_t c = e + part * LANES, at = i * WIDTH + part * LANES;
             int64_t left = is_whole ? LANES : a->channels - c;
             vec x = {0}, s = {0}, D = {0};
@@ -57,23 +57,23 @@ INLINE void scan_tile(const ScanArguments *a, int type, int is_whole, int64_t ro
     }
     for (int64_t k = 0; k < n; k++) {
         vec h[PARTS], rate[PARTS];
-        for (int part = 0; part < PARTS; part++) {
+        UNROLL for (int part = 0; part < PARTS; part++) {
             h[part] = load(state + k * WIDTH + part * LANES);
             rate[part] = load(A + k * WIDTH + part * LANES);
         }
         for (int64_t i = 0; i < steps; i++) {
             float b = B[i * n + k], c = C[i * n + k];
-            for (int part = 0; part < PARTS; part++) {
+            UNROLL for (int part = 0; part < PARTS; part++) {
                 int64_t at = i * WIDTH + part * LANES;
                 vec decay = exp2_of(load(step + at) * rate[part]);
                 h[part] = h[part] * decay + load(u + at) * b;
                 store(y + at, load(y + at) + h[part] * c);
             }
         }
-        for (int part = 0; part < PARTS; part++) store(state + k * WIDTH + part * LANES, h[part]);
+        UNROLL for (int part = 0; part < PARTS; part++) store(state + k * WIDTH + part * LANES, h[part]);
     }
     for (int64_t i = 0; i < steps; i++) {
-        for (int part = 0; part < PARTS; part++) {
+        UNROLL for (int part = 0; part < PARTS; part++) {
             int64_t c = e + part * LANES, left = is_whole ? LANES : a->channels - c;
             if (left <= 0) break;
             vec out = load(y + i * WIDTH + part * LANES);

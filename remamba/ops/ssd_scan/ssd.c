@@ -43,7 +43,7 @@ INLINE void ssd_block(vec (*sums)[2], int side, const float *a, int64_t step_i, 
                       const float *b, int64_t stride_b, int64_t from, int64_t to) {
     for (int64_t k = from; k < to; k++) {
         vec left = load(b + k * stride_b), right = load(b + k * stride_b + LANES);
-        for (int i = 0; i < side; i++) {
+        UNROLL for (int i = 0; i < side; i++) {
             float factor = a[i * step_i + k * step_k];
             sums[i][0] += left * factor;
             sums[i][1] += right * factor;
@@ -122,12 +122,12 @@ INLINE void ssd_head(const SsdArguments *a, SsdScratch s, int type, int64_t row,
         for (int64_t i = 0; i < high; i += TALL) {
             vec sums[TALL][2] = {{{0}}};
             ssd_block(sums, TALL, s.C + i * n, n, 1, state + c, p, 0, n);
-            for (int k = 0; k < TALL; k++) {
+            UNROLL for (int k = 0; k < TALL; k++) {
                 sums[k][0] *= from_start[i + k];
                 sums[k][1] *= from_start[i + k];
             }
             ssd_block(sums, TALL, s.seen + i * CHUNK, CHUNK, 1, s.u + c, p, 0, i + TALL);
-            for (int k = 0; k < TALL; k++) {
+            UNROLL for (int k = 0; k < TALL; k++) {
                 store(s.y + (i + k) * p + c, sums[k][0]);
                 store(s.y + (i + k) * p + c + LANES, sums[k][1]);
             }
