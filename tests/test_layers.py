@@ -23,6 +23,7 @@ LAYERS = (
     ("pretrained",),
     ("text",),
     ("methods",),
+    ("bare_model", "sizes"),
     ("generation", "modeling_base", "trunk"),
     ("modeling_remamba",),
     ("auto_classes", "checkpoints"),

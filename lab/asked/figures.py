@@ -11,11 +11,17 @@ from matplotlib import pyplot as plt
 from remamba.evals.figures import heat_map, save
 
 COLUMNS = 4
+CONSTANT = "constant"
 MARKERS = "osD^v<>Pxh*"
 
 
-def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A panel for each task: score against length with its interval, a line for each condition."""
+def draw_lengths(
+    conditions: Mapping[str, Mapping[str, Any]], file: Path, title: str | None = None
+) -> None:
+    """A panel for each task: score against length with its interval, a line for each condition.
+
+    What the best constant answer scores is dashed.
+    """
     tasks = list(next(iter(conditions.values()))["datasets"])
     count = len(tasks) + 1  # the last panel is the legend's
     columns = count if count <= COLUMNS + 1 else COLUMNS
@@ -29,7 +35,10 @@ def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> Non
             lengths, scores = list(map(int, cells)), [cell["score"] for cell in cells.values()]
             lows = [max(0.0, cell["score"] - cell["interval"][0]) for cell in cells.values()]
             highs = [max(0.0, cell["interval"][1] - cell["score"]) for cell in cells.values()]
-            panel.errorbar(lengths, scores, [lows, highs], marker=marker, capsize=2, label=name)
+            if name == CONSTANT:
+                panel.plot(lengths, scores, "--", color="#7f7f7f", label="best constant answer")
+            else:
+                panel.errorbar(lengths, scores, [lows, highs], marker=marker, capsize=2, label=name)
         panel.set_xscale("log", base=2)
         panel.set_xticks(lengths, [f"{length:,}" for length in lengths])
         panel.set_ylim(-3, 103)
@@ -37,14 +46,26 @@ def draw_lengths(conditions: Mapping[str, Mapping[str, Any]], file: Path) -> Non
         panel.grid(alpha=0.3)
     for panel in list(panels.flat)[len(tasks) :]:
         panel.axis("off")
-    figure.supxlabel("tokens", fontsize=9)
-    figure.supylabel("score", fontsize=9)
+    if title is not None:
+        figure.suptitle(title, fontsize=9)
+    figure.supxlabel("tokens of the document", fontsize=9)
+    figure.supylabel("score, times 100; bars: 95 % interval", fontsize=9)
     handles, names = panels.flat[0].get_legend_handles_labels()
     panels.flat[len(tasks)].legend(handles, names, fontsize=8, loc="center", frameon=False)
     save(figure, file)
 
 
-def draw_map(cells: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """The average score as a heat map: span length p across, keep ratio rho down."""
-    scores = {(cell["p"], cell["rho"]): cell["score"] for cell in cells}
-    save(heat_map(scores, ("p", "rho"), "average score of two-stage"), file)
+def draw_map(
+    cells: Sequence[Mapping[str, Any]],
+    file: Path,
+    title: str = "two-stage",
+    others: Mapping[str, float] | None = None,
+) -> None:
+    """The average score as a heat map: keep ratio rho across, span length p down, as in the paper.
+
+    Args:
+        others: scores to compare with, by name, which the title tells.
+    """
+    scores = {(cell["rho"], cell["p"]): cell["score"] for cell in cells}
+    beside = "".join(f"; {name} {score:.1f}" for name, score in (others or {}).items())
+    save(heat_map(scores, ("rho", "p"), f"{title}\naverage score{beside}"), file)

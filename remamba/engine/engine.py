@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.entering import AnyJob, Entering, Prefilled, ReadJob, forget, span_scores
 from remamba.engine.entrance import Entrance
 from remamba.engine.request import Completion, Job, Request, fill_template
@@ -41,7 +42,6 @@ from remamba.execution.passes import not_finite
 from remamba.methods.plain import Plain
 from remamba.model.layer_rules import Scaling
 from remamba.model.states import StateCache
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode, end_tokens
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
@@ -65,7 +65,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: BaseReMamba,
         tokenizer: Any = None,
         slots: int = 8,
         *,
@@ -80,7 +80,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos = end_tokens(model, tokenizer)
         if static is None:
-            static = runs_in_place(model)
+            static = runs_in_place(model, slots)
         self._growing: Rows = GrowingRows(model)
         self._plain: Rows = StaticRows(model, slots) if static else self._growing
         """Where answers are written by plain Mamba; rows in place know no layer rule."""

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.store_files import StoreFiles
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import known_fingerprint
 
 Start = Callable[[], "Future[DocumentMemory]"]
@@ -102,7 +102,7 @@ class MemoryStore:
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: BaseReMamba,
         place: str | Path | None = None,
         *,
         ram_bytes: int = 2**30,

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from remamba.bare_model import BaseReMamba
 from remamba.errors import InputError
 from remamba.files import PART, check_directory, make_directory
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import ReMambaForCausalLM
 
 SUFFIX = ".memory"
 STALE_SECONDS = 3600
@@ -86,7 +86,7 @@ class StoreFiles:
             self._remote.put_file(str(local), part)
             self._remote.mv(part, self.path(key))
 
-    def load(self, key: str, model: ReMambaForCausalLM) -> DocumentMemory | None:
+    def load(self, key: str, model: BaseReMamba) -> DocumentMemory | None:
         """The memory of a key, on the model's device; None where there is no file.
 
         Raises:
@@ -125,7 +125,7 @@ class StoreFiles:
                 path.unlink()
 
 
-def _checked(key: str, path: str, model: ReMambaForCausalLM) -> DocumentMemory:
+def _checked(key: str, path: str, model: BaseReMamba) -> DocumentMemory:
     memory = model.load_memory(path)
     if memory.key != key:
         raise InputError(f"{path} holds another document's memory; remove it")
