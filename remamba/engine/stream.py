@@ -74,18 +74,20 @@ class Inbox:
         with self._state:
             self._pieces.append(Piece(number, text, tokens, logprobs, job.finish_reason))
             self._open -= job.is_finished
-            self._wake()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """The error that ends the answers; the first one counts."""
         with self._state:
             if self._open:
                 self.error = self.error or error
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
-        self._state.notify_all()
-        wake, self._wakes = self._wakes, None
+        with self._state:
+            self._state.notify_all()
+            wake, self._wakes = self._wakes, None
+        # not inside: who is woken wants the lock, and would wait for this thread
         if wake is not None:
             wake()
 

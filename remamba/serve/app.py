@@ -30,6 +30,7 @@ from remamba.serve.schemas import (
     Sampled,
     TokenizeRequest,
 )
+from remamba.serve.settings import LOOPBACK
 from remamba.text import encode
 
 LEFT = 499
@@ -85,6 +86,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_middleware(
         Gate, keys=host.keys, most_bytes=settings.max_body_mb * MEGA,
         origins=settings.allow_origin, metrics=host.metrics,
+        names=None if host.keys.are_needed or settings.no_auth else (*LOOPBACK, "[::1]"),
     )  # fmt: skip
     if settings.allow_origin:
         app.add_middleware(

@@ -13,8 +13,9 @@ from remamba.engine.loop import EngineLoop, KeptDocument
 from remamba.methods.base import Method
 from remamba.serve.limits import Client
 
-MOST_TOKENS = 4_194_304
-"""Tokens of documents that stay encoded, so that the next question need not encode them anew."""
+MOST_TOKENS = 1_048_576
+"""Tokens of documents that stay encoded, so that the next question need not encode them anew; each
+takes about 200 bytes."""
 MOST_SEEN = 4096
 """Documents that are known to have been there once."""
 WORTH_KEEPING = 1024

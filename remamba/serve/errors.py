@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, Closed):
         return ApiError(503, "the server is shutting down; ask again later", code="shutting_down")
-    if isinstance(error, TimedOut | TimeoutError):
+    if isinstance(error, TimedOut | TimeoutError | asyncio.TimeoutError):  # two before 3.11
         return ApiError(
             408, "it was not answered in the time that a request is given; ask for fewer tokens, "
             "or start the server with a longer --request-timeout", code="request_timeout",

@@ -27,6 +27,8 @@ class Gate:
     Args:
         most_bytes: of a request's body.
         origins: whose pages may ask, besides the server's own.
+        names: what the server may be called in a request; None: anything. A page whose name was
+            made to mean this machine cannot ask a server that wants no key.
     """
 
     def __init__(
@@ -35,10 +37,11 @@ class Gate:
         keys: Keys,
         most_bytes: int,
         origins: tuple[str, ...],
+        names: tuple[str, ...] | None,
         metrics: Metrics,
     ):
         self._app, self._keys, self._most_bytes, self._origins = app, keys, most_bytes, origins
-        self._metrics = metrics
+        self._names, self._metrics = names, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,17 +85,34 @@ class Gate:
             raise
 
     def _check(self, scope: Scope, headers: dict[bytes, str]) -> None:
+        host = headers.get(b"host", "")
+        if self._names is not None and _name_of(host) not in self._names:
+            raise ApiError(
+                403, f"this server answers for {', '.join(self._names)}, and not for {host!a}; "
+                "start it with API keys, or with --no-auth",
+            )  # fmt: skip
         origin = headers.get(b"origin")
-        if origin is not None and "*" not in self._origins and origin not in self._origins:
-            host = headers.get(b"host", "")
-            if urlsplit(origin).netloc.lower() != host.lower():
-                raise ApiError(
-                    403, f"pages of {origin!a} may not ask this server; start it with "
-                    "--allow-origin URL to let them",
-                )  # fmt: skip
+        is_own = origin is None or _place_of(origin) == host.lower()
+        if not is_own and "*" not in self._origins and origin not in self._origins:
+            raise ApiError(
+                403, f"pages of {origin!a} may not ask this server; start it with "
+                "--allow-origin URL to let them",
+            )  # fmt: skip
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > self._most_bytes:
             raise _too_large(self._most_bytes)
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without the port."""
+    return host.lower().rpartition(":")[0] if re.search(r":\d*$", host) else host.lower()
+
+
+def _place_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 class _Body:

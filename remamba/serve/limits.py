@@ -27,6 +27,11 @@ class Keys:
     def __init__(self, keys: Sequence[str]):
         self._digests = [_digest(key) for key in keys]
 
+    @property
+    def are_needed(self) -> bool:
+        """Whether only those may ask who have a key."""
+        return bool(self._digests)
+
     def client(self, authorization: str | None, address: str) -> Client:
         """Who sends this header.
 

@@ -104,11 +104,11 @@ class Load:
         ]
         # another text each time, so that nothing is known of it
         sent = [await ask({"type": "text", "text": f"{i}. {text}"}) for i in range(5)]
-        ratio = statistics.median(sent) / statistics.median(known)
+        fast, slow = statistics.median(known), statistics.median(sent)
         return (
-            f"{questions} questions of one file: median {statistics.median(known):.3f} s "
-            f"({min(known):.3f} to {max(known):.3f}); with the text sent each time, 5 of them: "
-            f"{statistics.median(sent):.2f} s ({min(sent):.2f} to {max(sent):.2f}): {ratio:.0f} times"
+            f"{questions} questions of one file: median {fast:.3f} s ({min(known):.3f} to "
+            f"{max(known):.3f}); with the text sent each time, 5 of them: {slow:.2f} s "
+            f"({min(sent):.2f} to {max(sent):.2f}): {slow / fast:.0f} times"
         )
 
 

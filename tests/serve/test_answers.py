@@ -183,6 +183,15 @@ def test_likelihoods_equal_the_engines(client: openai.OpenAI) -> None:
         TEXT,
         values[: len(wanted.prompt_logprobs)],
     )
+    # as lm-evaluation-harness asks: tokens, one more of them, and its own seed
+    ids = reader.tokenizer(TEXT)["input_ids"]
+    scored = client.completions.create(
+        model="tiny", prompt=[ids, ids[:9]], max_tokens=1, logprobs=1, echo=True, seed=1234,
+        temperature=0,
+    )  # fmt: skip
+    for choice, length in zip(scored.choices, (len(ids), 9), strict=True):
+        assert choice.logprobs.token_logprobs[:-1][1:] == pytest.approx(values[1:length], rel=1e-5)
+        assert len(choice.logprobs.tokens) == len(choice.logprobs.top_logprobs) == length + 1
     done = chat(client, about(TEXT), logprobs=True, top_logprobs=2, temperature=0)
     content = done.choices[0].logprobs.content
     ask = Ask(TEXT, QUESTION, options=options(temperature=0.0))

@@ -79,6 +79,18 @@ def test_foreign_pages_may_not_ask() -> None:
         assert done.headers["access-control-allow-origin"] == "https://chat.example.org"
 
 
+def test_names_that_were_made_to_mean_this_machine(server: Running) -> None:
+    with server.http() as http:
+        for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+            assert http.get("/health", headers={"Host": name}).status_code == 403
+        for name in ("localhost", "LOCALHOST:1", "127.0.0.1:", "[::1]:8000"):
+            assert http.get("/health", headers={"Host": name}).status_code == 200
+        assert http.get("/health", headers={"Origin": "http://[half"}).status_code == 403
+    for settings in ({"no_auth": True}, {"api_key": ("a",)}):
+        with serving(**settings) as other, other.http() as http:
+            assert http.get("/health", headers={"Host": "chat.example"}).status_code == 200
+
+
 def test_over_the_limit_only_200_and_429() -> None:
     """At most 2 + 3 are under way; the others are told when to come again, and none is lost."""
     with serving(make_reader(slots=2), max_waiting=3) as server:
