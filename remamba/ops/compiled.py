@@ -58,6 +58,12 @@ def obstacle() -> str:
     return _library()[1]
 
 
+def where() -> str:
+    """The file that the kernels run from; empty where they cannot run."""
+    library, _ = _library()
+    return "" if library is None else str(library._name)
+
+
 def unfit(*tensors: Tensor | None) -> str:
     """Why C kernels cannot take these tensors; empty when they can.
 
