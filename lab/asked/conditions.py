@@ -20,7 +20,8 @@ from remamba.methods.shorten import Drop
 from remamba.methods.twice import Twice
 
 MODEL, PLAIN, NOBODY = "model", "plain", "nobody"
-WHOLE, DROP20, MIDDLE, BM25, ORACLE = "whole", "drop20", "middle", "bm25", "oracle"
+WHOLE, DROP20, MIDDLE, LAST = "whole", "drop20", "middle", "last"
+BM25, ORACLE = "bm25", "oracle"
 DROPPED = 0.2
 
 WORDS = {
@@ -32,6 +33,7 @@ WORDS = {
     "plain": "the plain model, one reading",
     "plain-drop20": "the plain model, the first fifth of each document cut away",
     "plain-middle": "the plain model, the document's middle cut out ({middle} tokens are left)",
+    "plain-last": "the plain model on the document's last {last} tokens",
     "plain-bm25": "the plain model on the paragraphs that BM25 finds ({bm25} tokens)",
     "plain-chunks": "the plain model on chunks of {chunks} tokens; the surest answers (OPRM)",
     "plain-chunks-bm25": "as plain-chunks, among the 3 chunks that BM25 ranks first",
@@ -66,7 +68,7 @@ class Condition:
     """Which of the run's models: MODEL, PLAIN or a name of the caller's; or NOBODY."""
     method: Method = field(default_factory=Plain)
     reads: str = WHOLE
-    """WHOLE, or how the document is shortened first: DROP20, MIDDLE, BM25, ORACLE."""
+    """WHOLE, or how the document is shortened first: DROP20, MIDDLE, LAST, BM25, ORACLE."""
     reads_tokens: int | None = None
     """Most tokens that are left of it; None where that is no setting."""
     is_of_map: bool = False
@@ -111,6 +113,7 @@ def make_conditions(
     has_plain: bool,
     middle: int,
     bm25: int,
+    last: int = 500,
     chunks: int = 500,
     decimate: int = 2000,
     tables: Mapping[str, str] | None = None,
@@ -137,7 +140,7 @@ def make_conditions(
             and (settings or name not in COMPRESSING)
             and (name not in BY_TABLE or name in (tables or {}))
         ]
-    budgets = {MIDDLE: middle, BM25: bm25, "chunks": chunks, "decimate": decimate}
+    budgets = {MIDDLE: middle, LAST: last, BM25: bm25, "chunks": chunks, "decimate": decimate}
     return [
         _condition(name, settings, has_plain, budgets, (tables or {}).get(name))
         for name in WORDS
@@ -178,7 +181,7 @@ def _condition(
     if name == "plain-chunks-oracle":
         return Condition(name, words, answers_by, reads=ORACLE, reads_tokens=chunks)
     reads = name.rpartition("-")[2]
-    if name not in COMPRESSING and reads in (DROP20, MIDDLE, BM25):
+    if name not in COMPRESSING and reads in (DROP20, MIDDLE, LAST, BM25):
         left = budgets.get(reads)
         return Condition(name, words, answers_by, reads=reads, reads_tokens=left)
     if name in ("stage1", "plain"):

@@ -18,6 +18,7 @@ from lab.asked.conditions import (
     BM25,
     DROP20,
     DROPPED,
+    LAST,
     MIDDLE,
     NOBODY,
     ORACLE,
@@ -281,6 +282,8 @@ class PlantedRun:
         assert most is not None
         if condition.reads == MIDDLE:
             return [*opening, *without_middle(text, most)]
+        if condition.reads == LAST:
+            return [*opening, *text[-most:]]
         if condition.reads == ORACLE:
             return [*opening, *document.chunk_of(question, most)]
         found = document.passages(most).best(question.text).tokens
@@ -311,6 +314,7 @@ def _reference(document: PlantedDocument, question: PlantedQuestion) -> dict[str
         "metric": document.metric,
         "length": document.length,
         "answers": question.answers,
+        **({"wrong": question.wrong} if question.wrong else {}),
     }
 
 

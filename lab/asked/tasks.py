@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.planted.suite import TASKS
 from remamba.errors import InputError
 from remamba.evals.metrics import first_line, qa_f1
 from remamba.evals.predictions import Prediction
 from remamba.evals.tasks import Task
 from remamba.json_lines import JsonLines, Row
 
-DATASETS = (
-    "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code",
-)  # fmt: skip
-METRICS = ("exact", "f1")
-LENGTHS = (500, 1000, 2000, 4000, 8000, 16000, 32000)
+DATASETS = TASKS
+METRICS = ("exact", "f1", "recall", "label")
+USUAL = {"task": "facts", "metric": "exact"}
+"""Of a row that does not tell."""
+LENGTHS = (500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 """A document counts with the nearest of these, by ratio, unless others are given."""
 NEW_TOKENS = 8
 CHARACTERS_PER_TOKEN = 4
@@ -36,6 +37,8 @@ class PlantedQuestion(NamedTuple):
     answers: list[str]
     evidence: list[tuple[int, int]]
     """Characters of the document, from and up to: one span for each thing to be found."""
+    wrong: list[str]
+    """Labels that a right answer does not name; of the metric label."""
 
 
 class PlantedDocument(NamedTuple):
@@ -113,7 +116,7 @@ def _document(row: Row, name: str, lengths: Sequence[int]) -> PlantedDocument:
 
 
 def _choice(row: Row, name: str, values: Sequence[str]) -> str:
-    value = row.get(name, values[0])
+    value = row.get(name, USUAL[name])
     if value not in values:
         raise InputError(
             f"{row.where}: {name!r} is {value!r:.40}; it must be one of {', '.join(values)}"
@@ -126,6 +129,7 @@ def _question(row: Row, name: str, characters: int) -> PlantedQuestion:
     answers = row.get_texts("answers") if "answers" in row else [row.get_text("response").strip()]
     if not answers:
         raise InputError(f"{row.where}: 'answers' is empty; give at least one")
+    wrong = row.get_texts("wrong") if "wrong" in row else []
     evidence = row.get("evidence") or []
     if not isinstance(evidence, list):
         evidence = [None]
@@ -137,7 +141,7 @@ def _question(row: Row, name: str, characters: int) -> PlantedQuestion:
                 f"{row.where}: 'evidence' holds {span!r:.40}; a span is [from, up to], characters "
                 f"of the document's {characters:,}"
             )
-    return PlantedQuestion(name, text, answers, [(start, stop) for start, stop in spans])
+    return PlantedQuestion(name, text, answers, [(start, stop) for start, stop in spans], wrong)
 
 
 def answer_spans(text: str, question: PlantedQuestion) -> list[tuple[int, int]]:
@@ -153,15 +157,30 @@ def answer_spans(text: str, question: PlantedQuestion) -> list[tuple[int, int]]:
     ]
 
 
-def score_answer(metric: str, pred: str, answers: Sequence[str]) -> float:
-    """How right an answer's first line is, from 0 to 1: the best over `answers`.
+def score_answer(
+    metric: str, pred: str, answers: Sequence[str], wrong: Sequence[str] = ()
+) -> float:
+    """How right an answer is, from 0 to 1.
 
-    "exact": the same text, spaces around and case aside; "f1": F1 of the words.
+    "exact": its first line is one of `answers`, spaces around and case aside; "f1": F1 of the first
+    line's words, the best over `answers`; "recall": the share of `answers` that occur in it, case
+    aside (RULER); "label": its first sentence has one of `answers` in it and none of `wrong`, case
+    aside (BABILong).
     """
+    if metric == "recall":
+        return float(np.mean([answer.lower() in pred.lower() for answer in answers]))
+    if metric == "label":
+        named = pred.lower().split(".")[0]
+        has_answer = any(answer.lower() in named for answer in answers)
+        return float(has_answer and not any(label.lower() in named for label in wrong))
     said = first_line(pred).strip()
     if metric == "f1":
         return max(qa_f1(said, answer) for answer in answers)
     return float(said.lower() in [answer.strip().lower() for answer in answers])
+
+
+def _score_row(row: Row, pred: str, answers: Sequence[str]) -> float:
+    return score_answer(_choice(row, "metric", METRICS), pred, answers, row.get("wrong") or ())
 
 
 def score(dataset: str, predictions: Sequence[Prediction], _: str) -> list[float]:
@@ -170,10 +189,7 @@ def score(dataset: str, predictions: Sequence[Prediction], _: str) -> list[float
     Raises:
         InputError: a row names an unknown one.
     """
-    return [
-        0.0 if p.failed else score_answer(_choice(p.row, "metric", METRICS), p.pred, p.answers)
-        for p in predictions
-    ]
+    return [0.0 if p.failed else _score_row(p.row, p.pred, p.answers) for p in predictions]
 
 
 def best_constant(predictions: Sequence[Prediction]) -> str:
@@ -208,9 +224,7 @@ def summarise(
     All scores are times 100.
     """
     constant = best_constant(predictions)
-    worth = [
-        score_answer(_choice(p.row, "metric", METRICS), constant, p.answers) for p in predictions
-    ]
+    worth = [_score_row(p.row, constant, p.answers) for p in predictions]
     groups = by_length(predictions)
     return {
         "score": mean_of_means(scores, groups),

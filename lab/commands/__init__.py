@@ -13,6 +13,10 @@ COMMANDS = {
         "lab.commands.eval_planted",
         "ask about planted data under many conditions, evidence looked up",
     ),
+    "eval open": (
+        "lab.commands.eval_open",
+        "ask what no training has: new names, values, sentences, kinds of facts",
+    ),
     "eval evidence": (
         "lab.commands.eval_evidence",
         "the runs of recipes/evidence.py over their seeds, as one report",

@@ -13,8 +13,13 @@ Range = arg(metavar="LO HI")
 Count = Annotated[int, arg(metavar="N")]
 Share = arg(metavar="SHARE")
 Task = Literal[
-    "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code"
-]
+    "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code",
+    "open-values", "open-names", "open-sentences", "open-questions", "open-all", "open-kinds",
+    "open-apart", "open-next", "open-needle",
+    "ruler-single", "ruler-multi-key", "ruler-multi-value", "ruler-multi-query", "ruler-tracking",
+    "grammar-qa1", "grammar-qa2", "grammar-qa3", "grammar-qa4", "grammar-qa5",
+    "babi-qa1", "babi-qa2", "babi-qa3", "babi-qa4", "babi-qa5",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,14 @@ class Args:
     Tasks: facts (one fact about a person), two-hop (a person named through another fact),
     many-facts (all that fit), retrieval (which paragraph a line is from), count (of different
     paragraphs), few-shot (question classes, by examples), dictionary (made-up words), code (the
-    next line of repeated code).
+    next line of repeated code). For --split test alone the levels of the open test: facts with new
+    open-values, -names, -sentences or -questions, with all of these (open-all), of kinds that no
+    training has (open-kinds), and of such whose question shares no word but the name (open-apart);
+    the paragraph after a quoted line's (open-next); numbers for keys (open-needle).
+
+    Public benchmarks in these books: RULER's needles and variable tracking (ruler-*), and the first
+    five tasks of BABILong, with stories from bAbI's grammar (grammar-qa1 to -qa5) or from its own
+    files (babi-qa1 to -qa5).
 
     Example: remamba data build planted --books books/*.txt --output facts.jsonl --documents 10000
     --tasks facts two-hop --tokens 500 1000
@@ -86,12 +98,19 @@ class Args:
         Path | None, arg(metavar="FILE", help_behavior_hint="(needed for few-shot)")
     ] = None
     """TREC's labelled questions, "COARSE:fine question" a line; also as .gz or .xz."""
+    babi: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(needed for babi-qa*)")] = (
+        None
+    )
+    """Folder with bAbI's files, such as qa1_single-supporting-fact_test.txt."""
     seed: Count = 0
     """Another seed gives other documents."""
     split: Literal["train", "dev", "test"] = "train"
     """People, made-up words, values and phrasings of one split occur in no other."""
     workers: Count = 1
     """Processes."""
+    apart_from: Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
+    """What a model was trained on, books or rows: refused where it has a new word or sentence of
+    the open test."""
     overwrite: bool = False
     """Replace the output if it exists."""
     json: bool = False
@@ -111,6 +130,7 @@ def run(args: Args) -> int:
         Options(**{name: getattr(args, name) for name in names}),
         tokenizer=args.tokenizer,
         workers=args.workers,
+        apart_from=args.apart_from,
         overwrite=args.overwrite,
     )
     print(json_module.dumps(made) if args.json else _table(args.output, made))

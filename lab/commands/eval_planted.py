@@ -22,23 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Ask a model about planted data (remamba data build planted), and its controls beside it.
+class Asking:
+    """How planted data are asked, whichever they are."""
 
-    All conditions get the same questions; one reading of a document serves all that can share it.
-    Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
-    choices of what is kept), plain, plain-drop20, plain-middle, plain-bm25 (a plain model, the
-    document whole or shortened), plain-chunks, plain-chunks-bm25 and their controls -random and
-    -oracle (in chunks), plain-twice (given twice), plain-filter, plain-scale, plain-decimate (by
-    layer rules; the first two need a table that remamba calibrate made), model-bm25, two-stage-bm25
-    (the model on what BM25 finds, read once, or with its own compression), constant (the most
-    frequent answer).
-
-    Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
-    """
-
-    data: Annotated[tuple[Path, ...], arg(metavar="F ...")]
-    """Files of planted rows (JSON lines, also as .gz or .xz)."""
     output: Annotated[Path, arg(metavar="DIR")]
     """Where everything goes; each condition is a run in a folder of its own."""
     plain: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint="")] = None
@@ -48,11 +34,13 @@ class Args:
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Only the first N documents of each task and length."""
     lengths: Annotated[tuple[int, ...], arg(metavar="N ...")] = (
-        500, 1000, 2000, 4000, 8000, 16000, 32000,
+        500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000,
     )  # fmt: skip
     """Lengths that are reported, in tokens; a document counts with the nearest."""
     middle_tokens: Annotated[int, arg(metavar="N")] = 2000
     """Tokens of a document that plain-middle leaves: its first and its last half of them."""
+    last_tokens: Annotated[int, arg(metavar="N")] = 500
+    """Tokens of a document that plain-last leaves."""
     bm25_tokens: Annotated[int, arg(metavar="N")] = 500
     """Tokens of a document that plain-bm25, model-bm25 and two-stage-bm25 leave."""
     chunk_tokens: Annotated[int, arg(metavar="N")] = 500
@@ -82,7 +70,7 @@ class Args:
     def check(self) -> None:
         """Raise InputError for values outside their range."""
         leasts = {
-            "limit": 1, "middle_tokens": 2, "bm25_tokens": 1, "chunk_tokens": 32,
+            "limit": 1, "middle_tokens": 2, "last_tokens": 1, "bm25_tokens": 1, "chunk_tokens": 32,
             "decimate_tokens": 1, "slots": 1,
         }  # fmt: skip
         for name, least in leasts.items():
@@ -101,8 +89,33 @@ class Args:
         return {name: file for name, file in given.items() if file is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Args(Asking):
+    """Ask a model about planted data (remamba data build planted), and its controls beside it.
+
+    All conditions get the same questions; one reading of a document serves all that can share it.
+    Conditions: two-stage (the model as it is), stage1 (compression off), random, fixed, drop (other
+    choices of what is kept), plain, plain-drop20, plain-middle, plain-last, plain-bm25 (a plain
+    model, the document whole or shortened), plain-chunks, plain-chunks-bm25 and their controls
+    -random and -oracle (in chunks), plain-twice (given twice), plain-filter, plain-scale,
+    plain-decimate (by layer rules; the first two need a table that remamba calibrate made),
+    model-bm25, two-stage-bm25 (the model on what BM25 finds, read once, or with its own
+    compression), constant (the most frequent answer).
+
+    Example: remamba eval planted --data test.jsonl --model runs/mine --plain runs/plain --output e
+    """
+
+    data: Annotated[tuple[Path, ...], arg(metavar="F ...")]
+    """Files of planted rows (JSON lines, also as .gz or .xz)."""
+
+
 def run(args: Args) -> int:
     """Asks, scores, reports; prints the scores as a table."""
+    return ask(args, args.data)
+
+
+def ask(args: Asking, data: Sequence[Path]) -> int:
+    """Asks about files of planted rows; prints the scores as a table."""
     from lab.asked.conditions import WORDS, make_conditions, map_conditions
     from lab.asked.report import WRITTEN, score_table, write_summary
     from lab.asked.run import PlantedRun
@@ -117,7 +130,7 @@ def run(args: Args) -> int:
     args.check()
     written = (RECORD_FILE, *WRITTEN, *WORDS, "map")
     folder = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite, written=written)
-    documents, hashes = read_documents(args.data, args.lengths, args.limit)
+    documents, hashes = read_documents(data, args.lengths, args.limit)
     with quiet_transformers():
         readers = {"model": args.reading.load(slots=args.slots)}
         if args.plain is not None:
@@ -129,6 +142,7 @@ def run(args: Args) -> int:
             own,
             has_plain=args.plain is not None,
             middle=args.middle_tokens,
+            last=args.last_tokens,
             bm25=args.bm25_tokens,
             chunks=args.chunk_tokens,
             decimate=args.decimate_tokens,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lab.planted.disjoint import check_apart
 from lab.planted.prose import Lengths, Prose, read_books
 from lab.planted.suite import Options, Suite, make_tasks
 from lab.planted.task import Source
@@ -142,6 +143,7 @@ def build_planted(
     *,
     tokenizer: str | Path | None = None,
     workers: int = 1,
+    apart_from: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes a file of JSON lines and its manifest, each beside its place at first.
@@ -151,6 +153,7 @@ def build_planted(
         documents: rows.
         tokenizer: directory with tokenizer.json, to count real tokens; None: 4 characters a token.
         workers: processes; the file does not depend on it.
+        apart_from: what a model was trained on, for levels of the open test (`check_apart`).
 
     Returns:
         The manifest: rows, questions, both by task with lengths, options, versions, commit, and the
@@ -168,10 +171,13 @@ def build_planted(
         if value < 1:
             raise InputError(f"--{name} {value}: give 1 or more")
     counter = load_tokenizer(tokenizer)
+    if apart_from:
+        say(f"looking for the open test's words and sentences in {len(apart_from)} files")
+        check_apart(apart_from)
     say(f"reading {len(books)} files of books")
     suite = open_suite(books, options, counter)
     say(f"{len(suite.source.prose.books)} books")
-    inputs = [*books, *([options.classes] if options.classes is not None else [])]
+    inputs = [*books, *apart_from, *([options.classes] if options.classes is not None else [])]
     inputs += [] if tokenizer is None else [_tokenizer_file(tokenizer)]
     hashes = {str(path): file_hash(Path(path)) for path in inputs}
     make_directory(output.parent)

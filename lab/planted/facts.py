@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from lab.planted.language import language
+from lab.planted.language import Language, language
 from lab.planted.people import (
     Fact,
     draw_facts,
@@ -71,12 +71,16 @@ class FactsTask:
 
     def facts(self, rng: random.Random, count: int, split: str) -> list[Fact]:
         """`count` facts; no two of them have the same person and attribute."""
-        kinds = draw_kinds(rng, language(split).attributes, self.kinds)
+        return self.facts_of(rng, count, language(split))
+
+    def facts_of(self, rng: random.Random, count: int, known: Language) -> list[Fact]:
+        """`count` facts in the words of a language."""
+        kinds = draw_kinds(rng, known.attributes, self.kinds)
         kinds = with_open_values(rng, kinds, self.open_values)
         kinds = with_few_values(rng, kinds, self.values)
         kinds = [replace(kind, facts=kind.facts[: self.sentences]) for kind in kinds]
-        people = draw_people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))), split)
-        return draw_facts(rng, split, kinds, people, count, self.echo)
+        people = draw_people(rng, max(1, (count + 1) // 2, -(-count // len(kinds))), known)
+        return draw_facts(rng, known, kinds, people, count, self.echo)
 
     def make(
         self, source: Source, rng: random.Random, tokens: tuple[int, int], questions: int

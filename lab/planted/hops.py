@@ -71,13 +71,13 @@ class TwoHopTask:
         kinds = with_open_values(rng, kinds, self.open_values)
         sorts = rng.sample(known.relations, min(RELATIONS, bonds // 2))
         least = 2 * -(-bonds // len(sorts)) if sorts else 2
-        people = draw_people(rng, max(least, -(-plain // min(len(kinds), 3))), split)
+        people = draw_people(rng, max(least, -(-plain // min(len(kinds), 3))), known)
         drawn: list[Fact | Bond] = []
-        drawn += draw_facts(rng, split, kinds, people, plain, self.echo)
+        drawn += draw_facts(rng, known, kinds, people, plain, self.echo)
         for number, relation in enumerate(sorts):
             pairs = rng.sample(people, 2 * len(range(number, bonds, len(sorts))))
             for person, other in zip(pairs[::2], pairs[1::2], strict=True):
-                drawn.append(state_bond(rng, split, person, relation, other))
+                drawn.append(state_bond(rng, known, person, relation, other))
         rng.shuffle(drawn)
         return drawn
 

@@ -149,9 +149,14 @@ class Relation:
 class Language:
     """What one split may say.
 
-    attributes: a person has one value of each. lists: a person may have several values.
+    split: to which the full names belong. first_names, surnames: from which they are drawn.
+    attributes: a person has one value of each. lists: a person may have several values. Without
+    openings and echoes facts have none.
     """
 
+    split: str
+    first_names: tuple[str, ...]
+    surnames: tuple[str, ...]
     attributes: tuple[Attribute, ...]
     lists: tuple[Attribute, ...]
     relations: tuple[Relation, ...]
@@ -165,11 +170,14 @@ class Language:
 def language(split: str) -> Language:
     """The language of a split: none of its values and sentences is another split's."""
     return Language(
+        split,
+        FIRST_NAMES,
+        SURNAMES,
         tuple(_attributes("attributes.txt", split)),
         tuple(_attributes("lists.txt", split)),
         tuple(
-            Relation(name, _get(said, split, "state"), _get(said, split, "describe"))
-            for name, said in _read("relations.txt").items()
+            Relation(name, get_said(said, split, "state"), get_said(said, split, "describe"))
+            for name, said in read_sections("relations.txt").items()
         ),
         OPENINGS[split],
         ECHOES[split],
@@ -179,26 +187,28 @@ def language(split: str) -> Language:
 
 
 def _attributes(file: str, split: str) -> Iterable[Attribute]:
-    for name, said in _read(file).items():
+    for name, said in read_sections(file).items():
         yield Attribute(
             name,
             values_of(VALUES[name], split),
-            _get(said, split, "state"),
-            _get(said, split, "ask"),
-            _get(said, "name"),
-            _get(said, split, "who"),
+            get_said(said, split, "state"),
+            get_said(said, split, "ask"),
+            get_said(said, "name"),
+            get_said(said, split, "who"),
         )
 
 
-def _get(said: dict[str, list[str]], *label: str) -> tuple[str, ...]:
+def get_said(said: dict[str, list[str]], *label: str) -> tuple[str, ...]:
+    """The sentences of a section that stand under a label of several words."""
     return tuple(said.get(" ".join(label), ()))
 
 
 @cache
-def _read(file: str) -> dict[str, dict[str, list[str]]]:
-    """Section -> label -> sentences: "[section]" lines, each followed by "label: sentence" lines.
+def read_sections(file: str) -> dict[str, dict[str, list[str]]]:
+    """Section of a file of ASSETS -> label -> sentences.
 
-    What stands before the first section is for readers.
+    That is "[section]" lines, each followed by "label: sentence" lines. What stands before the
+    first section is for readers.
     """
     sections: dict[str, dict[str, list[str]]] = {}
     for line in (ASSETS / file).read_text(encoding="utf-8").splitlines():
@@ -207,6 +217,17 @@ def _read(file: str) -> dict[str, dict[str, list[str]]]:
         elif sections and line:
             label, sentence = line.split(": ", 1)
             current.setdefault(label, []).append(sentence)
+    return sections
+
+
+@cache
+def read_words(file: str) -> dict[str, tuple[str, ...]]:
+    """Section of a file of ASSETS -> its words: "[section]" lines, each followed by words."""
+    sections: dict[str, tuple[str, ...]] = {}
+    _, *parts = (ASSETS / file).read_text(encoding="utf-8").split("\n[")
+    for part in parts:
+        name, _, words = part.partition("]\n")
+        sections[name] = tuple(words.split())
     return sections
 
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from lab.planted import prose
 from lab.planted.build import load_tokenizer
 from lab.planted.language import words_of
-from lab.planted.suite import TASKS, Options, Suite, make_tasks
+from lab.planted.suite import CLOSED, Options, Suite, make_tasks
 from lab.planted.task import SPLITS, Source
 from remamba.errors import InputError
 
@@ -71,7 +71,7 @@ def planted_rows(
     books: list[list[str]], classes: Path | None, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of all tasks' training split; of few-shot if there are labelled questions."""
-    names = tuple(name for name in TASKS if name != "few-shot" or classes is not None)
+    names = tuple(name for name in CLOSED if name != "few-shot" or classes is not None)
     options = Options(
         tasks=names, tokens=(150, 600), seed=seed, facts_per_1000=60.0, classes=classes
     )

@@ -61,7 +61,7 @@ class ManyFactsTask:
             if kind.name != "password" and VALUES[kind.name] not in taken
         ]
         attributes = with_open_values(rng, rng.sample(rest, rng.randint(1, most)), self.open_values)
-        people = draw_people(rng, max(ITEMS[1], count // 2), split)
+        people = draw_people(rng, max(ITEMS[1], count // 2), known)
         free = [(person, kind) for kind in lists for person in people]
         rng.shuffle(free)
         unasked = {kind: rng.sample(people, len(people)) for kind in attributes}
@@ -73,13 +73,13 @@ class ManyFactsTask:
             if (rng.random() < 0.5 and free) or len(unasked[kind]) < size:
                 person, kind = free.pop()
                 for value in rng.sample(kind.values, size):
-                    drawn.append(state(rng, split, person, kind, value, self.echo))
+                    drawn.append(state(rng, known, person, kind, value, self.echo))
                 continue
             value = draw_value(rng, kind)
             size = min(size, ITEMS[1] - said[kind.name, value])
             said[kind.name, value] += size
             for _ in range(size):
-                drawn.append(state(rng, split, unasked[kind].pop(), kind, value, self.echo))
+                drawn.append(state(rng, known, unasked[kind].pop(), kind, value, self.echo))
         rng.shuffle(drawn)
         return drawn
 

@@ -51,6 +51,9 @@ class RetrievalTask:
             places, or every so-manieth word is left out.
         closing_label: paragraphs end with their label, too, "(Paragraph 7)".
         first: the first paragraph's number, drawn from this range.
+        asks_next: the number wanted is that of the paragraph after the quoted line's, and numbers
+            come in no order: the words of the question are nowhere near it, so that search does not
+            find it. Its evidence is the line and that paragraph's opening label.
 
     Raises:
         InputError: `paraphrase` is no share, or `first` no range of numbers.
@@ -59,11 +62,15 @@ class RetrievalTask:
     paraphrase: float = 0.5
     closing_label: bool = True
     first: tuple[int, int] = (1, 1)
+    asks_next: bool = False
 
     name = "retrieval"
     metric = "exact"
-    template = "passage_retrieval_en"
     new_tokens = 8
+
+    @property
+    def template(self) -> str:
+        return "" if self.asks_next else "passage_retrieval_en"
 
     def __post_init__(self) -> None:
         if not 0 <= self.paraphrase <= 1:
@@ -87,7 +94,9 @@ class RetrievalTask:
                 low, high = tokens
                 raise InputError(f"--tokens {low} {high}: retrieval needs 120 or more")
             first = rng.randint(*self.first)
-            numbers = range(first, first + count)
+            numbers: Sequence[int] = range(first, first + count)
+            if self.asks_next:
+                numbers = rng.sample(range(1, 100), count)
             closings = [self._closing(number) for number in numbers]
             labels = [_opening(n) + end for n, end in zip(numbers, closings, strict=True)]
             drawn = _draw(source, rng, [1] * count, _left(source, room, labels), tokens)
@@ -116,7 +125,7 @@ class RetrievalTask:
         fewest, most = QUOTE_WORDS
         places = [
             (i, j)
-            for i, paragraph in enumerate(paragraphs)
+            for i, paragraph in enumerate(paragraphs[: -1 if self.asks_next else None])
             for j, sentence in enumerate(paragraph.sentences)
             if fewest <= sentence.count(" ") + 1 <= most
         ]
@@ -138,9 +147,11 @@ class RetrievalTask:
                 quote = paraphrased(rng, sentence)
                 if quote in context:
                     continue
-            label = f"Paragraph {numbers[i]}"
+            label = f"Paragraph {numbers[i + self.asks_next]}"
             start, stop = (starts[i] + n for n in paragraphs[i].span(j))
-            if self.closing_label:
+            if self.asks_next:
+                at = starts[i + 1] - len(label) - len(": ")
+            elif self.closing_label:
                 at = starts[i] + len(paragraphs[i].text) + len(" (")
             else:
                 at = starts[i] - len(label) - len(": ")

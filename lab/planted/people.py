@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lab.planted.language import Attribute, Relation, fill_in, language, open_words
+from lab.planted.language import Attribute, Language, Relation, fill_in, open_words
 from lab.planted.made_up import made_up_word
-from lab.planted.words import FIRST_NAMES, SURNAMES, split_of
+from lab.planted.words import split_of
 
 OPENED = 0.5  # share of facts that begin with an opening
 LIKENESS = 0.2  # share of people who take their first name from another, and as many the surname
@@ -36,19 +36,19 @@ class Bond:
     text: str
 
 
-def draw_people(rng: random.Random, count: int, split: str) -> list[str]:
-    """Different people of a split, some of whom share a first name or a surname."""
+def draw_people(rng: random.Random, count: int, language: Language) -> list[str]:
+    """Different people of a language, some of whom share a first name or a surname."""
     people: list[str] = []
     taken = set()
     while len(people) < count:
-        first, last = rng.choice(FIRST_NAMES), rng.choice(SURNAMES)
+        first, last = rng.choice(language.first_names), rng.choice(language.surnames)
         likeness = rng.random()
         if people and likeness < LIKENESS:
             first = rng.choice(people).split(" ")[0]
         elif people and likeness < 2 * LIKENESS:
             last = rng.choice(people).split(" ")[1]
         name = first + " " + last
-        if name not in taken and split_of(name) == split:
+        if name not in taken and split_of(name) == language.split:
             taken.add(name)
             people.append(name)
     return people
@@ -105,28 +105,35 @@ def draw_value(rng: random.Random, attribute: Attribute) -> str:
 
 
 def state(
-    rng: random.Random, split: str, person: str, attribute: Attribute, value: str, echo: float
+    rng: random.Random,
+    language: Language,
+    person: str,
+    attribute: Attribute,
+    value: str,
+    echo: float,
 ) -> Fact:
     """A fact in words; with probability `echo` the next sentence says it once more,
     unless it is one of several."""
-    text = _opened(rng, split, fill_in(rng.choice(attribute.facts), person, value))
-    if attribute.names and rng.random() < echo:
+    text = _opened(rng, language, fill_in(rng.choice(attribute.facts), person, value))
+    if attribute.names and language.echoes and rng.random() < echo:
         name = rng.choice(attribute.names).replace("{p}", person)
-        again = rng.choice(language(split).echoes)
+        again = rng.choice(language.echoes)
         text += " " + again.replace("{n}", name).replace("{v}", value)
     return Fact(person, attribute, value, text)
 
 
-def state_bond(rng: random.Random, split: str, person: str, relation: Relation, other: str) -> Bond:
+def state_bond(
+    rng: random.Random, language: Language, person: str, relation: Relation, other: str
+) -> Bond:
     """A relation in words."""
     text = rng.choice(relation.facts).replace("{p}", person).replace("{q}", other)
-    return Bond(person, relation, other, _opened(rng, split, text))
+    return Bond(person, relation, other, _opened(rng, language, text))
 
 
-def _opened(rng: random.Random, split: str, text: str) -> str:
+def _opened(rng: random.Random, language: Language, text: str) -> str:
     """The sentence, perhaps with an opening, and with a capital."""
-    if rng.random() < OPENED:
-        text = rng.choice(language(split).openings) + text
+    if language.openings and rng.random() < OPENED:
+        text = rng.choice(language.openings) + text
     return text[0].upper() + text[1:]
 
 
@@ -139,7 +146,7 @@ def draw_kinds(
 
 def draw_facts(
     rng: random.Random,
-    split: str,
+    language: Language,
     attributes: Sequence[Attribute],
     people: Sequence[str],
     count: int,
@@ -149,5 +156,5 @@ def draw_facts(
     facts = []
     for place in rng.sample(range(len(people) * len(attributes)), count):
         person, attribute = people[place // len(attributes)], attributes[place % len(attributes)]
-        facts.append(state(rng, split, person, attribute, draw_value(rng, attribute), echo))
+        facts.append(state(rng, language, person, attribute, draw_value(rng, attribute), echo))
     return facts

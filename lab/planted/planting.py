@@ -78,19 +78,22 @@ def plant(
     room: tuple[int, int, int],
     planted: list[P],
     depths: Sequence[float] = (),
+    *,
+    joined: bool = False,
 ) -> tuple[str, list[P], list[Span]]:
     """A context, what is planted in it, and where each stands.
 
     Args:
         room: (least, aim, most) of the context in the units of `source.lengths`.
         depths: the first ones stand at these shares of the context, all others anywhere.
+        joined: the prose may go on in the next books.
 
     Raises:
         InputError: the books are too short.
     """
     used = sum(source.lengths.cost(" " + one.text) for one in planted)
     low, aim, high = room
-    sentences = source.prose.passage(rng, low - used, aim - used, high - used)
+    sentences = source.prose.passage(rng, low - used, aim - used, high - used, joined=joined)
     if not sentences:
         unit = source.lengths.unit
         raise InputError(

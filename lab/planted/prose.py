@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,27 +162,37 @@ class Prose:
             self._passages[key] = found
         return found
 
-    def passage(self, rng: random.Random, low: int, aim: int, high: int) -> list[tuple[str, bool]]:
+    def passage(
+        self, rng: random.Random, low: int, aim: int, high: int, *, joined: bool = False
+    ) -> list[tuple[str, bool]]:
         """Consecutive sentences of one book, `low` to `high` long together, `aim` if it can be.
 
         Each comes with the break before it, and with whether a fact may follow it; none where the
-        books are too short.
+        books are too short. `joined`: where a book ends the next one goes on, until all were read.
         """
         for _ in range(200):
             place = rng.randrange(self._sizes[-1])
             book = bisect.bisect_right(self._sizes, place)
             paragraph = place - (self._sizes[book - 1] if book else 0)
-            if sentences := self._passage_at(book, paragraph, low, aim, high):
+            places = self._places(book, paragraph, joined)
+            if sentences := self._passage_at(places, low, aim, high):
                 return sentences
         return []
 
+    def _places(self, book: int, paragraph: int, joined: bool) -> Iterator[tuple[int, int]]:
+        """The paragraphs from this one on."""
+        yield from ((book, number) for number in range(paragraph, len(self.books[book])))
+        if joined:
+            for other in (*range(book + 1, len(self.books)), *range(book)):
+                yield from ((other, number) for number in range(len(self.books[other])))
+
     def _passage_at(
-        self, book: int, paragraph: int, low: int, aim: int, high: int
+        self, places: Iterable[tuple[int, int]], low: int, aim: int, high: int
     ) -> list[tuple[str, bool]]:
-        """The passage that begins with this paragraph; empty if the book ends too early."""
+        """The passage of these paragraphs; empty if they end too early."""
         used = -self._paragraph_cost  # the document does not begin with a blank line
         taken: list[tuple[str, bool]] = []
-        for number in range(paragraph, len(self.books[book])):
+        for book, number in places:
             for text, cost, open_slot in self._sentences(book, number):
                 if used + cost <= aim or (used < low and used + cost <= high):
                     taken.append((text, open_slot))

@@ -22,6 +22,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +32,32 @@ from lab.planted.facts import FactsTask
 from lab.planted.few_shot import FewShotTask, read_classes
 from lab.planted.hops import TwoHopTask
 from lab.planted.many_facts import ManyFactsTask
+from lab.planted.needles import NeedleTask, TrackingTask
+from lab.planted.open_test import LEVELS, OpenTask
 from lab.planted.paragraphs import CountTask, RetrievalTask
+from lab.planted.stories import STORIES, StoryTask
 from lab.planted.task import SPLITS, Asked, Draft, Source, Task
 from remamba.errors import InputError
 from remamba.evals.longbench import fill, templates
 
 _QUESTION = "{context}\n\nQuestion: {input}\nAnswer:"
+_MAGIC = (
+    "{some} hidden within the following text. Make sure to memorize it. I will quiz you about the "
+    "{number} afterwards.\n{{context}}\n{{input}}"
+)
+_NUMBER = _MAGIC.format(some="A special magic number is", number="number")
+_NUMBERS = _MAGIC.format(some="Some special magic numbers are", number="numbers")
+RULER: dict[str, Task] = {
+    "ruler-single": NeedleTask(),
+    "ruler-multi-key": NeedleTask(keys=4),
+    "ruler-multi-value": NeedleTask(values=4),
+    "ruler-multi-query": NeedleTask(keys=4, queries=4),
+    "ruler-tracking": TrackingTask(),
+}
 SHORT_PROMPTS = {
+    **dict.fromkeys(LEVELS, _QUESTION),
+    "open-next": "{context}\n\nQuote: {input}\nThe paragraph after it:",
+    "open-needle": _QUESTION,
     "facts": _QUESTION,
     "two-hop": _QUESTION,
     "many-facts": _QUESTION,
@@ -46,14 +66,26 @@ SHORT_PROMPTS = {
     "few-shot": "{context}\n{input}",
     "dictionary": _QUESTION,
     "code": "{context}{input}",
+    "ruler-single": _NUMBER,
+    "ruler-multi-key": _NUMBER,
+    "ruler-multi-value": _NUMBERS,
+    "ruler-multi-query": _NUMBERS,
+    "ruler-tracking": "Memorize and track the chain(s) of variable assignment hidden in the "
+    "following text.\n\n{context}\n{input}",
+    **{f"{kind}-qa{n}": _QUESTION for kind in ("grammar", "babi") for n in STORIES},
 }
 """Task -> its prompt in few words, in the form of LongBench's templates."""
 TASKS = tuple(SHORT_PROMPTS)
+OPEN = (*LEVELS, "open-next", "open-needle")
+"""The levels of the open test."""
+CLOSED = ("facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code")
+"""Those whose names, words and kinds all splits share."""
 PROMPTS = ("short", "longbench")
 WITH_INPUT = {"lcc": "repobench-p"}
 """Template -> the same words with a place for {input}, where the question is code that goes on."""
 ATTEMPTS = 10
 """Drafts of a row, each from other chance, before it is given up."""
+OPEN_NEEDLES = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -77,6 +109,7 @@ class Options:
         values: of each kind of facts of `facts` in a document, drawn from this range; None: all.
         first_paragraph: number of the first paragraph of `retrieval`, drawn from this range.
         classes: labelled questions, for `few-shot`.
+        babi: folder of bAbI's own files, for `babi-qa1` to `babi-qa5`.
 
     Raises:
         InputError: an option is outside its range, or two of them contradict each other.
@@ -99,6 +132,7 @@ class Options:
     values: tuple[int, int] | None = None
     first_paragraph: tuple[int, int] = (1, 1)
     classes: Path | None = None
+    babi: Path | None = None
 
     def __post_init__(self) -> None:
         for name in self.tasks:
@@ -150,8 +184,26 @@ def make_tasks(options: Options) -> dict[str, Task]:
         "few-shot": lambda: _few_shot(options),
         "dictionary": DictionaryTask,
         "code": CodeTask,
+        "open-next": lambda: RetrievalTask(asks_next=True),
+        "open-needle": lambda: NeedleTask(keys=OPEN_NEEDLES, exact=True),
+        **{name: partial(RULER.__getitem__, name) for name in RULER},
+        **{f"grammar-qa{n}": partial(StoryTask, n) for n in STORIES},
+        **{f"babi-qa{n}": partial(_real_stories, n, options.babi) for n in STORIES},
     }
+    for level in LEVELS:
+        makers[level] = partial(
+            OpenTask, **shares, kinds=options.kinds, depth=options.depth, level=level
+        )
     return {name: makers[name]() for name in options.tasks}
+
+
+def _real_stories(number: int, folder: Path | None) -> Task:
+    if folder is None:
+        raise InputError(
+            f"--tasks babi-qa{number} needs --babi, a folder of bAbI's files; grammar-qa{number} "
+            "draws stories of the same kind"
+        )
+    return StoryTask(number, folder)
 
 
 def _few_shot(options: Options) -> Task:
@@ -178,6 +230,9 @@ class Suite:
 
     def __init__(self, source: Source, options: Options, tasks: Mapping[str, Task]):
         self.source, self.options, self.tasks = source, options, tasks
+        without = [name for name, task in tasks.items() if not task.template]
+        if options.prompts == "longbench" and without:
+            raise InputError(f"--prompts longbench: LongBench has none for {without[0]}")
         self._names = list(tasks)
         self._bounds = list(itertools.accumulate(options.weights or [1.0] * len(tasks)))
         self._chance = f"{options.seed}/{options.split}"
@@ -262,4 +317,5 @@ def _question(template: str, asked: Asked) -> dict[str, Any]:
         "evidence": [[start + len(prompt.before), stop + len(prompt.before)]
                      for start, stop in asked.evidence],
         "answers": list(asked.answers) or [asked.response.strip()],
+        **({"wrong": list(asked.wrong)} if asked.wrong else {}),
     }  # fmt: skip

@@ -25,12 +25,14 @@ class Asked:
         evidence: spans of the context that hold the answer, one for each thing that must be found;
             at least one.
         answers: what counts as right, without spaces around; the response's words by default.
+        wrong: labels that a right answer does not name, where the metric is `label`.
     """
 
     text: str
     response: str
     evidence: tuple[Span, ...]
     answers: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ class Source:
 class Task(Protocol):
     """A kind of work.
 
-    name: as files, options and reports spell it. metric: how answers are scored. template: the
-    LongBench dataset whose prompt is taken. new_tokens: that an answer may have.
+    name: what messages call it. metric: how answers are scored. template: the LongBench dataset
+    whose prompt is taken, "" for none. new_tokens: that an answer may have.
     """
 
-    name: str
-    metric: str
-    template: str
-    new_tokens: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def new_tokens(self) -> int: ...
 
     def make(
         self, source: Source, rng: random.Random, tokens: tuple[int, int], questions: int

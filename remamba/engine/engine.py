@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.entering import AnyJob, Entering, Prefilled, ReadJob, forget, span_scores
 from remamba.engine.entrance import Entrance
 from remamba.engine.request import Completion, Job, Request, fill_template
@@ -41,7 +42,6 @@ from remamba.execution.passes import not_finite
 from remamba.methods.plain import Plain
 from remamba.model.layer_rules import Scaling
 from remamba.model.states import StateCache
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode, end_tokens
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
@@ -66,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: BaseReMamba,
         tokenizer: Any = None,
         slots: int = 8,
         *,
@@ -380,8 +380,9 @@ class Engine:
         if isinstance(given, str):
             if self.tokenizer is None:
                 raise InputError(f"{name} is text and the engine has no tokenizer; give token ids")
-            if begins and given == self._last_document[0]:
-                return self._last_document[1]  # asked again: a long document is encoded once
+            last, known = self._last_document  # any thread may put another one there
+            if begins and given == last:
+                return known  # asked again: a long document is encoded once
             ids = encode(self.tokenizer, given, begins=begins).ids
             if begins:
                 self._last_document = (given, ids)

@@ -290,8 +290,6 @@ def _obstacle(kernels: str, device_type: str) -> str:
 _functions: dict[str, dict[str, Any]] = {op: {} for op in IMPLEMENTATIONS}
 
 
-# a compiler cannot trace how a form is chosen: it runs this, and takes the name for a constant
-@torch.compiler.assume_constant_result
 def _order(op: str, device_type: str) -> str:
     """The forms to try in their order; their functions are in _functions from then on."""
     forms = _choose(op, device_type, *_request())[0]
@@ -299,6 +297,11 @@ def _order(op: str, device_type: str) -> str:
         # all at once: within a trace a compiler looks into the table of an op only once
         _functions[op].update({name: _load(op, name) for name in forms})
     return " ".join(forms)
+
+
+# a compiler cannot trace how a form is chosen: it runs `_order`, and takes the names for constant.
+# torch.compiler.assume_constant_result sets the same, and imports all of torch's compiler for it.
+_order._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _load(op: str, backend: str) -> Callable | None:

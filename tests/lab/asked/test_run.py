@@ -69,7 +69,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(folder: Path, model: str, output: Path, *more: object) -> list[object]:
     words: list[object] = ["eval", "planted", "--data", folder / "data.jsonl", "--output", output]
     words += ["--model", folder / model, "--lengths", 100, 200, "--device", "cpu", "--json"]
-    words += ["--plain", folder / "plain", "--middle-tokens", 40, "--bm25-tokens", 60]
+    words += [
+        "--plain",
+        folder / "plain",
+        "--middle-tokens",
+        40,
+        "--last-tokens",
+        30,
+        "--bm25-tokens",
+        60,
+    ]
     words += ["--chunk-tokens", 33, "--decimate-tokens", 40]
     return [*words, *rules(folder), *more]
 
@@ -202,7 +211,12 @@ def test_shortened_documents(folder: Path, finished: Any) -> None:
     lines = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     sizes = {one["id"]: len(encode(tiny_tokenizer(), one["document"]).ids) for one in lines}
     asked = {q: len(encode(tiny_tokenizer(), q, begins=False).ids) for q in QUESTIONS}
-    for name, most in (("plain-drop20", None), ("plain-middle", 40), ("plain-bm25", 60)):
+    for name, most in (
+        ("plain-drop20", None),
+        ("plain-middle", 40),
+        ("plain-last", 30),
+        ("plain-bm25", 60),
+    ):
         for told in predictions(finished[0] / name).values():
             size = sizes[told["document"]]
             read = told["prompt_tokens"] - asked[QUESTIONS[int(told["id"].rsplit("-")[-1])]]
@@ -212,6 +226,9 @@ def test_shortened_documents(folder: Path, finished: Any) -> None:
             elif most == 40:
                 assert read == 40
                 assert told["left"] == [b <= 20 or a >= size - 20 for a, b in told["evidence"]]
+            elif most == 30:
+                assert read == 30
+                assert told["left"] == [a >= size - 30 for a, _ in told["evidence"]]
             else:
                 assert read <= 60
 

@@ -27,7 +27,7 @@ def test_rows_of_facts_need_no_more_than_training_does(write: Any, tmp_path: Pat
     assert (first.task, first.metric, first.new_tokens, first.length) == ("facts", "exact", 8, 500)
     assert documents[1].length == 2000 and len(hashes[str(file)]) == 64
     (question,) = first.questions
-    assert question == ("a-0", " What?", ["red"], [(0, 18)])
+    assert question == ("a-0", " What?", ["red"], [(0, 18)], [])
     assert answer_spans(first.text, question) == [(14, 17)]
     assert len(read_documents([file], limit=1)[0]) == 2  # one of each length
     assert len(read_documents([file], [700], limit=1)[0]) == 1
@@ -36,7 +36,7 @@ def test_rows_of_facts_need_no_more_than_training_does(write: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"task": "songs"}, "'task' is 'songs'; it must be one of facts, two-hop"),
+        ({"task": "songs"}, "'task' is 'songs'; it must be one of open-values, open-names"),
         ({"metric": "bleu"}, "'metric' is 'bleu'"),
         ({"id": None}, "'id' is null"),
         ({"new_tokens": 0}, "'new_tokens' is 0"),
@@ -81,6 +81,29 @@ def test_two_rows_of_one_id(write: Any, tmp_path: Path) -> None:
 )
 def test_scores_by_hand(metric: str, pred: str, answers: list[str], expected: float) -> None:
     assert score_answer(metric, pred, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("metric", "pred", "expected"),
+    [
+        ("recall", " 12, and\n34 too", 2 / 3),  # anywhere in the answer, as RULER counts
+        ("recall", "", 0.0),
+        ("label", " Hallway. The office", 1.0),  # its first sentence, as BABILong reads it
+        ("label", " the hallway or the office", 0.0),
+        ("label", " the kitchen", 0.0),
+        ("label", " She is in the hallway, not the garden", 1.0),  # a label that the question has
+    ],
+)
+def test_public_scores_by_hand(metric: str, pred: str, expected: float) -> None:
+    answers = ["12", "34", "56"] if metric == "recall" else ["hallway"]
+    wrong = ["office", "kitchen"]
+    assert score_answer(metric, pred, answers, wrong) == pytest.approx(expected)
+
+
+def test_wrong_labels_come_from_the_row(write: Any, tmp_path: Path) -> None:
+    question = {"question": "?", "response": " hallway", "wrong": ["office"]}
+    file = write(tmp_path / "f.jsonl", {**ROW, "questions": [question]})
+    assert read_documents([file])[0][0].questions[0].wrong == ["office"]
 
 
 def test_folder_is_scored(write: Any, remamba: Run, refused: Run, tmp_path: Path) -> None:

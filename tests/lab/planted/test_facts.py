@@ -157,7 +157,7 @@ def test_too_few_tokens_are_told(task: Task) -> None:
 
 @each_split
 def test_people_are_different_and_some_are_alike(split: str) -> None:
-    people = draw_people(random.Random(1), 40, split)
+    people = draw_people(random.Random(1), 40, language(split))
     assert len(set(people)) == 40 and {split_of(name) for name in people} == {split}
     assert len({name.split()[0] for name in people}) < 36
     assert len({name.split()[1] for name in people}) < 36

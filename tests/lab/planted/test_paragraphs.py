@@ -9,6 +9,7 @@ import pytest
 
 from lab.planted.paragraphs import CountTask, RetrievalTask, paraphrased
 from remamba.errors import InputError
+from remamba.methods.passages import BM25
 from tests.lab.planted.library import (
     check_budget,
     check_seeded,
@@ -52,6 +53,28 @@ def test_the_first_number_is_drawn_from_its_range() -> None:
             assert asked.response == f" Paragraph {place}" == " " + draft.context[start:stop]
         firsts.add(numbers[0])
     assert firsts == {7, 8, 9}
+
+
+def test_the_paragraph_after_the_quote_is_not_found_by_its_words() -> None:
+    task = RetrievalTask(asks_next=True)
+    asked_in_all = found = 0
+    for draft in drafts(task, number=20):
+        paragraphs = draft.context.split("\n\n")
+        numbers = [int(re.match(r"Paragraph (\d+): ", text)[1]) for text in paragraphs]  # type: ignore[index]
+        assert len(set(numbers)) == len(numbers) and numbers != sorted(numbers)
+        for asked in draft.questions:
+            line, label = (draft.context[slice(*span)] for span in asked.evidence)
+            (place,) = (i for i, text in enumerate(paragraphs) if line in text)
+            assert asked.response == f" Paragraph {numbers[place + 1]}" == f" {label}"
+            assert paragraphs[place + 1].startswith(label)
+            assert draft.context[: asked.evidence[1][0]].endswith("\n\n")
+            scores = BM25(paragraphs).scores(asked.text)
+            best = scores.index(max(scores))
+            asked_in_all += 1
+            found += numbers[best] == numbers[place + 1]
+    assert asked_in_all > 60 and found / asked_in_all < 0.1
+    check_budget(task)
+    check_seeded(task)
 
 
 def test_the_label_that_counts_is_the_paragraphs_own() -> None:

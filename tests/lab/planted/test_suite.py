@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from lab.planted.suite import SHORT_PROMPTS, TASKS, Options, Suite, make_tasks
+from lab.planted.suite import CLOSED, SHORT_PROMPTS, Options, Suite, make_tasks
 from lab.planted.task import Asked, Draft, Source
 from remamba.errors import InputError
 from remamba.evals.longbench import fill, templates
 from tests.lab.planted.library import source, tokenizer
 
-ROWS = 3 * len(TASKS)
+ROWS = 3 * len(CLOSED)
 
 
 def suite(classes: Path | None = None, **options: Any) -> Suite:
-    options = {"tasks": TASKS, "tokens": (300, 500), "classes": classes, **options}
+    options = {"tasks": CLOSED, "tokens": (300, 500), "classes": classes, **options}
     made = Options(**options)
     return Suite(source(made.split), made, make_tasks(made))
 
@@ -77,7 +77,7 @@ def test_every_task_has_rows_that_read_as_one_text(classes: Path) -> None:
                 for start, stop in question["evidence"]:
                     assert 0 <= start < stop <= len(document)
                     assert document[start:stop] == document[start:stop].strip()
-        assert seen == set(TASKS)
+        assert seen == set(CLOSED)
 
 
 def test_a_longbench_prompt_is_longbenchs_template(classes: Path) -> None:
@@ -127,7 +127,7 @@ def test_tokens_join_at_the_answer(classes: Path) -> None:
 
 def test_a_row_is_a_function_of_seed_split_and_number(classes: Path) -> None:
     made = suite(classes, seed=3)
-    rows = [made.make(number) for number in range(2 * len(TASKS))]
+    rows = [made.make(number) for number in range(2 * len(CLOSED))]
     assert suite(classes, seed=3).make(5) == rows[5]
     assert suite(classes, seed=4).make(5).row["document"] != rows[5].row["document"]
     alone = suite(classes, seed=3, tasks=(rows[5].row["task"],))
@@ -135,10 +135,10 @@ def test_a_row_is_a_function_of_seed_split_and_number(classes: Path) -> None:
 
 
 def test_tasks_come_by_their_weights_in_any_run_of_rows() -> None:
-    made = Suite(source(), Options(), {name: Toy() for name in TASKS})
+    made = Suite(source(), Options(), {name: Toy() for name in CLOSED})
     for start in (0, 1000):
         counts = Counter(made.task_of(number) for number in range(start, start + 80))
-        assert set(counts) == set(TASKS) and all(8 <= count <= 12 for count in counts.values())
+        assert set(counts) == set(CLOSED) and all(8 <= count <= 12 for count in counts.values())
     weighed = Options(tasks=("facts", "count"), weights=(3, 1))
     made = Suite(source(), weighed, {"facts": Toy(), "count": Toy()})
     counts = Counter(made.task_of(number) for number in range(1000))
@@ -157,7 +157,7 @@ def test_a_draft_that_fails_is_drawn_again_and_counted() -> None:
 def test_plain_text_has_the_same_documents(classes: Path) -> None:
     asked = suite(classes)
     texts = suite(classes, no_questions=True, prompts="longbench")
-    for number in range(len(TASKS)):
+    for number in range(len(CLOSED)):
         row, text = asked.make(number).row, texts.make(number).row
         assert text == {
             **{name: row[name] for name in ("id", "task", "tokens")},
@@ -185,7 +185,7 @@ def test_no_answer_and_no_question_of_one_split_occurs_in_another(task: str) -> 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tasks": ("fact",)}, "--tasks fact: give some of facts, two-hop,"),
+        ({"tasks": ("fact",)}, "--tasks fact: give some of open-values, open-names,"),
         ({"tasks": ("facts", "facts")}, "each once"),
         ({"tasks": ()}, "one task or more"),
         ({"weights": (1.0, 2.0)}, "one for each of 1 tasks"),
