@@ -1,7 +1,7 @@
 // What the C kernels share: vectors as wide as the processor's, elements, elementary functions.
 //
-// Errors of exp2, exp and log1p are at most 2 units in the last place; powers are held between the
-// smallest normal float and about 2 ** 127. Never compile this with -ffast-math.
+// Errors of exp2, exp and log1p are at most 2 units in the last place; powers of 2 are held between
+// the smallest normal float and 2 ** 127. Never compile this with -ffast-math.
 #ifndef REMAMBA_VECTOR_H
 #define REMAMBA_VECTOR_H
 
@@ -191,13 +191,15 @@ INLINE vec exp2_of(vec v) {
     return power_of(rounded, v - (rounded - ROUND));
 }
 
+// 0 where it would be smaller than the smallest normal float
 INLINE vec exp_of(vec v) {
+    ivec is_small = v < -87.0f;
     v = held_between(-87.0f, 88.0f, v);
     vec rounded = v * LOG2_E + ROUND;
     vec k = rounded - ROUND;
     // ln 2 in two parts, the first of few digits
     vec r = (v - k * 0.693359375f) + k * 2.12194440e-4f;
-    return power_of(rounded, r * LOG2_E);
+    return (vec)((ivec)power_of(rounded, r * LOG2_E) & ~is_small);
 }
 
 // log(1 + u) for u in [0, 1]

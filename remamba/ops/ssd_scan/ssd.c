@@ -98,7 +98,7 @@ INLINE void ssd_head(const SsdArguments *a, SsdScratch s, int type, int64_t row,
         step[i] = step[i] < (float)a->low_limit ? (float)a->low_limit : step[i];
         step[i] = step[i] > (float)a->high_limit ? (float)a->high_limit : step[i];
         step[i] = scale == 0 || i >= steps ? 0 : step[i] * scale;
-        sum += (double)(step[i] * (a->A[head] * LOG2_E));
+        sum += (double)step[i] * a->A[head] * 1.4426950408889634;
         total[i] = (float)sum;
         rest[i] = (float)(sum - total[i]);
     }
