@@ -71,6 +71,10 @@ def unfit(*tensors: Tensor | None) -> str:
     """
     if takes_recorded_form(*tensors):
         return GRADIENT
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transformation of torch.func"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast"
     for t in tensors:
         if t is None:
             continue
