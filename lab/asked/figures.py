@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from remamba.evals.figures import heat_map, save
 
 COLUMNS = 4
+AVERAGE = "average of the tasks"
 CONSTANT = "constant"
 MARKERS = "osD^v<>Pxh*"
 
@@ -18,20 +19,21 @@ MARKERS = "osD^v<>Pxh*"
 def draw_lengths(
     conditions: Mapping[str, Mapping[str, Any]], file: Path, title: str | None = None
 ) -> None:
-    """A panel for each task: score against length with its interval, a line for each condition.
+    """A panel for each task, and one of their average: score against length, a line for each
+    condition, with its interval where it is of one task.
 
     What the best constant answer scores is dashed.
     """
     tasks = list(next(iter(conditions.values()))["datasets"])
-    count = len(tasks) + 1  # the last panel is the legend's
+    count = len(tasks) + 2  # the last two panels are the average's and the legend's
     columns = count if count <= COLUMNS + 1 else COLUMNS
     rows = -(-count // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(max(6.0, 3.6 * columns), 3.2 * rows + 1.0), squeeze=False
     )
-    for panel, task in zip(panels.flat, tasks, strict=False):
+    for panel, task in zip(panels.flat, [*tasks, AVERAGE], strict=False):
         for (name, entry), marker in zip(conditions.items(), MARKERS, strict=False):
-            cells = entry["datasets"][task]["lengths"]
+            cells = _cells(entry, task)
             lengths, scores = list(map(int, cells)), [cell["score"] for cell in cells.values()]
             lows = [max(0.0, cell["score"] - cell["interval"][0]) for cell in cells.values()]
             highs = [max(0.0, cell["interval"][1] - cell["score"]) for cell in cells.values()]
@@ -44,15 +46,28 @@ def draw_lengths(
         panel.set_ylim(-3, 103)
         panel.set_title(task, fontsize=9)
         panel.grid(alpha=0.3)
-    for panel in list(panels.flat)[len(tasks) :]:
+    for panel in list(panels.flat)[count - 1 :]:
         panel.axis("off")
     if title is not None:
         figure.suptitle(title, fontsize=9)
     figure.supxlabel("tokens of the document", fontsize=9)
-    figure.supylabel("score, times 100; bars: 95 % interval", fontsize=9)
+    figure.supylabel("score (bars: 95 %)", fontsize=9)
     handles, names = panels.flat[0].get_legend_handles_labels()
-    panels.flat[len(tasks)].legend(handles, names, fontsize=8, loc="center", frameon=False)
+    panels.flat[count - 1].legend(handles, names, fontsize=8, loc="center", frameon=False)
     save(figure, file)
+
+
+def _cells(entry: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
+    """Length -> score and interval; of the average, where all tasks have a length, no width."""
+    if task != AVERAGE:
+        cells: dict[str, dict[str, Any]] = entry["datasets"][task]["lengths"]
+        return cells
+    found = [dataset["lengths"] for dataset in entry["datasets"].values()]
+    shared = [length for length in found[0] if all(length in lengths for lengths in found)]
+    means = {
+        length: sum(lengths[length]["score"] for lengths in found) / len(found) for length in shared
+    }
+    return {length: {"score": mean, "interval": (mean, mean)} for length, mean in means.items()}
 
 
 def draw_map(

@@ -56,7 +56,8 @@ class Engine:
         slots: how many states are held at once.
         piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
         static: hold the states of all slots at one place, so that a step is a CUDA graph and the
-            next one begins before the last one's tokens are known. None: on a GPU.
+            next one begins before the last one's tokens are known. None: on a GPU, and on a CPU
+            for the few slots that a step in C takes.
         step_tokens: about how many tokens of prompts and documents a step reads; bounds how long
             others wait for their next token, changes no result. None: whole prompts.
 

@@ -142,16 +142,18 @@ class DecodeStep:
             then: works on tensors only; captured with the step. None: the logits themselves.
             name: stands for what `then` does; two that differ must have different ones.
         """
-        bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
-        # a row that nobody asked for costs nothing in a graph's launch, and time on a CPU
-        bucket = rows if self.device.type == "cpu" else min(bucket, self.capacity)
+        if not self._is_current():
+            self.refresh()
+        bucket = rows
+        # on a CPU a row that nobody asked for costs as much as another
+        if self.device.type != "cpu" or self.is_captured:
+            bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
+            bucket = min(bucket, self.capacity)
 
         def step() -> Any:
             logits = self._logits(bucket)
             return logits if then is None else then(logits)
 
-        if not self._is_current():
-            self.refresh()
         with on_device(self.tokens):
             if not self.is_captured:
                 return step()

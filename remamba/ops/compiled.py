@@ -58,6 +58,12 @@ def obstacle() -> str:
     return _library()[1]
 
 
+def where() -> str:
+    """The file that the kernels run from; empty where they cannot run."""
+    library, _ = _library()
+    return "" if library is None else str(library._name)
+
+
 def unfit(*tensors: Tensor | None) -> str:
     """Why C kernels cannot take these tensors; empty when they can.
 
@@ -65,6 +71,10 @@ def unfit(*tensors: Tensor | None) -> str:
     """
     if takes_recorded_form(*tensors):
         return GRADIENT
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transformation of torch.func"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast"
     for t in tensors:
         if t is None:
             continue

@@ -198,3 +198,13 @@ def test_what_c_cannot_take_goes_to_torch() -> None:
         ):
             form, told = form_for("rms_norm", x.device, changed, weight, residual=None, eps=1.0)
             assert form == "torch" and told.startswith(f"not c: {why}")
+
+
+def test_torch_func_and_autocast_go_to_torch(same) -> None:
+    x, weight = torch.randn(5, 3, 4), torch.ones(4)
+    norm = torch.func.vmap(lambda row: rms_norm(row, weight, eps=1.0)[0])
+    with use_backend("c"):
+        same(norm(x), rms_norm(x, weight, eps=1.0)[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            form = form_for("rms_norm", x.device, x, weight, residual=None, eps=1.0)
+    assert form == ("torch", "not c: autocast")

@@ -31,8 +31,6 @@ def _fits(
         return f"more than {MOST_ROWS} rows"
     if ssm.dtype != torch.float32:
         return "states not of float32"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast"
     if not (conv.is_contiguous() and ssm.is_contiguous() and lm_head.is_contiguous()):
         return "rows of states or weights that do not lie side by side"
     dtype = blocks[0].in_proj.dtype
