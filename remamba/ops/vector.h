@@ -44,6 +44,13 @@ extern int omp_get_num_threads(void);
 #define THREADS 1
 #endif
 
+// a value that is used several times stays in a register, where gcc would load it each time
+#ifdef __AVX__
+#define HELD(v) __asm__("" : "+v"(v))
+#else
+#define HELD(v) (void)(v)
+#endif
+
 typedef struct {
     int64_t from, to;
 } Range;

@@ -1,7 +1,8 @@
 // Mamba-2's scan for inference, chunk by chunk (2405.21060 section 6), head by head.
 //
 // A chunk is CHUNK steps of one row. What all heads of a group see alike (B, C, and C_i . B_j) is made
-// once a chunk; a head's state (n, p) and its part of the chunk stay in the cache.
+// once a chunk; a head's state and its part of the chunk stay in the cache. What has p columns lies
+// panel by panel, (p / BLOCK, rows, BLOCK): rows that are far apart would push one another out.
 #include "vector.h"
 
 // a block of a product is TALL rows of BLOCK columns, which lie in registers
@@ -24,6 +25,11 @@ typedef struct {
     int64_t p;
 } SsdScratch;
 
+// where row i, column c of what has so many rows lies
+INLINE int64_t ssd_place(int64_t rows, int64_t i, int64_t c) {
+    return (c / BLOCK * rows + i) * BLOCK + c % BLOCK;
+}
+
 INLINE SsdScratch ssd_scratch(const SsdArguments *a, Range range) {
     SsdScratch s = {.p = (a->size + BLOCK - 1) / BLOCK * BLOCK};
     int64_t own = 2 * CHUNK * a->n + 2 * CHUNK * CHUNK + 3 * CHUNK * s.p;
@@ -38,11 +44,13 @@ INLINE SsdScratch ssd_scratch(const SsdArguments *a, Range range) {
     return s;
 }
 
-// sums (side, BLOCK) += a b, a (side, k) with its own strides, b (k, stride_b)
+// sums (side, BLOCK) += a b, a (side, k) with its own strides, b (k, BLOCK)
 INLINE void ssd_block(vec (*sums)[2], int side, const float *a, int64_t step_i, int64_t step_k,
-                      const float *b, int64_t stride_b, int64_t from, int64_t to) {
-    for (int64_t k = from; k < to; k++) {
-        vec left = load(b + k * stride_b), right = load(b + k * stride_b + LANES);
+                      const float *b, int64_t to) {
+    for (int64_t k = 0; k < to; k++) {
+        vec left = load(b + k * BLOCK), right = load(b + k * BLOCK + LANES);
+        HELD(left);
+        HELD(right);
         UNROLL for (int i = 0; i < side; i++) {
             float factor = a[i * step_i + k * step_k];
             sums[i][0] += left * factor;
@@ -106,8 +114,9 @@ INLINE void ssd_head(const SsdArguments *a, SsdScratch s, int type, int64_t row,
             if (i < steps && step[i] != 0 && c < a->size)
                 u = step[i] * get_some(a->x, row * a->x_row + (t + i) * a->x_step +
                                                  head * a->x_head + c, type, a->size - c);
-            store(s.u + i * p + c, u);
-            store(s.late + i * p + c, u * to_end[i]);
+            int64_t at = ssd_place(CHUNK, i, c);
+            store(s.u + at, u);
+            store(s.late + at, u * to_end[i]);
         }
     // step i sees C_i . B_j of each j <= i, decayed
     int64_t high = (steps + TALL - 1) / TALL * TALL;
@@ -121,15 +130,15 @@ INLINE void ssd_head(const SsdArguments *a, SsdScratch s, int type, int64_t row,
     for (int64_t c = 0; c < p; c += BLOCK)
         for (int64_t i = 0; i < high; i += TALL) {
             vec sums[TALL][2] = {{{0}}};
-            ssd_block(sums, TALL, s.C + i * n, n, 1, state + c, p, 0, n);
+            ssd_block(sums, TALL, s.C + i * n, n, 1, state + c * n, n);
             UNROLL for (int k = 0; k < TALL; k++) {
                 sums[k][0] *= from_start[i + k];
                 sums[k][1] *= from_start[i + k];
             }
-            ssd_block(sums, TALL, s.seen + i * CHUNK, CHUNK, 1, s.u + c, p, 0, i + TALL);
+            ssd_block(sums, TALL, s.seen + i * CHUNK, CHUNK, 1, s.u + c * CHUNK, i + TALL);
             UNROLL for (int k = 0; k < TALL; k++) {
-                store(s.y + (i + k) * p + c, sums[k][0]);
-                store(s.y + (i + k) * p + c + LANES, sums[k][1]);
+                store(s.y + c * CHUNK + (i + k) * BLOCK, sums[k][0]);
+                store(s.y + c * CHUNK + (i + k) * BLOCK + LANES, sums[k][1]);
             }
         }
     float passed = from_start[CHUNK - 1];
@@ -138,24 +147,24 @@ INLINE void ssd_head(const SsdArguments *a, SsdScratch s, int type, int64_t row,
             vec sums[TALL][2] = {{{0}}};
             int64_t side = n - k < TALL ? n - k : TALL;
             for (int64_t i = 0; i < side; i++) {
-                sums[i][0] = load(state + (k + i) * p + c) * passed;
-                sums[i][1] = load(state + (k + i) * p + c + LANES) * passed;
+                sums[i][0] = load(state + c * n + (k + i) * BLOCK) * passed;
+                sums[i][1] = load(state + c * n + (k + i) * BLOCK + LANES) * passed;
             }
             if (side == TALL)
-                ssd_block(sums, TALL, s.B + k, 1, n, s.late + c, p, 0, steps);
+                ssd_block(sums, TALL, s.B + k, 1, n, s.late + c * CHUNK, steps);
             else
                 for (int64_t i = 0; i < side; i++)
-                    ssd_block(sums + i, 1, s.B + k + i, 1, n, s.late + c, p, 0, steps);
+                    ssd_block(sums + i, 1, s.B + k + i, 1, n, s.late + c * CHUNK, steps);
             for (int64_t i = 0; i < side; i++) {
-                store(state + (k + i) * p + c, sums[i][0]);
-                store(state + (k + i) * p + c + LANES, sums[i][1]);
+                store(state + c * n + (k + i) * BLOCK, sums[i][0]);
+                store(state + c * n + (k + i) * BLOCK + LANES, sums[i][1]);
             }
         }
     float D = a->D ? a->D[head] : 0;
     for (int64_t i = 0; i < steps; i++)
         for (int64_t c = 0; c < a->size; c += LANES) {
             int64_t left = a->size - c;
-            vec y = load(s.y + i * p + c);
+            vec y = load(s.y + ssd_place(CHUNK, i, c));
             if (a->D)
                 y += D * get_some(a->x, row * a->x_row + (t + i) * a->x_step + head * a->x_head + c,
                                   type, left);
@@ -179,7 +188,7 @@ INLINE void ssd_range(const SsdArguments *a, int type, Range range) {
             for (int64_t k = 0; k < n; k++)
                 for (int64_t c = 0; c < s.p; c++) {
                     int64_t at = ((row * a->heads + first + h) * a->size + c) * n + k;
-                    s.state[h * one_state + k * s.p + c] =
+                    s.state[h * one_state + ssd_place(n, k, c)] =
                         a->first && c < a->size ? a->first[at] : 0;
                 }
         for (int64_t t = 0; t < a->length; t += CHUNK) {
@@ -196,7 +205,7 @@ INLINE void ssd_range(const SsdArguments *a, int type, Range range) {
             for (int64_t c = 0; c < a->size; c++)
                 for (int64_t k = 0; k < n; k++)
                     a->last[((row * a->heads + first + h) * a->size + c) * n + k] =
-                        s.state[h * one_state + k * s.p + c];
+                        s.state[h * one_state + ssd_place(n, k, c)];
         s.state += count * one_state;
         range.from += count;
     }
