@@ -47,14 +47,27 @@ def register_config() -> None:
     from remamba.configuration_remamba import ReMambaConfig
 
     AutoConfig.register(ReMambaConfig.model_type, ReMambaConfig, exist_ok=True)
-    find_embedded(AutoConfig)
+    find_embedded(AutoConfig, then=_name_models)
+
+
+def _name_models(config: Any = None) -> None:
+    """transformers itself has our models by name, where `transformers serve` and `pipeline` look.
+
+    Args:
+        config: what AutoConfig found; nothing is done for another than ours.
+    """
+    from remamba.configuration_remamba import ReMambaConfig
+
+    if config is not None and not isinstance(config, ReMambaConfig):
+        return
+    from remamba.modeling_remamba import ReMambaForCausalLM, ReMambaModel
+
+    for known in (ReMambaForCausalLM, ReMambaModel):
+        setattr(sys.modules["transformers"], known.__name__, known)
 
 
 def register_models() -> None:
-    """AutoModel and AutoModelForCausalLM make our models from now on.
-
-    `transformers serve` and `pipeline` look for a class in transformers itself, by its name.
-    """
+    """AutoModel and AutoModelForCausalLM make our models from now on."""
     from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
 
     from remamba.configuration_remamba import ReMambaConfig
@@ -62,8 +75,7 @@ def register_models() -> None:
 
     AutoModel.register(ReMambaConfig, ReMambaModel, exist_ok=True)
     AutoModelForCausalLM.register(ReMambaConfig, ReMambaForCausalLM, exist_ok=True)
-    for known in (ReMambaForCausalLM, ReMambaModel):
-        setattr(sys.modules["transformers"], known.__name__, known)
+    _name_models()
     for auto_class in (AutoModel, AutoModelForCausalLM):
         find_embedded(auto_class)
 
@@ -75,8 +87,12 @@ def register_tokenizers() -> None:
     find_embedded(AutoTokenizer)
 
 
-def find_embedded(auto_class: Any) -> None:
-    """Let `auto_class.from_pretrained` find the models of the package, and ask no hub for them."""
+def find_embedded(auto_class: Any, then: Callable[[Any], None] | None = None) -> None:
+    """Let `auto_class.from_pretrained` find the models of the package, and ask no hub for them.
+
+    Args:
+        then: called with what it found.
+    """
     plain = auto_class.from_pretrained.__func__
 
     @functools.wraps(plain)
@@ -88,7 +104,10 @@ def find_embedded(auto_class: Any) -> None:
             from remamba.pretrained import locate
 
             name = locate(name)
-        return plain(cls, name, *args, **kwargs)
+        found = plain(cls, name, *args, **kwargs)
+        if then is not None:
+            then(found)
+        return found
 
     auto_class.from_pretrained = classmethod(from_pretrained)
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.convert",
         "turn a published Mamba, Mamba-2 or Falcon-Mamba checkpoint into a ReMamba one",
     ),
+    "serve": ("remamba.commands.serve", "answer OpenAI's clients over HTTP"),
     "train": ("remamba.commands.train", "train a ReMamba or a plain Mamba model"),
     "merge": ("remamba.commands.merge", "write a trained adapter and its base as a plain model"),
     "eval": ("remamba.commands.eval", "ask a model LongBench-E or L-Eval, then score and report"),
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "remamba.commands.calibrate",
         "make the table that the methods filter and scale read by",
     ),
+    "verify": ("remamba.commands.verify", "check that a model computes here what it should"),
     "doctor": ("remamba.commands.doctor", "show versions, devices and which kernels run here"),
 }
 """Command words -> (module, one-line help), in the order of `remamba --help`.
@@ -67,6 +69,11 @@ TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 for other machines and of one another; a command's stderr is for its own lines."""
 
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""What is set in the environment, where it is not, before torch is imported: its threads otherwise
+spin where they wait, which takes other programs' time, and is many times slower beside them."""
+
+
 def commands() -> dict[str, tuple[str, str]]:
     """This package's commands and those of other packages (see `remamba.plugins`)."""
     known = dict(COMMANDS)
@@ -78,6 +85,8 @@ def commands() -> dict[str, tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
+from remamba.bare_model import Compression, MethodLike
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.errors import InputError
 from remamba.execution.decode import decode_step_of, decodes_in_place
-from remamba.execution.passes import LayerStates, PassOptions, not_finite
-from remamba.execution.placement import execution_device
-from remamba.execution.steps import Steps, finish
+from remamba.execution.passes import LayerStates, PassOptions, check_finite
+from remamba.execution.steps import finish
 from remamba.generation import StatefulGeneration
-from remamba.methods.base import Method, Passage
+from remamba.methods.base import Passage
 from remamba.methods.losses import answer_loss, document_loss, passage_score_loss
 from remamba.methods.memory import DocumentMemory
-from remamba.methods.plain import Plain, read_on
 from remamba.methods.selection import Compressor
 from remamba.model.backbone import Backbone
 from remamba.model.layers import projection, vocabulary_logits
-from remamba.model.rows import IGNORE, Batch, align, enter, leave
-from remamba.model.states import StateCache, check_fingerprint
-from remamba.modeling_base import (
-    Compression,
-    MethodLike,
-    ReMambaOutput,
-    ReMambaPreTrainedModel,
-)
-from remamba.pretrained import fingerprint, known_fingerprint
+from remamba.model.rows import IGNORE, Batch, align, leave
+from remamba.model.states import StateCache
+from remamba.modeling_base import ReMambaOutput, ReMambaPreTrainedModel
 from remamba.trunk import PositionsStay
 
 
@@ -47,144 +39,6 @@ class ReMambaModel(ReMambaPreTrainedModel):
         if type(self) is ReMambaModel:
             self._mark_initial_values()
             self.post_init()
-
-    def read(
-        self,
-        document_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        compression: Compression = None,
-        piece_length: int | None = None,
-        method: MethodLike | None = None,
-    ) -> DocumentMemory:
-        """The first reading of documents, once: all that later questions need.
-
-        Args:
-            document_ids: (b, l) int64, padded on one side.
-            attention_mask: (b, l); None when nothing is padding.
-            compression, method: see `resolve_method`; None = the model's own, False = plain Mamba.
-            piece_length: tokens read at once; None reads the documents whole, above 65,536
-                positions in pieces of so many unless gradients are on.
-
-        Returns:
-            A memory of b documents. It is differentiable in training mode (`model.train()`); in
-            evaluation mode, which a loaded model is in, no graph is kept.
-
-        Raises:
-            InputError: this method reads a part of the document again for every question, so that
-                no memory can stand for it.
-        """
-        batch = self._enter(document_ids, attention_mask)
-        found = self.resolve_method(compression, method)
-        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            memory, _ = finish(found.read(self, batch, PassOptions(piece_length)))
-        memory.fingerprint = fingerprint(self)
-        return memory
-
-    def load_memory(self, path: str | Path) -> DocumentMemory:
-        """The document memory of a file, on this model's device.
-
-        Raises:
-            InputError: there is none, it is truncated, or another model's.
-        """
-        memory = DocumentMemory.load(path, fingerprint(self))
-        sizes = (memory.hidden.shape[-1], len(memory.cache.conv_states))
-        wanted = (self.config.hidden_size, self.config.num_hidden_layers)
-        if sizes != wanted:
-            raise InputError(
-                f"{path} is of a model with hidden size {sizes[0]} and {sizes[1]} layers, this one "
-                f"has {wanted[0]} and {wanted[1]}; read the document again with this model"
-            )
-        ids = memory.input_ids
-        if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise InputError(
-                f"{path} has tokens from {int(ids.min())} to {int(ids.max())}, and the model knows "
-                f"0 to {self.config.vocab_size - 1}; read the document again with this model"
-            )
-        token, probe = torch.zeros(1, 1, dtype=torch.long, device=self.device), self.new_cache()
-        with torch.no_grad():
-            self.backbone(self.backbone.embeddings(token), cache=probe)
-        own = probe.tensors()
-        for name, state in memory.cache.tensors().items():
-            if name in own and state.shape[1:] != own[name].shape[1:]:
-                raise InputError(
-                    f"{path}: {name} is {tuple(state.shape[1:])} for each row, and this model's is "
-                    f"{tuple(own[name].shape[1:])}; read the document again with this model"
-                )
-        return memory.to(self.device)
-
-    def passing(
-        self,
-        batch: Batch,
-        method: Method | None,
-        memory: DocumentMemory | None,
-        cache: StateCache | None,
-        options: PassOptions,
-    ) -> Steps[Passage]:
-        """The states behind the rows; method None is the memory's, or the model's own."""
-        if cache is not None and cache.is_filled:  # plain Mamba goes on from where it stands
-            return (yield from self._go_on(batch, method, memory, cache, options))
-        if memory is not None:
-            if memory.fingerprint and not self.training:
-                check_fingerprint("the memory", memory.fingerprint, known_fingerprint(self))
-            asked = method or memory.method
-            memory.check_method(asked)
-            passage = yield from asked.answer(self, batch, memory, options)
-        else:
-            method = method or self.resolve_method()
-            passage = yield from method.prefill(self, batch, cache, options)
-        if cache is not None and passage.cache is not None and passage.cache is not cache:
-            cache.assign(passage.cache)
-            passage.cache = cache
-        return passage
-
-    def _go_on(
-        self,
-        batch: Batch,
-        method: Method | None,
-        memory: DocumentMemory | None,
-        cache: StateCache,
-        options: PassOptions,
-    ) -> Steps[Passage]:
-        """The states behind rows that follow a text already read.
-
-        Raises:
-            InputError: something is asked for that would have no effect there.
-        """
-        if memory is not None:
-            raise InputError("cache_params already holds a text; a memory needs an empty cache")
-        if cache.batch_size != batch.rows:
-            raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
-        is_meant = method is None or (
-            isinstance(method, Plain)
-            if cache.rule is None
-            else method.goes_on_by(self) == cache.rule
-        )
-        asked = "" if is_meant or method is None else f"the method {method.name}"
-        if bool(batch.question_lengths.any()):
-            asked = "question_lengths"
-        if asked:
-            how = "plain Mamba" if cache.rule is None else "its states' own rule"
-            raise InputError(
-                f"cache_params already holds a text, which {how} goes on with: {asked} would "
-                "have no effect; leave it out, or give the whole text without cache_params"
-            )
-        return (yield from read_on(self.backbone, batch, cache, options))
-
-    def _asked(self, compression: Compression, method: MethodLike | None) -> Method | None:
-        """The method that a call asks for; None where it leaves that open."""
-        if compression is None and method is None:
-            return None
-        return self.resolve_method(compression, method)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes: inputs go there, and states come from there."""
-        return execution_device(self, super().device)
-
-    def _enter(self, *arguments: Tensor | None) -> Batch:
-        """The rows as a batch (see `enter`); token ids outside the vocabulary are refused."""
-        vocab_size = None if self.training else self.config.vocab_size
-        return enter(*arguments, vocab_size=vocab_size, device=self.device)
 
     def _wants_cache(self, use_cache: bool | None, cache: StateCache | None) -> StateCache | None:
         if use_cache is None:
@@ -211,7 +65,7 @@ class ReMambaModel(ReMambaPreTrainedModel):
         """`last_hidden_state` (b, l', d) of the last stage; arguments as in ReMambaForCausalLM."""
         layers = self._layers_wanted(output_attentions, output_hidden_states)
         cache = self._wants_cache(use_cache, cache_params)
-        batch = self._enter(
+        batch = self.enter(
             input_ids, attention_mask, inputs_embeds, None, prompt_lengths, question_lengths
         )
         asked = self._asked(compression, method)
@@ -247,11 +101,11 @@ class ReMambaModel(ReMambaPreTrainedModel):
         return out if wanted else out.to_tuple()
 
 
-class Trunk(PositionsStay, ReMambaModel):
+class Trunk(PositionsStay, ReMambaModel):  # type: ignore[misc]
     """A causal model below its head, on the same parts."""
 
 
-class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
+class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):  # type: ignore[misc]
     """A ReMamba that predicts tokens."""
 
     _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
@@ -272,7 +126,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
+        self.lm_head = cast(nn.Linear, value)
 
     def forward(  # type: ignore[override]
         self,
@@ -372,7 +226,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
             return self._returned(step, return_dict)
         cache = self._wants_cache(use_cache, cache_params)
         prefill = cache is None or not cache.is_filled
-        batch = self._enter(
+        batch = self.enter(
             input_ids, attention_mask, inputs_embeds, labels, prompt_lengths, question_lengths
         )
         tail = cast(int, logits_to_keep) if labels is None and picked is None else 0
@@ -381,7 +235,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
         if document_ids is not None:
             if memory is not None:
                 raise InputError("give either memory or document_ids, and not both")
-            documents = self._enter(document_ids, document_attention_mask)
+            documents = self.enter(document_ids, document_attention_mask)
             reads = self.resolve_method(compression, method)
             how = PassOptions(piece_length, 0, with_document_loss)
             memory, states = finish(reads.read(self, documents, how))
@@ -396,7 +250,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
                 hidden = _at(leave(hidden, passage.lengths, batch), picked)
             logits = vocabulary_logits(self.lm_head, hidden)
             if prefill and not self.training:
-                _check_finite(logits)
+                check_finite(logits)
             is_placed = tail or picked is not None
             found["logits"] = logits if is_placed else leave(logits, passage.lengths, batch)
         if passage.labels is not None:
@@ -424,7 +278,7 @@ class ReMambaForCausalLM(ReMambaModel, StatefulGeneration, GenerationMixin):
 
     def _decode(self, input_ids: Tensor, cache: StateCache) -> ReMambaOutput:
         """One more token (b, 1) of each row of a filled cache, by the captured step."""
-        batch = self._enter(input_ids)
+        batch = self.enter(input_ids)
         if cache.batch_size != batch.rows:
             raise InputError(f"cache_params holds {cache.batch_size} rows, the input {batch.rows}")
         logits = decode_step_of(self).logits(input_ids[:, 0], cache)
@@ -484,9 +338,3 @@ def _shifted_back(shift_labels: Tensor) -> Tensor:
             "the rows, and is not read; give rows that are one token longer"
         )
     return torch.nn.functional.pad(shift_labels[:, :-1], (1, 0), value=IGNORE)
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
-        raise not_finite(f"the logits of row {row}", logits.dtype)

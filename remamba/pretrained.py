@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig
 
 from remamba import plugins
 from remamba.configuration_remamba import ReMambaConfig
@@ -248,6 +248,31 @@ def check_generation(file: Path) -> None:
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors of the usual names in a model directory; none where there are others."""
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        files = [folder / name for name in shard_names(folder / INDEX)]
+    return [file for file in files if file.is_file()]
+
+
+def stored_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Each tensor of a model directory by its name, floating-point ones in a dtype.
+
+    None where the weights lie in no safetensors of the usual name.
+
+    Raises:
+        InputError: the index of the files cannot be used, or a file is corrupt.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        with opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = tensors.get_tensor(name)
+                found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return found
+
+
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each floating-point tensor of a model directory, from the headers of its files.
 
@@ -256,13 +281,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: the index of the files cannot be used, or a file is corrupt.
     """
-    files = [folder / WEIGHTS]
-    if not files[0].is_file() and (folder / INDEX).is_file():
-        files = [folder / name for name in shard_names(folder / INDEX)]
     found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if not file.is_file():
-            continue
+    for file in _weight_files(folder):
         with opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
                 tensor = tensors.get_slice(name)
@@ -301,7 +321,7 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: Any) -> str:
     """What binds a memory to the model that wrote it: 16 hex digits.
 
     A hash of the configuration, of each tensor's name and shape, and of a strided sample of its
@@ -322,7 +342,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sample(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
+def _sample(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """About SAMPLES values of a parameter, evenly spread, bfloat16 on the host."""
     if tensor.is_meta:  # accelerate keeps it elsewhere, and brings it for its module's call
         from accelerate.utils import align_module_device
@@ -334,10 +354,10 @@ def _sample(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
     return tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].bfloat16().cpu()
 
 
-_known: WeakKeyDictionary[PreTrainedModel, tuple[Watch, str]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, tuple[Watch, str]] = WeakKeyDictionary()
 
 
-def known_fingerprint(model: PreTrainedModel) -> str:
+def known_fingerprint(model: nn.Module) -> str:
     """`fingerprint(model)`, computed again only when a weight has changed."""
     known = _known.get(model)
     if known is None or not known[0].is_current():

@@ -73,8 +73,6 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Any:
     Raises:
         InputError: there is none, it cannot be read, or it has tokens that the model lacks.
     """
-    from transformers import AutoTokenizer
-
     place = locate(name)
     file: str | Path = place
     if Path(place).is_dir():
@@ -85,13 +83,30 @@ def load_tokenizer(name: str | Path, vocab_size: int) -> Any:
             )
         file = found
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = _tokenizer_class(Path(place)).from_pretrained(place)
     except Exception as error:  # tokenizers raises nothing narrower
         raise InputError(f"{file} cannot be read as a tokenizer ({_one_line(error)})") from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{file} gives no fast tokenizer; save it as tokenizer.json")
     _check_fits(file, tokenizer.get_vocab(), vocab_size)
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """The class that reads a tokenizer's files.
+
+    AutoTokenizer would find the same one, and imports every model's classes to find it.
+    """
+    import transformers
+
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        kind = values["tokenizer_class"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        kind = ""  # what is wrong there, AutoTokenizer tells
+    if kind in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def check_vocabulary(folder: Path, vocab_size: int) -> Path | None:

@@ -301,6 +301,8 @@ def test_doctor_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["threads"]["torch"] >= 1
     assert {"op", "implementation", "why"} == set(found["ops"][0])
     assert isinstance(found["embedded_model"]["present"], bool)
+    kernels = found["c_kernels"]
+    assert bool(kernels["why"]) != Path(kernels["library"] or "").is_file()
 
 
 def test_doctor_text_names_every_op(capsys: pytest.CaptureFixture[str]) -> None:

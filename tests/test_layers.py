@@ -23,12 +23,13 @@ LAYERS = (
     ("pretrained",),
     ("text",),
     ("methods",),
+    ("bare_model", "sizes"),
     ("generation", "modeling_base", "trunk"),
     ("modeling_remamba",),
     ("auto_classes", "checkpoints"),
     ("engine",),
     ("__init__",),
-    ("train", "evals"),
+    ("train", "evals", "serve"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -172,7 +173,7 @@ def test_there_are_no_circles(package: str) -> None:
 def test_heavy_packages_are_imported_late(file: Path) -> None:
     if file.stem.startswith("triton"):
         pytest.skip("kernel files are themselves imported late")
-    if room(module_path(file)) in ("train", "evals"):
+    if room(module_path(file)) in ("train", "evals", "serve"):
         pytest.skip("imported by their own commands only")
     early = {name[0] for name in imported(file, lazy=False)} & HEAVY
     assert not early, f"{named(file)} imports {early} at module level"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import resource
 import subprocess
 import sys
@@ -81,6 +82,33 @@ def test_import_is_light() -> None:
         if ran.seconds - python("-c", "pass").seconds < 0.1:
             return
     raise AssertionError(f"import remamba: {ran.seconds:.2f} s of CPU")
+
+
+UNNEEDED = {
+    "torch._dynamo",
+    "sympy",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+}
+"""What takes longer to import than torch, and answers nothing."""
+
+
+def test_an_answer_needs_none_of_what_takes_long(tmp_path: Path) -> None:
+    document = tmp_path / "document.txt"
+    document.write_text("Anna Berg was born in Oslo. Say Oslo when anyone asks.")
+    words = ["ask", "--document", str(document), "--question", "Where was Anna Berg born?"]
+    ran = python("-m", "remamba", *words, "--device", "cpu")
+    assert ran.code == 0 and "time " in ran.out
+    assert not ran.modules & UNNEEDED
+
+
+def test_threads_do_not_spin_where_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        assert cli.main(["--version"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == found
 
 
 def test_errors_and_settings_need_no_torch() -> None:

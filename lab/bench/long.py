@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from lab.bench.report import as_markdown, begin, figure, keep, result_paths, sho
 from lab.bench.settings import LongArgs
 from lab.bench.shapes import SHAPES, Shape, build, check_names
 from remamba import ops
-from remamba.configuration_remamba import CompressionConfig, ReMambaConfig
+from remamba.configuration_remamba import CompressionConfig
 from remamba.errors import InputError
 from remamba.modeling_remamba import ReMambaModel
 from remamba.ops import use_backend
@@ -99,7 +99,7 @@ def compare_with_torch(name: str, args: LongArgs, device: str) -> dict[str, Any]
     shape = SHAPES[name]
     whole = build(shape, device, "float32")
     use_states(whole)
-    model: Any = ReMambaModel(cast(ReMambaConfig, whole.config))
+    model: Any = ReMambaModel(whole.config)
     model = model.to(device).eval()
     model.load_state_dict(whole.state_dict(), strict=False)
     ids = random_ids(shape.vocab_size, 1, args.tokens, device)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lab.bench.ceilings import Work
 from lab.bench.measure import Sample, synchronize
+from remamba.bare_model import Compression
 from remamba.compression_config import CompressionConfig
 from remamba.engine.engine import Engine, Request, SamplingOptions
-from remamba.modeling_base import Compression
 from remamba.modeling_remamba import ReMambaForCausalLM
 
 

@@ -81,7 +81,7 @@ def run(args: Args) -> int:
     write_whole(args.output / SCORES_FILE, json_module.dumps(summary, indent=2) + "\n")
     said = markdown(args.name, miniature, asked, missing, summary, runs, described)
     write_whole(args.output / "report.md", said)
-    draw(args.name, miniature, summary, args.output)
+    draw(args.name, miniature, asked, summary, args.output)
     if args.json:
         about = {"name": args.name, "scale": args.scale, "limit": args.limit, "missing": missing}
         print(json_module.dumps({**about, **as_json(asked, summary, described)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json as json_module
 import sys
 from dataclasses import dataclass
@@ -70,11 +71,25 @@ class Args:
     json: bool = False
     """Print one JSON object in place of a table."""
 
+    def _without_effect(self) -> list[str]:
+        """Options that are given, and that this item at this scale has no use for."""
+        if self.name == "fig6":  # a benchmark, timed in one go, which prints JSON in any case
+            names = ["data", "models", "partial", "limit", "resume", "slots"]
+        else:
+            names = ["partial", "slots"] if self.scale == "tiny" else []
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
     def check(self) -> None:
         """Raise InputError for values outside their range and options that do not go together."""
         for name in ("limit", "slots"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} {value} must be at least 1")
+        for name in self._without_effect():
+            raise InputError(
+                f"--{name} {_words(getattr(self, name))}".rstrip()
+                + f" has no effect on {self.name} at scale {self.scale}; leave it out"
+            )
         if self.scale == "tiny" and self.data is not None:
             raise InputError(
                 f"--data {self.data} is for --scale paper; --scale tiny asks questions that come "
@@ -92,6 +107,13 @@ class Args:
             raise InputError(f"--train makes the models; leave --models {self.models[0]} out")
 
 
+def _words(value: Any) -> str:
+    """An option's value as it is written on the command line; "" of a flag."""
+    if value is True:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def run(args: Args) -> int:
     """Runs what is missing, then prints the table and draws the figure."""
     from lab.paper.rows import RECIPES, ROLES
@@ -101,7 +123,7 @@ def run(args: Args) -> int:
         from lab.bench.settings import Fig6Args
         from lab.commands import bench
 
-        return bench.run(Fig6Args(output=args.output, scale=args.scale))
+        return bench.run(Fig6Args(output=args.output, scale=args.scale, device=args.device))
     if args.scale == "tiny":
         from lab.commands import miniature
 
@@ -212,9 +234,9 @@ def _draw(file: Path, recipe: Recipe, averages: dict[str, float]) -> None:
         drawn = figures.length_figure(lines)
     else:
         cells = {
-            (float(s.compression["length"]), float(s.compression["keep_ratio"])): averages[s.name]
+            (float(s.compression["keep_ratio"]), float(s.compression["length"])): averages[s.name]
             for s in recipe.settings
         }
         limits = (min(cells.values()), max(cells.values()))
-        drawn = figures.heat_map(cells, ("p", "rho"), recipe.title, limits)
+        drawn = figures.heat_map(cells, ("rho", "p"), recipe.title, limits)
     figures.save(drawn, file)

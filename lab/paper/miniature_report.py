@@ -10,13 +10,19 @@ from typing import Any
 from lab.asked.conditions import Condition
 from lab.asked.report import paired_table, score_table, score_words
 from lab.asked.summary import compare_conditions
-from lab.paper.miniatures import Asked, Miniature
+from lab.paper.miniatures import CONSTANT, TWO_STAGE, Asked, Miniature
 from lab.paper.rows import RECIPES
 from remamba.evals.scoring import ScoredRun
 from remamba.evals.statistics import RESAMPLES
 from remamba.evals.tables import table
 
 WHERE = "arXiv 2408.15496"
+CONSTANT_WORDS = "best constant answer"
+MARK = " \\*"
+MARKED = (
+    "\\* The interval is not above what the best constant answer scores: nothing shows that this "
+    "row can do more than always answer the same."
+)
 MAP = (
     "Average scores. Every cell is the same weights at another p and rho, not retrained; the "
     "paper, too, asks one model."
@@ -61,15 +67,33 @@ def markdown(
 
 
 def row_table(asked: Sequence[Asked], shown: Mapping[str, Any]) -> str:
-    """Rows as in the paper, tasks across, the average last."""
-    tasks = list(next(iter(shown.values()))["datasets"])
-    rows = []
+    """Rows as in the paper, tasks across, the average last; below them what a constant is worth.
+
+    A score whose interval is not above what the best constant answer scores is marked.
+    """
+    tasks = list(shown[CONSTANT]["datasets"])
+    chance = _cells(shown[CONSTANT], tasks)
+    rows: list[list[Any]] = []
     for one in asked:
-        entry = shown[one.condition.name]
-        scores = [score_words(entry["datasets"][task]) for task in tasks]
-        average = score_words({"score": entry["average"], **entry})
-        rows.append([one.condition.name, one.row.paper, *scores, average])
-    return table(["row", "in the paper", *tasks, "average"], rows)
+        cells = _cells(shown[one.condition.name], tasks)
+        scores = [
+            score_words(cell) + (MARK if _may_be_chance(cell, worth["score"]) else "")
+            for cell, worth in zip(cells, chance, strict=True)
+        ]
+        rows.append([one.condition.name, one.row.paper, *scores])
+    rows.append([CONSTANT_WORDS, None, *(f"{cell['score']:.1f}" for cell in chance)])
+    said = table(["row", "in the paper", *tasks, "average"], rows)
+    return f"{said}\n\n{MARKED}" if any(MARK in str(cell) for row in rows for cell in row) else said
+
+
+def _cells(entry: Mapping[str, Any], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Scores and intervals of a row, the average last."""
+    average = {"score": entry["average"], "interval": entry["interval"]}
+    return [*(entry["datasets"][task] for task in tasks), average]
+
+
+def _may_be_chance(cell: Mapping[str, Any], worth: float) -> bool:
+    return bool(cell["interval"][0] <= worth)
 
 
 def map_table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -110,7 +134,7 @@ def _notes(asked: Sequence[Asked]) -> list[str]:
     """What must be known beside each table: whose weights the rows are."""
     notes = []
     others = [one.condition for one in asked if one.is_stand_in]
-    if names := ", ".join(c.name for c in others if c.compression is not None):
+    if names := _stand_ins(asked):
         notes.append(
             f"Not retrained: {names} are the weights of two-stage at other settings. The paper "
             "trains models for these rows; here they show what this one does when it is asked so, "
@@ -144,13 +168,21 @@ def _settings(asked: Sequence[Asked]) -> str:
 def as_json(
     asked: Sequence[Asked], summary: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """`averages`, by row; `rows`: row -> `model`, settings, scores and more; `map`.
+    """`averages`, by row; `constant`: what the best constant answers score; `rows`: row ->
+    `model`, settings, scores and more; `map`.
 
     `same_weights` of a row: the two-stage model answers, for want of one trained for it.
     """
     shown = summary["conditions"]
     return {
         "averages": {one.condition.name: shown[one.condition.name]["average"] for one in asked},
+        "constant": {
+            "average": shown[CONSTANT]["average"],
+            "datasets": {
+                task: {key: found[key] for key in ("score", "n", "lengths")}
+                for task, found in shown[CONSTANT]["datasets"].items()
+            },
+        },
         "rows": {one.condition.name: _row(one, shown, models) for one in asked},
         "map": summary["map"],
     }
@@ -177,7 +209,19 @@ def _row(
     }
 
 
-def draw(name: str, miniature: Miniature, summary: Mapping[str, Any], folder: Path) -> None:
+def _stand_ins(asked: Sequence[Asked]) -> str:
+    """The rows that are the weights of two-stage at other settings, by name."""
+    others = [one.condition for one in asked if one.is_stand_in]
+    return ", ".join(c.name for c in others if c.compression is not None)
+
+
+def draw(
+    name: str,
+    miniature: Miniature,
+    asked: Sequence[Asked],
+    summary: Mapping[str, Any],
+    folder: Path,
+) -> None:
     """Writes NAME.png of a figure; a line on stderr where matplotlib is missing."""
     if miniature.shape == "table":
         return
@@ -188,6 +232,15 @@ def draw(name: str, miniature: Miniature, summary: Mapping[str, Any], folder: Pa
         return
     file = folder / f"{name}.png"
     if miniature.shape == "map":
-        draw_map(summary["map"], file)
+        shown = summary["conditions"]
+        others = {
+            CONSTANT_WORDS if name == CONSTANT else name: entry["average"]
+            for name, entry in shown.items()
+            if name != TWO_STAGE
+        }
+        draw_map(summary["map"], file, f"{miniature.title}\n(same weights, not retrained)", others)
     else:
-        draw_lengths(summary["conditions"], file)
+        title = miniature.title
+        if names := _stand_ins(asked):
+            title += f"\nnot retrained: {names}"
+        draw_lengths(summary["conditions"], file, title)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab.asked.conditions import Condition, map_conditions
+from lab.asked.conditions import NOBODY, WORDS, Condition, map_conditions
 from lab.asked.tasks import PlantedDocument, read_documents
 from remamba.errors import InputError
 from remamba.methods.base import Method
@@ -24,6 +24,8 @@ TASKS = ("facts", "two-hop", "many-facts", "retrieval")
 EXACT = ("facts", "two-hop", "retrieval")
 """Tasks with one short answer that is right or wrong, as L-Eval's closed-ended ones have."""
 TWO_STAGE = "two-stage"
+CONSTANT = "constant"
+"""What a row says nothing over: the most frequent answer of each task, without a model."""
 ROLES = {
     TWO_STAGE: "a ReMamba, asked at its own settings",
     "plain": "a Mamba trained on the same data without the second stage",
@@ -209,7 +211,7 @@ MINIATURES = {
     "fig7": Miniature(
         "Figure 7 in miniature: two-stage over p and rho",
         "map",
-        (_own(),),
+        (_own(), _plain()),
         {TWO_STAGE: "sentences"},
         **_FEW,
         documents=3,
@@ -322,8 +324,8 @@ def _asked(row: Row, own: Mapping[str, Method], stands_in: bool) -> Asked:
 def plan_conditions(
     miniature: Miniature, asked: Sequence[Asked], own: Mapping[str, Method]
 ) -> list[Condition]:
-    """All that is asked: the rows, then the cells of a map."""
-    rows = [one.condition for one in asked]
+    """All that is asked: the rows, the best constant answers, then the cells of a map."""
+    rows = [*(one.condition for one in asked), Condition(CONSTANT, WORDS[CONSTANT], NOBODY)]
     if not miniature.map_p:
         return rows
     main = own[TWO_STAGE]

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from remamba.bare_model import BareReMamba
 from remamba.checkpoints.layouts import MORE_TEMPLATES, TOKENIZER_FILES, Weights, fetch, read_config
 from remamba.configuration_remamba import COMPRESSOR_INITS, CompressionConfig, ReMambaConfig
 from remamba.errors import InputError
-from remamba.files import check_directory, new_directory, write_whole
-from remamba.modeling_base import expected_shapes as model_shapes
-from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.files import check_directory, make_directory, new_directory, write_whole
+from remamba.sizes import expected_shapes as model_shapes
 from remamba.text import VOCABULARIES, check_vocabulary, has_chat_template_file
 
 SHARD_BYTES = 2 * 10**9
@@ -93,7 +93,7 @@ def convert(
     config.compression = (compression or CompressionConfig()).to_dict()
     config.compressor_init = compressor_init
     config.dtype = own_dtype
-    config.architectures = [ReMambaForCausalLM.__name__]
+    config.architectures = ["ReMambaForCausalLM"]
 
     def kind(name: str) -> torch.dtype:
         return own_dtype if name in new else dtype or weights[name].dtype
@@ -129,7 +129,7 @@ def is_new(name: str) -> bool:
 
 def expected_shapes(config: ReMambaConfig) -> dict[str, torch.Size]:
     """Shape of every stored tensor of a ReMamba; a tied head is stored once, as the embeddings."""
-    shapes = model_shapes(ReMambaForCausalLM, config)
+    shapes = model_shapes(BareReMamba, config)
     if config.tie_word_embeddings:
         del shapes[HEAD]
     return shapes
@@ -194,7 +194,7 @@ def copy_tokenizer(files: Sequence[Path], target: Path) -> None:
     """Copy what `find_tokenizer` found; a second chat template keeps its folder."""
     for file in files:
         place = target / (MORE_TEMPLATES if file.parent.name == MORE_TEMPLATES else "")
-        place.mkdir(exist_ok=True)
+        make_directory(place)
         shutil.copyfile(file, place / file.name)
 
 

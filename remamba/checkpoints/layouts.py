@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import FalconMambaConfig, Mamba2Config, MambaConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 from remamba.configuration_remamba import ReMambaConfig, check_common
@@ -42,11 +43,12 @@ TOKENIZER_FILES = (
 )
 MORE_TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beside its usual one."""
-TRANSFORMERS_CONFIGS: dict[str, type[PretrainedConfig]] = {
-    "mamba": MambaConfig,
-    "mamba2": Mamba2Config,
-    "falcon_mamba": FalconMambaConfig,
+TRANSFORMERS_CONFIGS = {
+    "mamba": "MambaConfig",
+    "mamba2": "Mamba2Config",
+    "falcon_mamba": "FalconMambaConfig",
 }
+"""model_type -> transformers' class of its configuration."""
 
 # configuration
 
@@ -86,7 +88,7 @@ def read_config(folder: Path) -> tuple[ReMambaConfig, str]:
 
 def _from_transformers(values: dict[str, Any]) -> ReMambaConfig:
     kind = values["model_type"]
-    theirs: Any = TRANSFORMERS_CONFIGS[kind].from_dict(values)
+    theirs: Any = getattr(transformers, TRANSFORMERS_CONFIGS[kind]).from_dict(values)
     if theirs.hidden_act not in ("silu", "swish"):
         raise InputError(f"hidden_act={theirs.hidden_act!r} is not supported; only silu is")
     shared = (

@@ -52,7 +52,7 @@ def report() -> dict[str, Any]:
     """Versions, devices, threads, the choice of each op with its reason, and the embedded model."""
     import torch
 
-    from remamba.ops import backend
+    from remamba.ops import backend, compiled
 
     return {
         "remamba": package_version("remamba"),
@@ -66,6 +66,7 @@ def report() -> dict[str, Any]:
             {"op": op, "implementation": choice, "why": why}
             for op, choice, why in backend.explain()
         ],
+        "c_kernels": {"library": compiled.where() or None, "why": compiled.obstacle()},
         "layer_rules": LAYER_RULES,
         "embedded_model": _embedded_model(),
     }
@@ -87,6 +88,8 @@ def as_text(found: dict[str, Any]) -> str:
     width = max((len(row["op"]) for row in found["ops"]), default=0)
     for row in found["ops"]:
         lines.append(f"  {row['op']:<{width}}  {row['implementation'] or '-':<7} {row['why']}")
+    kernels = found["c_kernels"]
+    lines += ["", f"C kernels       {kernels['library'] or 'none: ' + kernels['why']}"]
     lines += ["", "methods whose layers read by a rule of their own"]
     lines += [f"  {method:<{width}}  {told}" for method, told in found["layer_rules"].items()]
     model = found["embedded_model"]

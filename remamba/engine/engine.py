@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.entering import AnyJob, Entering, Prefilled, ReadJob, forget, span_scores
 from remamba.engine.entrance import Entrance
 from remamba.engine.request import Completion, Job, Request, fill_template
@@ -41,7 +42,6 @@ from remamba.execution.passes import not_finite
 from remamba.methods.plain import Plain
 from remamba.model.layer_rules import Scaling
 from remamba.model.states import StateCache
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.text import GrowingText, encode, end_tokens
 
 __all__ = ["Completion", "Engine", "Request", "SamplingOptions", "TextIterator", "fill_template"]
@@ -56,7 +56,8 @@ class Engine:
         slots: how many states are held at once.
         piece_length: tokens that a prefill reads at once; bounds its memory, changes no result.
         static: hold the states of all slots at one place, so that a step is a CUDA graph and the
-            next one begins before the last one's tokens are known. None: on a GPU.
+            next one begins before the last one's tokens are known. None: on a GPU, and on a CPU
+            for the few slots that a step in C takes.
         step_tokens: about how many tokens of prompts and documents a step reads; bounds how long
             others wait for their next token, changes no result. None: whole prompts.
 
@@ -65,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: BaseReMamba,
         tokenizer: Any = None,
         slots: int = 8,
         *,
@@ -80,7 +81,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos = end_tokens(model, tokenizer)
         if static is None:
-            static = runs_in_place(model)
+            static = runs_in_place(model, slots)
         self._growing: Rows = GrowingRows(model)
         self._plain: Rows = StaticRows(model, slots) if static else self._growing
         """Where answers are written by plain Mamba; rows in place know no layer rule."""
@@ -379,8 +380,9 @@ class Engine:
         if isinstance(given, str):
             if self.tokenizer is None:
                 raise InputError(f"{name} is text and the engine has no tokenizer; give token ids")
-            if begins and given == self._last_document[0]:
-                return self._last_document[1]  # asked again: a long document is encoded once
+            last, known = self._last_document  # any thread may put another one there
+            if begins and given == last:
+                return known  # asked again: a long document is encoded once
             ids = encode(self.tokenizer, given, begins=begins).ids
             if begins:
                 self._last_document = (given, ids)

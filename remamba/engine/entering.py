@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.likelihoods import TokenLogprob, likelihoods, told
 from remamba.engine.request import Job, Scored
 from remamba.execution.passes import PassOptions, not_finite
@@ -20,7 +21,6 @@ from remamba.methods.chunks import Chunks, read_chunks
 from remamba.methods.memory import DocumentMemory
 from remamba.model.layers import vocabulary_logits
 from remamba.model.rows import enter, pad_rows
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import known_fingerprint
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Entering(Generic[T]):
     """A prefill or a reading under way; `advance` takes it on by one piece."""
 
     def __init__(
-        self, model: ReMambaForCausalLM, steps: Steps[T], jobs: Sequence[AnyJob], takes_slots: bool
+        self, model: BaseReMamba, steps: Steps[T], jobs: Sequence[AnyJob], takes_slots: bool
     ):
         """`takes_slots`: each job has a row of its own; else all wait for one memory."""
         self.takes_slots = takes_slots
@@ -135,9 +135,7 @@ class Entering(Generic[T]):
         return count
 
 
-def prefill(
-    model: ReMambaForCausalLM, group: Sequence[Job], options: PassOptions
-) -> Steps[Prefilled]:
+def prefill(model: BaseReMamba, group: Sequence[Job], options: PassOptions) -> Steps[Prefilled]:
     """The states and logits behind the prompts of jobs that fit together (see `fits`)."""
     first = group[0]
     memory, wants_prompt = first.memory, first.request.prompt_logprobs is not None
@@ -165,7 +163,7 @@ def prefill(
 
 
 def _prompt_logprobs(
-    model: ReMambaForCausalLM, hidden: Tensor, group: Sequence[Job]
+    model: BaseReMamba, hidden: Tensor, group: Sequence[Job]
 ) -> Steps[list[list[TokenLogprob | None]]]:
     """The likelihood of every token of each prompt, by the states (b, l, d) behind each."""
     found: list[list[TokenLogprob | None]] = []
@@ -183,7 +181,7 @@ def _prompt_logprobs(
     return found
 
 
-def read(model: ReMambaForCausalLM, job: ReadJob, options: PassOptions) -> Steps[DocumentMemory]:
+def read(model: BaseReMamba, job: ReadJob, options: PassOptions) -> Steps[DocumentMemory]:
     """The memory of one document.
 
     Raises:
@@ -222,8 +220,13 @@ def fits(job: Job, group: list[Job]) -> bool:
 
 
 def same_document(first: Job, second: AnyJob) -> bool:
-    """Whether a second job's document can be read with the first one's, once for both."""
+    """Whether a second job's document can be read with the first one's, once for both.
+
+    Different clients share nothing.
+    """
     if not isinstance(second, Job) or first.is_apart or second.is_apart:
+        return False
+    if first.client != second.client:
         return False
     if first.method != second.method or second.memory is not None or not second.unfinished:
         return False
@@ -290,7 +293,7 @@ class StageClock:
     On a GPU events measure it: waiting between the stages would slow the prefill down.
     """
 
-    def __init__(self, model: ReMambaForCausalLM):
+    def __init__(self, model: BaseReMamba):
         self._device = model.device
         self._is_gpu = model.device.type == "cuda"
         self._keys = model.compressor.key_proj

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.entering import (
     AnyJob,
     Entering,
@@ -23,7 +24,6 @@ from remamba.execution.passes import PassOptions
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain
 from remamba.methods.shorten import Shorten
-from remamba.modeling_remamba import ReMambaForCausalLM
 
 MOST_CLIENTS = 4096
 """Clients whose turns are known before those without a turn to come are forgotten."""
@@ -40,9 +40,7 @@ class Entrance:
             all that finds a slot, in the order in which it came.
     """
 
-    def __init__(
-        self, model: ReMambaForCausalLM, piece_length: int | None, step_tokens: int | None
-    ):
+    def __init__(self, model: BaseReMamba, piece_length: int | None, step_tokens: int | None):
         self._model = model
         self._options = PassOptions(piece_length, most=step_tokens)
         self._step_tokens = step_tokens

@@ -118,6 +118,8 @@ class EngineLoop:
         """Jobs that were let in and are not finished."""
         self._inboxes: dict[Job, Inbox] = {}
         self._readings: dict[ReadJob, Future[DocumentMemory]] = {}
+        self._under_reading: WeakValueDictionary[str, ReadJob] = WeakValueDictionary()
+        """By what the store keeps the memory under."""
         self._counts: Counter[str] = Counter()
         reader.run_by(self)
         self._thread = threading.Thread(target=self._work, name="remamba-engine", daemon=True)
@@ -161,31 +163,51 @@ class EngineLoop:
         return self._submit(make, count, timeout)
 
     def keep(
-        self, document: str | Path, method: AskedMethod = None, client: str = ""
+        self,
+        document: str | Path | Document,
+        method: AskedMethod = None,
+        client: str = "",
+        owner: str = "",
     ) -> Future[KeptDocument]:
         """A document with its memory from the store, read once whoever asks.
 
         Where the method needs a reading for each question (`bm25`), there is no memory to keep.
 
+        Args:
+            document: the text, a file, or what `Reader.encoded` made of it: its method counts, and
+                it is given its memory.
+            owner: see `MemoryStore.key_of`.
+
         Raises:
             InputError: the text or the file cannot be read.
         """
-        found = self.reader.encoded(document, method)
+        found = document
+        if not isinstance(found, Document):
+            found = self.reader.encoded(found, method)
         if not found.method.serves_memory:
             ready: Future[KeptDocument] = Future()
             ready.set_result(KeptDocument(found, None))
             return ready
-        job = ReadJob([found.ids], found.method, client=client)
-        if isinstance(found.method, Chunks):
-            rows = found.chunk_rows(found.chunks(found.method.tokens))
-            job = ReadJob(rows, found.method, is_cut=True, client=client)
+        job = _reading_of(found, client)
+        key = self.store.key_of(job.rows, job.method, owner)
 
         def made(held: Held) -> KeptDocument:
             found.memory = held.memory
             return KeptDocument(found, held)
 
-        key = self.store.key_of(job.rows, job.method)
-        return _then(self.store.hold(key, lambda: self.read(job)), made)
+        def start() -> Future[DocumentMemory]:
+            self._under_reading[key] = job
+            return self.read(job)
+
+        return _then(self.store.hold(key, start), made)
+
+    def share_read(self, document: Document, owner: str = "") -> float | None:
+        """How much of a document has been read so far; None where it is not being read now."""
+        if not document.method.serves_memory:
+            return None
+        job = _reading_of(document)
+        found = self._under_reading.get(self.store.key_of(job.rows, job.method, owner))
+        return None if found is None or found.is_finished else found.tokens_read / found.length
 
     def read(self, job: ReadJob) -> Future[DocumentMemory]:
         """The memory of a document, which no store keeps; cancelling the future leaves it off.
@@ -225,6 +247,11 @@ class EngineLoop:
         """Whether a request would be let in now."""
         with self._state:
             return self._is_open and self._under_way < self.reader.slots + self.most_waiting
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return not self._has_ended
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take nothing more, and wait until all is answered; whether it was, in time."""
@@ -392,6 +419,15 @@ class EngineLoop:
                 self._end(inbox, error, "cancelled")
             for job in [*self._readings]:
                 self._leave_reading(job)
+
+
+def _reading_of(document: Document, client: str = "") -> ReadJob:
+    """The reading of a document by its method, whole or chunk by chunk."""
+    method = document.method
+    if isinstance(method, Chunks):
+        rows = document.chunk_rows(document.chunks(method.tokens))
+        return ReadJob(rows, method, is_cut=True, client=client)
+    return ReadJob([document.ids], method, client=client)
 
 
 def _close(reference: weakref.ref[EngineLoop]) -> None:

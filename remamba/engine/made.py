@@ -22,10 +22,15 @@ from remamba.methods.shorten import Shorten
 
 def serves(memory: DocumentMemory, method: Method) -> bool:
     """Whether a memory can answer what is asked by a method, or its text has to be read anew."""
+    return serves_by(memory.method, method)
+
+
+def serves_by(read: Method, method: Method) -> bool:
+    """Whether a memory that one method has read can answer what is asked by another."""
     if not method.serves_memory:
         return False
-    return method == memory.method or not any(
-        isinstance(each, Shorten | Chunks) or each.has_rule for each in (method, memory.method)
+    return method == read or not any(
+        isinstance(each, Shorten | Chunks) or each.has_rule for each in (method, read)
     )
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from remamba.modeling_remamba import ReMambaForCausalLM
+from remamba.bare_model import BaseReMamba
 
 Progress = Callable[[int, int], None]
 """Called while a document is read, with the tokens read so far and all there are."""
 
 
 @contextmanager
-def telling(progress: Progress | None, model: ReMambaForCausalLM, total: int) -> Iterator[None]:
+def telling(progress: Progress | None, model: BaseReMamba, total: int) -> Iterator[None]:
     """`progress` hears of every piece that the model reads."""
     if progress is None:
         yield

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.checkpoints.published import is_published, load_any
 from remamba.compression_config import CompressionConfig
 from remamba.engine.answer import Answer, Ask, AskedMethod
@@ -30,7 +31,6 @@ from remamba.methods.chunks import Chunks
 from remamba.methods.memory import DocumentMemory
 from remamba.methods.plain import Plain
 from remamba.methods.remamba import ReMamba
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import EMBEDDED, quiet_transformers
 from remamba.text import decode_with_offsets, encode, load_tokenizer, opening_tokens, read_text
 
@@ -52,7 +52,7 @@ Known = WeakValueDictionary[tuple[str, str | Path], Document]
 """Texts and files that asks under way are about, by their prefix and themselves."""
 
 
-def resolve_method(model: ReMambaForCausalLM, wanted: AskedMethod) -> Method:
+def resolve_method(model: BaseReMamba, wanted: AskedMethod) -> Method:
     """The method that is meant for a model.
 
     Raises:
@@ -114,7 +114,7 @@ class Reader:
 
     def __init__(
         self,
-        model: str | Path | ReMambaForCausalLM = EMBEDDED,
+        model: str | Path | BaseReMamba = EMBEDDED,
         tokenizer: Any = None,
         *,
         device: str | torch.device = "auto",
@@ -145,7 +145,7 @@ class Reader:
                 )
             self.name, loaded = model.name_or_path or type(model).__name__, model
             self.is_untrained = False
-        self.model: ReMambaForCausalLM = loaded.eval()
+        self.model: BaseReMamba = loaded.eval()
         self.tokenizer = tokenizer
         on_gpu = self.model.device.type == "cuda"
         self.piece_length = piece_length or (GPU_PIECE if on_gpu else CPU_PIECE)
@@ -162,7 +162,7 @@ class Reader:
 
     def __repr__(self) -> str:
         model, dtype = self.model, str(self.model.dtype).removeprefix("torch.")
-        kind, count = model.config.backbone_type, model.num_parameters()
+        kind, count = model.config.backbone_type, sum(x.numel() for x in model.parameters())
         return f"Reader({self.name!r}, {kind}, {count:,} parameters, {dtype} on {model.device})"
 
     def read(

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from remamba.bare_model import Compression, MethodLike
 from remamba.engine.likelihoods import TokenLogprob, check_likeliest, told
 from remamba.engine.sampling import Sampler, SamplingOptions
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
 from remamba.model.layer_rules import Scaling
-from remamba.modeling_base import Compression, MethodLike
 from remamba.text import GrowingText
 
 

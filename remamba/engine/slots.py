@@ -113,12 +113,11 @@ class StaticRows:
     """`capacity` rows at fixed addresses, which a CUDA graph updates and draws tokens for.
 
     A drawn token goes into the next step without passing the host, which may therefore begin that
-    step before it has seen the token.
+    step on a GPU before it has seen the token.
     """
 
-    runs_ahead = True
-
     def __init__(self, model: Any, capacity: int):
+        self.runs_ahead = model.device.type == "cuda"
         self.step = DecodeStep(model, capacity)
         self._table = torch.zeros(4, capacity, device=model.device)
         self._forbidden: dict[int, Tensor] = {}

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import torch
 
+from remamba.bare_model import BaseReMamba
 from remamba.engine.store_files import StoreFiles
 from remamba.errors import InputError
 from remamba.methods.base import Method
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import ReMambaForCausalLM
 from remamba.pretrained import known_fingerprint
 
 Start = Callable[[], "Future[DocumentMemory]"]
@@ -102,7 +102,7 @@ class MemoryStore:
 
     def __init__(
         self,
-        model: ReMambaForCausalLM,
+        model: BaseReMamba,
         place: str | Path | None = None,
         *,
         ram_bytes: int = 2**30,
@@ -126,17 +126,19 @@ class MemoryStore:
         """How often: hit_gpu, hit_ram, hit_file, shared, read, evicted_gpu, evicted_ram, unserved
         (a file that is damaged or could not be fetched), unwritten (no file could be written)."""
 
-    def key_of(self, rows: Sequence[Sequence[int]], method: Method) -> str:
+    def key_of(self, rows: Sequence[Sequence[int]], method: Method, owner: str = "") -> str:
         """What a document's memory is kept under.
 
         Args:
             rows: its tokens, in one row; of the method `chunks` a row for each chunk.
+            owner: whose it is; different owners share no memory, though their texts be the same.
         """
         told = {
             "model": known_fingerprint(self._model),
             "dtype": str(self._model.dtype),
             "method": method.to_dict(),
             "lengths": [len(row) for row in rows],
+            **({"owner": owner} if owner else {}),
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for row in rows:
@@ -152,6 +154,22 @@ class MemoryStore:
         """Whether it is kept on the GPU or in RAM."""
         with self._lock:
             return key in self._entries
+
+    def holds(self, key: str) -> bool:
+        """Whether nothing has to be read for a key: it is kept, or has a file."""
+        return key in self or (self._files is not None and self._files.has(key))
+
+    def forget(self, key: str) -> None:
+        """Keep a memory no longer, nor its file; who has it pinned may use it to the end.
+
+        Raises:
+            OSError: the file cannot be removed.
+        """
+        with self._lock:
+            self._entries.pop(key, None)
+        if self._files is not None:
+            # behind what is being written
+            self._writer.submit(self._files.remove, key).result()
 
     def hold(self, key: str, start: Start) -> Future[Held]:
         """The memory of a key, pinned: kept, loaded from its file, or read once for all who ask.

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from remamba.bare_model import BaseReMamba
 from remamba.errors import InputError
 from remamba.files import PART, check_directory, make_directory
 from remamba.methods.memory import DocumentMemory
-from remamba.modeling_remamba import ReMambaForCausalLM
 
 SUFFIX = ".memory"
 STALE_SECONDS = 3600
@@ -40,7 +40,7 @@ class StoreFiles:
                     f"file_bytes = {most_bytes} is for a folder; at {self.place} let the place "
                     "itself remove old files"
                 )
-            self._remote, self._root = _remote(self.place)
+            self._remote, self._root = remote_place(self.place)
             return
         folder = Path(self.place.removeprefix("file://"))
         make_directory(folder)
@@ -54,6 +54,19 @@ class StoreFiles:
     def path(self, key: str) -> str:
         """Where a key's file stands."""
         return f"{self._root}/{key}{SUFFIX}"
+
+    def has(self, key: str) -> bool:
+        """Whether a key has a file."""
+        path = self.path(key)
+        return Path(path).is_file() if self._remote is None else self._remote.exists(path)
+
+    def remove(self, key: str) -> None:
+        """Remove a key's file, if there is one."""
+        with suppress(FileNotFoundError):
+            if self._remote is None:
+                os.unlink(self.path(key))
+            else:
+                self._remote.rm_file(self.path(key))
 
     def save(self, key: str, memory: DocumentMemory) -> None:
         """Write a file that is never there in part.
@@ -73,7 +86,7 @@ class StoreFiles:
             self._remote.put_file(str(local), part)
             self._remote.mv(part, self.path(key))
 
-    def load(self, key: str, model: ReMambaForCausalLM) -> DocumentMemory | None:
+    def load(self, key: str, model: BaseReMamba) -> DocumentMemory | None:
         """The memory of a key, on the model's device; None where there is no file.
 
         Raises:
@@ -112,14 +125,14 @@ class StoreFiles:
                 path.unlink()
 
 
-def _checked(key: str, path: str, model: ReMambaForCausalLM) -> DocumentMemory:
+def _checked(key: str, path: str, model: BaseReMamba) -> DocumentMemory:
     memory = model.load_memory(path)
     if memory.key != key:
         raise InputError(f"{path} holds another document's memory; remove it")
     return memory
 
 
-def _remote(place: str) -> tuple[Any, str]:
+def remote_place(place: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     import fsspec
 

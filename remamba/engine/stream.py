@@ -74,18 +74,20 @@ class Inbox:
         with self._state:
             self._pieces.append(Piece(number, text, tokens, logprobs, job.finish_reason))
             self._open -= job.is_finished
-            self._wake()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """The error that ends the answers; the first one counts."""
         with self._state:
             if self._open:
                 self.error = self.error or error
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
-        self._state.notify_all()
-        wake, self._wakes = self._wakes, None
+        with self._state:
+            self._state.notify_all()
+            wake, self._wakes = self._wakes, None
+        # not inside: who is woken wants the lock, and would wait for this thread
         if wake is not None:
             wake()
 
@@ -167,8 +169,21 @@ class Stream:
     @property
     def answers(self) -> list[Answer]:
         """The answers to an `Ask`, with the words that were kept, once all are finished."""
+        return [self.answer(number) for number in range(len(self.completions))]
+
+    def completion(self, number: int) -> Completion:
+        """One of the answers, once it is finished, whatever becomes of the others."""
+        return self._inbox.jobs[number].completion
+
+    def answer(self, number: int) -> Answer:
+        """One of the answers to an `Ask`; see `completion`."""
         assert self._made is not None, "a Request has completions; an Ask has answers"
-        return [self._made.answer(done) for done in self.completions]
+        return self._made.answer(self.completion(number))
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprob | None] | None:
+        """Of each token of the prompt, where they were asked for, once an answer has begun."""
+        return self._inbox.jobs[0].prompt_logprobs
 
     def result(self) -> list[Completion]:
         """The completions, waited for."""

@@ -63,11 +63,12 @@ def heat_map(
         figsize=(max(4.0, 0.8 * len(across) + 2), max(3.0, 0.5 * len(down) + 1.5))
     )
     grid = [[cells.get((x, y), float("nan")) for x in across] for y in down]
-    axes.imshow(grid, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto")
+    shown = axes.imshow(grid, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto")
+    figure.colorbar(shown, ax=axes)
     middle = limits[0] + 0.6 * (limits[1] - limits[0])
     for (x, y), value in cells.items():
         place = (across.index(x), down.index(y))
-        shade = "white" if value < middle else "black"
+        shade = "white" if value <= middle else "black"
         axes.text(*place, f"{value:.1f}", ha="center", va="center", color=shade, fontsize=8)
     axes.set_xticks(range(len(across)), [f"{x:g}" for x in across])
     axes.set_yticks(range(len(down)), [f"{y:g}" for y in down])

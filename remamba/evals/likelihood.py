@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from remamba.bare_model import BaseReMamba
+from remamba.execution.passes import PassOptions, check_finite
+from remamba.execution.steps import finish
 from remamba.methods.base import Method
 from remamba.methods.plain import Plain
+from remamba.model.layers import vocabulary_logits
 from remamba.model.rows import pad_rows
-from remamba.modeling_remamba import ReMambaForCausalLM
 
 BATCH_TOKENS = 8192
 """Most positions of a batch, pads included."""
@@ -36,20 +39,18 @@ def log_likelihoods(
         method: how a ReMamba reads the prompt; None: plainly.
     """
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-    is_ours = isinstance(model, ReMambaForCausalLM)
+    is_ours = isinstance(model, BaseReMamba)
     for group in _groups(pairs, BATCH_TOKENS if is_ours else 0):
         rows = [[*pairs[i].prompt, *pairs[i].continuation] for i in group]
         ids, mask = pad_rows(rows)
         longest = max(len(pairs[i].continuation) for i in group)
         if is_ours:
-            logits = model(
-                ids,
-                attention_mask=mask,
-                prompt_lengths=torch.tensor([len(pairs[i].prompt) for i in group]),
-                method=method or Plain(),
-                use_cache=False,
-                logits_to_keep=longest + 1,
-            ).logits
+            prompts = torch.tensor([len(pairs[i].prompt) for i in group])
+            batch = model.enter(ids, mask, None, None, prompts)
+            options = PassOptions(tail=longest + 1)
+            hidden = finish(model.passing(batch, method or Plain(), None, None, options)).hidden
+            logits = vocabulary_logits(model.lm_head, hidden)
+            check_finite(logits)
         else:
             logits = model(ids.to(model.device)).logits[:, -longest - 1 :]
         for at, i in enumerate(group):

@@ -15,7 +15,8 @@ from remamba.model.layers import RMSNorm, vocabulary_logits
 from remamba.model.mamba import MambaMixer
 from remamba.model.mamba2 import Mamba2Mixer
 from remamba.model.states import StateCache
-from remamba.ops.backend import form_for, requested, run
+from remamba.ops.backend import form_for, requested, resolve, run
+from remamba.ops.decode_layer.c import MOST_ROWS
 from remamba.ops.decode_layer.weights import BlockWeights, Mamba2Weights, MambaWeights
 from remamba.ops.device import on_device
 
@@ -141,15 +142,18 @@ class DecodeStep:
             then: works on tensors only; captured with the step. None: the logits themselves.
             name: stands for what `then` does; two that differ must have different ones.
         """
-        bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
-        bucket = min(bucket, self.capacity)
+        if not self._is_current():
+            self.refresh()
+        bucket = rows
+        # on a CPU a row that nobody asked for costs as much as another
+        if self.device.type != "cpu" or self.is_captured:
+            bucket = next((n for n in BUCKETS if n >= rows), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
+            bucket = min(bucket, self.capacity)
 
         def step() -> Any:
             logits = self._logits(bucket)
             return logits if then is None else then(logits)
 
-        if not self._is_current():
-            self.refresh()
         with on_device(self.tokens):
             if not self.is_captured:
                 return step()
@@ -189,8 +193,13 @@ class DecodeStep:
     def _is_fused_for(self, rows: int) -> bool:
         if self._blocks is None or self._is_observed:
             return False
-        arguments = (self._blocks, None, None, self.ssm[:, :rows])
-        return form_for("decode_layer", self.device, *arguments)[0] == "triton"
+        model = self._owner()
+        norm = model.backbone.norm_f
+        arguments = (
+            self._blocks, None, self.conv[:, :rows], self.ssm[:, :rows], norm.weight, norm.eps,
+            model.lm_head.weight,
+        )  # fmt: skip
+        return form_for("decode_layer", self.device, *arguments)[0] not in ("ref", "torch")
 
     def _logits(self, rows: int) -> Tensor:
         """(rows, vocab) behind one more token; the states move on in place."""
@@ -259,10 +268,17 @@ def decode_step_of(model: nn.Module) -> DecodeStep:
     return _steps[model]
 
 
-def runs_in_place(model: Any) -> bool:
-    """Whether a decode step gains from states that stay at their place: on one GPU."""
+def runs_in_place(model: Any, rows: int = 1) -> bool:
+    """Whether a decode step of so many rows gains from states that stay at their place.
+
+    It does on one GPU, and on a CPU for the few rows that its fused form takes.
+    """
     devices = getattr(model, "hf_device_map", None) or {}
-    return model.device.type == "cuda" and len(set(devices.values())) <= 1
+    if len(set(devices.values())) > 1:
+        return False
+    if model.device.type == "cpu":
+        return rows <= MOST_ROWS and resolve("decode_layer", model.device) == "c"
+    return model.device.type == "cuda"
 
 
 def decodes_in_place(
@@ -281,10 +297,10 @@ def decodes_in_place(
         return False
     if cache.rule is not None:  # the captured step and the fused kernels know none
         return False
-    if model.training or torch.is_grad_enabled() or not runs_in_place(model):
+    if model.training or torch.is_grad_enabled() or not runs_in_place(model, len(input_ids)):
         return False
     return not (
-        torch.is_autocast_enabled("cuda")
+        torch.is_autocast_enabled(model.device.type)
         or torch.compiler.is_compiling()
         or (input_ids.is_cuda and torch.cuda.is_current_stream_capturing())
     )

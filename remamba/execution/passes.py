@@ -24,6 +24,13 @@ def not_finite(where: str, dtype: torch.dtype) -> InputError:
     return InputError(f"{where} are not finite: the weights hold NaN or infinity{mend}")
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise InputError where a row of logits (b, ..., vocab) holds NaN or infinity."""
+    if not bool(torch.isfinite(logits).all()):
+        row = int((~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero()[0])
+        raise not_finite(f"the logits of row {row}", logits.dtype)
+
+
 class Window:
     """The states of `width` positions from start (b,) on, gathered while a pass goes by in pieces.
 

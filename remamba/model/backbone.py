@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from remamba.configuration_remamba import ReMambaConfig
 from remamba.model.layer_rules import LayerRule, StepRule
@@ -19,12 +21,16 @@ from remamba.ops.precision import accumulation_dtype
 from remamba.ops.time_step.lengths import fold_lengths
 
 
-class Block(GradientCheckpointingLayer):
+class Block(nn.Module):
     """mixer(norm(residual + x)), and that sum: the next block's residual.
 
     The addition after a block is left to the next norm, which is one kernel with it. A block holds
-    no state, so that checkpointing may run it again; transformers turns that on, block by block.
+    no state, so that checkpointing may run it again; transformers turns that on, block by block,
+    by the two attributes below.
     """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
 
     def __init__(self, config: ReMambaConfig):
         super().__init__()
@@ -42,6 +48,23 @@ class Block(GradientCheckpointingLayer):
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
         rule: StepRule | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the mixer gives (b, l, d), the sum (b, l, d), and the states behind the rows."""
+        given = (x, residual, lengths, dt_scale, adaption, conv_state, ssm_state, rule)
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(self._run, *given)
+        return self._run(*given)
+
+    def _run(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        lengths: Tensor | None,
+        dt_scale: Tensor | None,
+        adaption: Adaption | None,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+        rule: StepRule | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         normed, total = self.norm(x, residual)
         residual = total.to(accumulation_dtype(total)) if self.residual_in_fp32 else total

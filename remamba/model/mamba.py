@@ -63,7 +63,9 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, config: ReMambaConfig) -> None:
-        """Mamba's own initial values for A, D and the time step."""
+        """Mamba's own initial values for A, D and time step; none on "meta"."""
+        if self.A_log.is_meta:
+            return
         self.A_log.copy_(torch.arange(1, config.state_size + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
         reset_projections(self.in_proj, self.conv1d, self.out_proj, config)

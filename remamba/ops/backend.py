@@ -26,9 +26,10 @@ Form = TypeVar("Form", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("ref", "torch", "triton", "cuda")
-KERNELS = ("cuda", "triton")
-"""Those that need a GPU, the fastest first: CUDA C++ compiled by torch's NVRTC, and triton."""
+BACKENDS = ("ref", "torch", "c", "triton", "cuda")
+KERNELS = {"cuda": ("cuda", "triton"), "cpu": ("c",)}
+"""A device's kernels, the fastest first: CUDA C++ compiled by torch's NVRTC, and triton; for a CPU
+C compiled by the system's compiler, for inference alone."""
 
 # op -> backend -> "module:function", imported when first used: only *_triton.py import triton.
 # A triton form is registered by a line here, beside the others:
@@ -37,16 +38,19 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "selective_scan": {
         "ref": "remamba.ops.scan.reference:reference",
         "torch": "remamba.ops.scan.torch:selective_scan_torch",
+        "c": "remamba.ops.scan.c:selective_scan_c",
         "triton": "remamba.ops.scan.triton:selective_scan_triton",
         "cuda": "remamba.ops.scan.cuda:selective_scan_cuda",
     },
     "ssd": {
         "ref": "remamba.ops.ssd_scan.reference:reference",
         "torch": "remamba.ops.ssd_scan.torch:ssd_torch",
+        "c": "remamba.ops.ssd_scan.c:ssd_c",
         "triton": "remamba.ops.ssd_scan.triton:ssd_triton",
     },
     "causal_conv": {
         "torch": "remamba.ops.convolution.op:causal_conv_torch",
+        "c": "remamba.ops.convolution.c:causal_conv_c",
         "triton": "remamba.ops.convolution.triton:causal_conv_triton",
     },
     "adapt_dt": {
@@ -59,18 +63,22 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rms_norm": {
         "torch": "remamba.ops.norm.op:rms_norm_torch",
+        "c": "remamba.ops.norm.c:rms_norm_c",
         "triton": "remamba.ops.norm.triton:rms_norm_triton",
     },
     "gated_rms_norm": {
         "torch": "remamba.ops.norm.op:gated_rms_norm_torch",
+        "c": "remamba.ops.norm.c:gated_rms_norm_c",
         "triton": "remamba.ops.norm.triton:gated_rms_norm_triton",
     },
     "selective_state_update": {
         "torch": "remamba.ops.state_update.op:selective_state_update_torch",
+        "c": "remamba.ops.state_update.c:selective_state_update_c",
         "triton": "remamba.ops.state_update.triton:selective_state_update_triton",
     },
     "ssd_state_update": {
         "torch": "remamba.ops.state_update.op:ssd_state_update_torch",
+        "c": "remamba.ops.state_update.c:ssd_state_update_c",
         "triton": "remamba.ops.state_update.triton:ssd_state_update_triton",
     },
     "cross_entropy": {
@@ -81,6 +89,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "decode_layer": {
         "ref": "",
         "torch": "",
+        "c": "remamba.ops.decode_layer.c:decode_logits_c",
         "triton": "remamba.ops.decode_layer.triton:decode_logits",
     },
 }
@@ -217,26 +226,45 @@ def _choose(
 
     Cached, so that a decode step does not pay for it and the log says it once.
     """
-    forms = IMPLEMENTATIONS[op]
-    obstacles = {name: _obstacle(name, device_type) for name in KERNELS if name in forms}
+    chosen, why = _forms(IMPLEMENTATIONS[op], op, device_type, request, asked_by)
+    logger.info("%s on %s: %s (%s)", op, device_type, chosen[0], why)
+    return chosen, why
+
+
+def _forms(
+    forms: dict[str, str], op: str, device_type: str, request: str | None, asked_by: str
+) -> tuple[tuple[str, ...], str]:
+    """_choose, without a word to the log."""
     if request is not None:
         _check_name(request, asked_by)
-    if obstacle := obstacles.get(request or ""):
-        raise InputError(f"{asked_by}: {op} cannot run {request!r} on {device_type}: {obstacle}")
-    if request in forms:
-        choice, why = request, f"asked for by {asked_by}"
-    elif device_type == "cuda" and obstacles:
-        choice = next((name for name, obstacle in obstacles.items() if not obstacle), "torch")
-        told = [f"no {name!r}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
-        why = "; ".join((["fastest on cuda"] if choice != "torch" else []) + told)
-    else:
-        choice, why = "torch", f"fastest on {device_type}"
-    if request not in (None, choice):
-        why += f"; has no {request!r} form"
-    logger.info("%s on %s: %s (%s)", op, device_type, choice, why)
-    slower = KERNELS[KERNELS.index(choice) + 1 :] if choice in KERNELS else ()
-    able = [name for name in slower if obstacles.get(name) == ""]
-    return (choice, *able, *(["torch"] if choice in KERNELS else [])), why
+        if request in forms:
+            if obstacle := _obstacle(request, device_type):
+                raise InputError(
+                    f"{asked_by}: {op} cannot run {request!r} on {device_type}: {obstacle}"
+                )
+            return _and_slower(forms, request, device_type), f"asked for by {asked_by}"
+        if device_type == "cpu":
+            return ("torch",), f"torch's own; has no {request!r} form"
+    obstacles = {
+        name: _obstacle(name, device_type) for name in KERNELS.get(device_type, ()) if name in forms
+    }
+    choice = next((name for name, obstacle in obstacles.items() if not obstacle), "torch")
+    told = [f"no {name!r}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
+    if choice != "torch" or not obstacles:
+        told = [f"fastest on {device_type}", *told]
+    if request is not None:
+        told.append(f"has no {request!r} form")
+    return _and_slower(forms, choice, device_type), "; ".join(told)
+
+
+def _and_slower(forms: dict[str, str], choice: str, device_type: str) -> tuple[str, ...]:
+    """A choice, and behind a kernel those that take what it cannot."""
+    for kernels in KERNELS.values():
+        if choice in kernels:
+            slower = [name for name in kernels[kernels.index(choice) + 1 :] if name in forms]
+            able = [name for name in slower if not _obstacle(name, device_type)]
+            return choice, *able, "torch"
+    return (choice,)
 
 
 def _obstacle(kernels: str, device_type: str) -> str:
@@ -245,6 +273,12 @@ def _obstacle(kernels: str, device_type: str) -> str:
         from remamba.ops import nvrtc
 
         return nvrtc.obstacle() if device_type == "cuda" else "it needs a GPU"
+    if kernels == "c":
+        from remamba.ops import compiled
+
+        return compiled.obstacle() if device_type == "cpu" else "it needs a CPU"
+    if kernels != "triton":
+        return ""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -256,8 +290,6 @@ def _obstacle(kernels: str, device_type: str) -> str:
 _functions: dict[str, dict[str, Any]] = {op: {} for op in IMPLEMENTATIONS}
 
 
-# a compiler cannot trace how a form is chosen: it runs this, and takes the name for a constant
-@torch.compiler.assume_constant_result
 def _order(op: str, device_type: str) -> str:
     """The forms to try in their order; their functions are in _functions from then on."""
     forms = _choose(op, device_type, *_request())[0]
@@ -265,6 +297,11 @@ def _order(op: str, device_type: str) -> str:
         # all at once: within a trace a compiler looks into the table of an op only once
         _functions[op].update({name: _load(op, name) for name in forms})
     return " ".join(forms)
+
+
+# a compiler cannot trace how a form is chosen: it runs `_order`, and takes the names for constant.
+# torch.compiler.assume_constant_result sets the same, and imports all of torch's compiler for it.
+_order._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _load(op: str, backend: str) -> Callable | None:

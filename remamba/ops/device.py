@@ -15,10 +15,13 @@ def on_device(x: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device)
 
 
-@torch.compiler.assume_constant_result
 def processors(device: torch.device, otherwise: int = 1) -> int:
     """The GPU's multiprocessors; `otherwise` where there is no GPU."""
     return _processors(device) or otherwise
+
+
+# see `_order` in ops/backend.py
+processors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

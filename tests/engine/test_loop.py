@@ -326,11 +326,18 @@ def test_a_document_is_read_once_for_many_and_leaving_ends_the_reading(tmp_path:
         sources = sorted(str(one.result().result().source) for one in asked)
         assert set(sources) <= {"ram", "read", "shared"} and sources.count("read") == 1
         assert loop.figures()["read_documents"] == 1
-        left = loop.keep(TEXT * 200)
-        until(lambda: bool(loop._readings))
+        encoded = reader.encoded(text)  # a document that is encoded already is the same one
+        assert loop.keep(encoded).result().source == "ram"
+        assert encoded.memory is not None and loop.share_read(encoded) is None
+        assert loop.keep(text, owner="another").result().source == "read"
+        long = reader.encoded(TEXT * 200)
+        left = loop.keep(long)
+        until(lambda: 0 < (loop.share_read(long) or 0) < 1)
+        assert loop.share_read(long, "another") is None
         assert left.cancel()
         until(lambda: loop.figures()["under_way"] == 0)
-        assert loop.engine.is_idle and loop.figures()["read_documents"] == 1
+        assert loop.engine.is_idle and loop.figures()["read_documents"] == 2
+        assert loop.share_read(long) is None
     store.close()
     with running(make_reader(), store=MemoryStore(reader.model, tmp_path)) as loop:
         assert loop.keep(text).result().source == "file"

@@ -186,6 +186,27 @@ def test_a_document_asked_about_while_it_is_read_is_read_once() -> None:
         assert told(job.completion) == told(Engine(engine.model).run([request])[0])
 
 
+def test_clients_share_no_reading() -> None:
+    """Together from the start, or one coming while the other's document is read."""
+    engine = Engine(tiny_model(), slots=4, step_tokens=10)
+    document = ids_of(100)
+    requests = [
+        Request(
+            document=document, question=ids_of(n), options=GREEDY, method="plain", client=client
+        )
+        for n, client in ((3, "one"), (4, "one"), (5, "other"), (6, "third"))
+    ]
+    jobs = [engine.submit(request) for request in requests[:3]]
+    for _ in range(3):
+        engine.step()
+    jobs.append(engine.submit(requests[3]))
+    finished(engine, *jobs)
+    assert jobs[0].memory is not None and jobs[0].memory is jobs[1].memory
+    assert jobs[2].memory is None and jobs[3].memory is None
+    for job, request in zip(jobs, requests, strict=True):
+        assert told(job.completion) == told(Engine(engine.model).run([request])[0])
+
+
 def test_random_numbers_of_a_method_are_its_own() -> None:
     """Whatever is drawn by others between two pieces; and torch's own go on undisturbed."""
     model, method = tiny_model(), METHODS["random"]

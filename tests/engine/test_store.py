@@ -99,6 +99,8 @@ def test_keys_tell_everything_apart() -> None:
         desk.store.key_of([[1, 2, 3]], METHODS["before"]),
         other.store.key_of([[1, 2, 3]], Plain()),
         half.key_of([[1, 2, 3]], Plain()),
+        desk.store.key_of([[1, 2, 3]], Plain(), "one"),
+        desk.store.key_of([[1, 2, 3]], Plain(), "other"),
     ]
     assert len(set(keys)) == len(keys)
     assert Desk().store.key_of([[1, 2, 3]], Plain()) == keys[0]
@@ -122,6 +124,25 @@ def test_the_one_used_longest_ago_goes_first(tmp_path: Path) -> None:
     with filed.hold(documents[0]) as held:
         assert held.source == "file"
     assert filed.read == 4 and filed.store.bytes("ram") == size
+
+
+@pytest.mark.parametrize("place", [None, "folder", "memory://forgotten"])
+def test_what_is_forgotten_is_read_anew(place: str | None, tmp_path: Path) -> None:
+    desk = Desk(tmp_path if place == "folder" else place)
+    document, other = ids_of(30), ids_of(31)
+    keys = [desk.store.key_of([ids], METHODS["whole"]) for ids in (document, other)]
+    held = desk.hold(document)
+    desk.hold(other).close()
+    assert all(map(desk.store.holds, keys))
+    wanted = answer(desk.model, held.memory)
+    desk.store.forget(keys[0])
+    assert [desk.store.holds(key) for key in keys] == [False, True]
+    assert answer(desk.model, held.memory) == wanted
+    held.close()
+    again = desk.hold(document)
+    assert (again.source, desk.read) == ("read", 3)
+    desk.store.forget("of nothing")
+    desk.store.close()
 
 
 def test_pinned_ones_stay() -> None:

@@ -164,7 +164,7 @@ def test_fast_paths_that_know_no_rule_are_left(
         name: model(ids, method=method).cache_params
         for name, method in {"plain": "plain", **layer_rules(model, tmp_path)}.items()
     }
-    monkeypatch.setattr(decode, "runs_in_place", lambda _: True)
+    monkeypatch.setattr(decode, "runs_in_place", lambda *_: True)
     in_place = {name for name, cache in caches.items() if decodes_in_place(model, one, cache)}
     # filter and decimate leave states that decoding goes on from as plain Mamba
     assert in_place == {"plain", "filter", "decimate"}

@@ -111,7 +111,7 @@ def test_residual_is_as_wide_as_configured(in_fp32: bool) -> None:
     assert torch.equal(total, residual + x)
 
 
-@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("name", ["torch", "c", "triton"])
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_a_compiler_sees_all_of_it(kind, name, assert_close) -> None:
     """No break in the graph, with pads and an adaption; outputs and gradients are the same."""

@@ -9,7 +9,7 @@ import torch
 
 from remamba import ops
 from remamba.errors import InputError
-from remamba.ops import backend, explain, nvrtc, resolve, selective_scan, use_backend
+from remamba.ops import backend, compiled, explain, nvrtc, resolve, selective_scan, use_backend
 from remamba.ops.scan_inputs import ScanInputs
 
 
@@ -39,8 +39,15 @@ def test_every_registered_function_exists(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", backend.IMPLEMENTATIONS)
-def test_cpu_runs_torch(op: str) -> None:
-    assert resolve(op, "cpu") == resolve(op, torch.device("cpu")) == "torch"
+def test_cpu_runs_c_where_there_is_a_compiler(op: str, monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "obstacle", lambda: "")
+    best = "c" if "c" in backend.IMPLEMENTATIONS[op] else "torch"
+    assert resolve(op, "cpu") == resolve(op, torch.device("cpu")) == best
+    backend._choose.cache_clear()
+    monkeypatch.setattr(compiled, "obstacle", lambda: "no C compiler is installed")
+    assert resolve(op, "cpu") == "torch"
+    told = {name: why for name, _, why in explain("cpu")}
+    assert told[op] == ("no 'c': no C compiler is installed" if best == "c" else "fastest on cpu")
 
 
 def test_use_backend_holds_within_its_context() -> None:
@@ -49,7 +56,7 @@ def test_use_backend_holds_within_its_context() -> None:
         with use_backend("torch"):
             assert resolve("ssd", "cpu") == "torch"
         assert resolve("ssd", "cpu") == "ref"
-    assert resolve("ssd", "cpu") == "torch"
+    assert resolve("ssd", "cpu") not in ("ref", None)
 
 
 def test_environment(monkeypatch) -> None:
@@ -65,7 +72,8 @@ def test_public_op_runs_what_was_resolved(monkeypatch) -> None:
     monkeypatch.setattr(backend, "_load", lambda op, name: spies[name])
     monkeypatch.setitem(backend._functions, "selective_scan", {})
     x = torch.randn(1, 3, 2)
-    selective_scan(x, x, -torch.ones(2, 2), x, x)
+    with use_backend("torch"):
+        selective_scan(x, x, -torch.ones(2, 2), x, x)
     with use_backend("ref"):
         selective_scan(x, x, -torch.ones(2, 2), x, x)
     assert ran == ["torch", "ref"]
@@ -125,7 +133,7 @@ def test_what_a_kernel_cannot_take_is_told_where_it_goes(monkeypatch) -> None:
 
 def test_unknown_name_is_refused(monkeypatch) -> None:
     with (
-        pytest.raises(InputError, match=r"'metal'.*ref, torch, triton, cuda"),
+        pytest.raises(InputError, match=r"'metal'.*ref, torch, c, triton, cuda"),
         use_backend("metal"),
     ):
         pass
@@ -161,7 +169,7 @@ def test_cuda_is_the_fastest_where_it_can_run(monkeypatch) -> None:
 
 def test_triton_runs_on_the_cpu_when_asked(triton_scan, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve("selective_scan", "cpu") == "torch"
+    assert resolve("selective_scan", "cpu") != "triton"
     with use_backend("triton"):
         assert resolve("selective_scan", "cpu") == "triton"
 
@@ -176,14 +184,15 @@ def test_op_without_the_form_says_so() -> None:
     with use_backend("ref"):
         choices = {op: (choice, why) for op, choice, why in explain("cpu")}
     assert choices["ssd"] == ("ref", "asked for by use_backend")
-    assert choices["causal_conv"] == ("torch", "fastest on cpu; has no 'ref' form")
+    assert choices["causal_conv"] == ("torch", "torch's own; has no 'ref' form")
 
 
 def test_choice_is_logged_once(caplog) -> None:
     with caplog.at_level("INFO", logger="remamba"):
         resolve("ssd", "cpu")
         resolve("ssd", "cpu")
-    assert [record.message for record in caplog.records] == ["ssd on cpu: torch (fastest on cpu)"]
+    (said,) = [record.message for record in caplog.records if record.name.endswith("backend")]
+    assert said.startswith("ssd on cpu: ")
 
 
 def test_no_public_op_is_a_module_too() -> None:

@@ -224,7 +224,7 @@ def test_recipes_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> 
     for name in ("ours", "none"):
         with pytest.raises(InputError, match="recipes are sentences, paper, released"):
             recipe_compression(name)
-    with pytest.raises(InputError, match=r"recipe 'ours' .*recipes are sentences, paper, released"):
+    with pytest.raises(InputError, match="--recipe = 'ours' must be one of none, sentences, paper"):
         TrainArgs(**GIVEN, recipe="ours")
     with pytest.raises(InputError, match="'learning_rat' is no option"):
         TrainArgs(**GIVEN, learning_rat=1)

@@ -69,7 +69,7 @@ def test_the_embedded_models(name: str, remamba: Run, tmp_path: Path) -> None:
         "table1": ["base", "plain", "two-stage"],
         "table3": ["stage1", "two-stage"],
         "fig5": ["plain", "two-stage", "random", "fixed", "multiplicative", "selective"],
-        "fig7": ["two-stage"],
+        "fig7": ["two-stage", "plain"],
     }[name]
     assert list(found["averages"]) == list(found["rows"]) == rows
     for row, told in found["rows"].items():
@@ -98,6 +98,14 @@ def test_the_embedded_models(name: str, remamba: Run, tmp_path: Path) -> None:
             "fig7": 1,
         }[name]
     )
+    constant = predictions(tmp_path / "out" / "constant")
+    facts = [one for one in constant if one["task"] == "facts"]
+    assert len({one["pred"] for one in facts}) == 1
+    assert "| best constant answer |" in report
+    worth = found["constant"]["datasets"]["facts"]["lengths"]
+    right = sum(one["pred"] in one["answers"] for one in facts)
+    scores = [cell["score"] * cell["n"] / 100 for cell in worth.values()]
+    assert right == pytest.approx(sum(scores)) and right > 0
     assert (tmp_path / "out" / f"{name}.png").is_file() == name.startswith("fig")
     assert [(cell["p"], cell["rho"]) for cell in found["map"]] == [
         (p, rho) for p in MINIATURES[name].map_p for rho in MINIATURES[name].map_rho
@@ -166,7 +174,7 @@ def test_what_cannot_be_used_is_told_in_one_line(
 ) -> None:
     out = tmp_path / "out"
     assert "is for --scale paper" in refused(*words("table1", out), "--data", tmp_path)
-    assert "is for --scale paper" in refused(*words("fig6", out)[:-2], "--data", tmp_path)
+    assert "has no effect on fig6" in refused(*words("fig6", out)[:-2], "--data", tmp_path)
     assert "--limit 0" in refused(*words("table1", out)[:-1], 0)
     assert "is no ROLE=DIR" in refused(*words("table1", out), "--models", "mamba=x")
     assert "no row is a random" in refused(*words("table1", out), "--models", "random=x")

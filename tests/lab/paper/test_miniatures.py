@@ -18,16 +18,20 @@ from typing import Any, get_args
 import pytest
 from tokenizers import Tokenizer
 
+from lab.asked.conditions import Condition
 from lab.asked.tasks import read_documents
 from lab.commands.data_planted import Args as Planted
 from lab.commands.reproduce import Name
+from lab.paper.miniature_report import row_table
 from lab.paper.miniatures import (
+    CONSTANT,
     DATA,
     EXACT,
     LENGTHS,
     MINIATURES,
     ROLES,
     TASKS,
+    Asked,
     Miniature,
     choose_models,
     plan_conditions,
@@ -148,11 +152,13 @@ def test_rows_have_the_papers_settings(name: str) -> None:
 
 
 def names(name: str, **own: CompressionConfig) -> list[str]:
+    """Of what is asked, the best constant answers apart, which every item has once."""
     models = {role.replace("_", "-"): settings for role, settings in own.items()}
     asked, _ = plan(MINIATURES[name], models)
-    return [
-        condition.name for condition in plan_conditions(MINIATURES[name], asked, methods_of(models))
-    ]
+    conditions = plan_conditions(MINIATURES[name], asked, methods_of(models))
+    found = [condition.name for condition in conditions]
+    assert found.count(CONSTANT) == 1
+    return [name for name in found if name != CONSTANT]
 
 
 def test_the_plan_of_each_item() -> None:
@@ -173,9 +179,9 @@ def test_the_plan_of_each_item() -> None:
     selective = WHOLE.replace(adaption="selective")
     assert names("fig5", two_stage=selective) == [*ablations, "multiplicative"]
     cells = names("fig7", two_stage=WHOLE)
-    assert cells[0] == "two-stage" and len(cells) == 1 + 4 * 3
+    assert cells[:2] == ["two-stage", "stage1"] and len(cells) == 2 + 4 * 3
     grid = {setting.name for setting in RECIPES["fig7"].settings}
-    assert {cell for cell in cells[1:] if not cell.startswith("p1-")} <= grid
+    assert {cell for cell in cells[2:] if not cell.startswith("p1-")} <= grid
     assert {MINIATURES[name].tasks for name in ("table2", "fig4")} == {EXACT}
 
 
@@ -277,3 +283,30 @@ def test_the_recipe_of_the_questions(tmp_path: Path) -> None:
     assert (told["rows"], told["questions"], set(told)) == (20, 40, set(MANIFEST))
     rows = lzma.decompress((tmp_path / "out" / DATA.name).read_bytes())
     assert hashlib.sha256(rows).hexdigest() == told["sha256 of the rows"]
+
+
+def entry(score: float, low: float, high: float) -> dict[str, Any]:
+    cell = {"score": score, "interval": (low, high), "n": 4, "lengths": {}}
+    return {"average": score, "interval": (low, high), "datasets": {"facts": cell}}
+
+
+def test_a_row_that_may_be_chance_is_marked() -> None:
+    """By hand: the constant is worth 20; one row's interval holds that, the other's does not."""
+    rows = MINIATURES["table1"].rows
+    asked = [
+        Asked(row, Condition(row.name, row.words, row.role), False)
+        for row in rows
+        if row.name in ("plain", "two-stage")
+    ]
+    shown = {
+        "plain": entry(22.0, 20.0, 25.0),
+        "two-stage": entry(40.0, 20.1, 60.0),
+        "constant": entry(20.0, 10.0, 30.0),
+    }
+    said = row_table(asked, shown)
+    lines = [line for line in said.splitlines() if line.startswith("|")][2:]
+    assert [line.count("\\*") for line in lines] == [2, 0, 0]
+    assert "best constant answer" in lines[2] and "20.0" in lines[2]
+    assert said.endswith("always answer the same.")
+    shown["plain"] = entry(22.0, 20.1, 25.0)
+    assert "always answer" not in row_table(asked, shown)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.paper.miniatures import MINIATURES
 from lab.paper.rows import RECIPES, ROLES
 from remamba.evals import leval, longbench
 from tests.evals.toy import leval_folder, longbench_folder
@@ -99,3 +100,35 @@ def test_the_papers_numbers_of_runs() -> None:
         len(set(r)) == len(r) for r in ([s.name for s in x.settings] for x in RECIPES.values())
     )
     assert all(name == Path(name).name for name in names)
+
+
+GIVEN: dict[str, tuple[str, ...]] = {
+    "data": ("--data", "d"), "models": ("--models", "plain=d"), "limit": ("--limit", "2"),
+    "partial": ("--partial",), "resume": ("--resume",), "slots": ("--slots", "3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", GIVEN)
+def test_figure_6_refuses_what_it_has_no_use_for(option: str, refused: Run, tmp_path: Path) -> None:
+    said = refused(
+        "reproduce", "fig6", "--scale", "tiny", "--output", tmp_path / "o", *GIVEN[option]
+    )
+    assert f"{' '.join(GIVEN[option])} has no effect on fig6" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_figure_6_runs_where_it_is_told_to(refused: Run, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    said = refused("reproduce", "fig6", "--scale", "tiny", "--output", out, "--device", "bogus")
+    assert "bogus" in said and not out.exists()
+
+
+@pytest.mark.parametrize("option", ["partial", "slots"])
+def test_miniatures_refuse_options_of_the_papers_scale(
+    option: str, refused: Run, tmp_path: Path
+) -> None:
+    for name in MINIATURES:
+        said = refused(
+            "reproduce", name, "--scale", "tiny", "--output", tmp_path / "o", *GIVEN[option]
+        )
+        assert f"has no effect on {name} at scale tiny" in said
