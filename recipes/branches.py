@@ -205,7 +205,10 @@ def branch_stages(name: str, scale: Scale) -> list[Stage]:
 def conditions(name: str) -> tuple[str, ...]:
     """How a branch is asked; beside two stages the controls that share their weights."""
     if name == "plain":
-        return ("plain", "plain-drop20", "plain-middle", "plain-bm25", "constant")
+        return (
+            *("plain", "plain-drop20", "plain-middle", "plain-last", "plain-bm25"),
+            *("plain-chunks", "constant"),
+        )
     if name.startswith("plain-"):
         return ("stage1",)  # itself
     if name in ("sentences", "window-relative"):

@@ -19,6 +19,10 @@ JOBS      branches that train at once on each GPU (default: 1); at 10 million pa
           15 to 30 GiB (Mamba): 3 fit in 80
 PYTHON    interpreter with remamba[train,eval] (default: the one that runs this)
 WORKERS   processes that write data (default: all cores)
+WORLD     closed or open (default: closed). Open: the tokenizer is trained on books alone; facts are
+          of the grammar of kinds, with made-up names and values, and questions come from the books'
+          own prose, too; models are chosen by kinds and books held out, and asked the open test.
+          Its data, tokenizer and models have folders of their own, which end in -open
 SCALE     full, or toy: the whole chain in minutes on two CPU cores; it learns nothing
 
 What is there already is skipped, so a chain that was cut off goes on where it was. The second
@@ -40,6 +44,15 @@ from typing import NoReturn, TextIO
 from branches import BRANCHES, MAIN, SCALES, Scale, base_stages, branch_stages, conditions
 from chain import Chain, Options, read_json, words
 
+OPEN_TEST = (
+    *("open-values", "open-names", "open-sentences", "open-questions", "open-all", "open-kinds"),
+    *("open-apart", "open-next", "open-needle", "kinds", "prose", "facts"),
+)
+"""What models of the open world are asked: the open test first, then what is held out of their own
+training, then the closed world's facts."""
+OPEN_QUESTIONS = 8
+"""Of a document; a cell has as many questions as ROWS."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,11 +68,22 @@ class Settings:
     branches: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: int
+    is_open: bool
     gpus: tuple[str, ...]
     jobs: int
     python: str
     workers: int
     scale: Scale
+
+    @property
+    def tokenizer(self) -> Path:
+        """Its folder."""
+        return self.out / f"tokenizer{self.mark}"
+
+    @property
+    def mark(self) -> str:
+        """What the folders of a world end in."""
+        return "-open" if self.is_open else ""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -107,6 +131,7 @@ class Settings:
             branches=tuple(branches),
             seeds=tuple(map(int, seeds)),
             rows=number("ROWS", scale.rows),
+            is_open=one_of("WORLD", "closed", ("closed", "open")) == "open",
             gpus=tuple(given("GPUS").split()),
             jobs=number("JOBS", 1),
             python=given("PYTHON", sys.executable),
@@ -168,31 +193,64 @@ def data_files(settings: Settings) -> dict[str, Options]:
         "long": {"tokens": scale.long_tokens, "facts_per_1000": 30, "seed": 24,
                  **more_open, **high, **weighted},
     }  # fmt: skip
+    if settings.is_open:
+        files = open_world(files)
+        weights = {"kinds": 4, "prose": 3, "facts": 1}
+        weighted = {"tasks": tuple(weights), "weights": tuple(weights.values())}
     for name, options in files.items():
         options |= {"books": settings.books, "documents": scale.documents[name]}
     # Other books, people, words, values and phrasings. What a form is chosen by; first whether
     # names are known at all: facts of one kind.
     held_out = {"books": settings.dev_books, "questions": 4, "seed": 90}
     tuning = {"split": "dev", "documents": scale.tune_rows, **held_out}
-    files["dev-150"] = {"tasks": "facts", "kinds": (1, 1), "tokens": (130, 170),
-                        "facts_per_1000": 50, **tuning}  # fmt: skip
+    one_kind: Options = {"tasks": "kinds" if settings.is_open else "facts", "kinds": (1, 1)}
+    files["dev-150"] = {**one_kind, "tokens": (130, 170), "facts_per_1000": 50, **tuning}
     test = {"split": "test", "documents": settings.rows, **held_out}
     for lengths, options in ((scale.tune_lengths, tuning), (scale.test_lengths, test)):
         for length in lengths:
             near = (length * 9 // 10, length * 11 // 10)
             files[f"{options['split']}-{length}"] = {"tokens": near, **options, **weighted}
-    given = {"tokenizer": settings.out / "tokenizer", "workers": settings.workers}
+    if settings.is_open:
+        documents = settings.rows * len(OPEN_TEST) // OPEN_QUESTIONS
+        for length in scale.test_lengths:
+            files[f"test-{length}"] |= {"tasks": OPEN_TEST, "weights": None, "documents": documents,
+                                        "questions": OPEN_QUESTIONS,
+                                        "apart_from": settings.books}  # fmt: skip
+    given = {"tokenizer": settings.tokenizer, "workers": settings.workers}
     return {name: {**options, **given} for name, options in files.items()}
+
+
+def open_world(files: dict[str, Options]) -> dict[str, Options]:
+    """The files of training, with facts of the grammar of kinds and questions from prose.
+
+    Single facts are of kinds; documents that only names tell apart have few of them, as have those
+    of the closed world. Lists, two hops, paragraphs, words and code stay as they are.
+    """
+    weights = {"kinds": 5, "prose": 4, "facts": 1, "two-hop": 1, "many-facts": 1, "retrieval": 2,
+               "dictionary": 1, "code": 1}  # fmt: skip
+    every: Options = {"tasks": tuple(weights), "weights": tuple(weights.values()), "classes": None}
+    changes: dict[str, Options] = {
+        "short": {"tasks": ("kinds", "facts", "many-facts", "two-hop", "dictionary"),
+                  "weights": (5, 1, 1, 1, 1)},
+        "names": {"tasks": "kinds", "kinds": (1, 2), "sentences": None},
+        "crowds": {"tasks": "kinds", "kinds": (1, 3), "open_values": None},
+        "crowds-long": {"tasks": "kinds", "kinds": (1, 4), "values": None, "open_values": None},
+        "starts": {"tasks": "kinds", "kinds": (1, 4), "open_values": None},
+        "text": {**every, "weights": None},
+        "middle": every,
+        "long": every,
+    }  # fmt: skip
+    return {name: {**options, **changes.get(name, {})} for name, options in files.items()}
 
 
 class Evidence(Chain):
     """The commands of the evidence, in their order."""
 
     def __init__(self, settings: Settings):
-        models = settings.out / f"{settings.family}-{settings.size}"
+        models = settings.out / f"{settings.family}-{settings.size}{settings.mark}"
         if settings.base_seed:
             models = models.with_name(f"{models.name}-base{settings.base_seed}")
-        super().__init__(settings.python, settings.out / "data", models)
+        super().__init__(settings.python, settings.out / f"data{settings.mark}", models)
         self.settings, self.scale = settings, settings.scale
 
     def run(self) -> int:
@@ -217,12 +275,15 @@ class Evidence(Chain):
 
     def _make_base(self) -> None:
         settings = self.settings
-        tokenizer = settings.out / "tokenizer"
+        tokenizer = settings.tokenizer
         if not (tokenizer / "tokenizer.json").is_file():
             self.say("tokenizer")
             given: Options = {"books": settings.books, "classes": settings.classes or None}
             given |= {"output": tokenizer, "tokenizer_only": True, "overwrite": True}
-            self.python("-m", "lab.planted.make_base", *words(given | self.scale.tokenizer))
+            given |= self.scale.tokenizer
+            if settings.is_open:
+                given |= {"books_alone": True, "word_weight": None, "classes": None}
+            self.python("-m", "lab.planted.make_base", *words(given))
         files = list(data_files(settings).items())
         for name, options in files[:2]:
             self.write(name, options)

@@ -55,7 +55,7 @@ class CompressionConfig:
     num_kept: int | None = None
     """Number of positions kept, in place of a share [K]."""
     selector: str = "topk"
-    """topk (Eq. 5) | random | fixed."""
+    """topk (Eq. 4) | random | fixed."""
     window: int = 1
     """A position counts with the best score of itself and the window - 1 positions after it, so
     that the token found brings those before it: words of several tokens stay whole. Of topk."""
@@ -64,7 +64,7 @@ class CompressionConfig:
     adaption: str = "selective"
     """selective (Eq. 8, as released) | exact (alpha times Delta itself) | multiplicative | none."""
     value: str = "hidden"
-    """What a kept vector is: hidden (Value of the state, Eq. 6) | residual (that plus the token's
+    """What a kept vector is: hidden (Value of the state, Eq. 5) | residual (that plus the token's
     own embedding, so that a token is read again even where Value never met it)."""
     importance: str = "relu"
     """alpha of a kept vector: relu (of its score, Eq. 8) | relative (exp(16 (score - best kept

@@ -14,6 +14,7 @@ Count = Annotated[int, arg(metavar="N")]
 Share = arg(metavar="SHARE")
 Task = Literal[
     "facts", "two-hop", "many-facts", "retrieval", "count", "few-shot", "dictionary", "code",
+    "kinds", "prose",
     "open-values", "open-names", "open-sentences", "open-questions", "open-all", "open-kinds",
     "open-apart", "open-next", "open-needle",
     "ruler-single", "ruler-multi-key", "ruler-multi-value", "ruler-multi-query", "ruler-tracking",
@@ -33,7 +34,9 @@ class Args:
     Tasks: facts (one fact about a person), two-hop (a person named through another fact),
     many-facts (all that fit), retrieval (which paragraph a line is from), count (of different
     paragraphs), few-shot (question classes, by examples), dictionary (made-up words), code (the
-    next line of repeated code). For --split test alone the levels of the open test: facts with new
+    next line of repeated code), kinds (facts of hundreds of kinds, names and values made up, whole
+    kinds held out of training), prose (a name or number of the sentences that follow a passage of a
+    book and that it has, too). For --split test alone the levels of the open test: facts with new
     open-values, -names, -sentences or -questions, with all of these (open-all), of kinds that no
     training has (open-kinds), and of such whose question shares no word but the name (open-apart);
     the paragraph after a quoted line's (open-next); numbers for keys (open-needle).

@@ -3,7 +3,8 @@
 The tokenizer is a byte-level BPE trained on books and on rows of the planted suite. The words that
 training's facts are made of (names, places, colours, numbers of two digits ...) are fed to it so
 often that nearly each becomes one token: a small model then copies an answer in one step. Words of
-the other splits get no such weight: they are spelled as prose taught it.
+the other splits get no such weight: they are spelled as prose taught it. With --books-alone no
+word gets any, for models that are to read names and values that they never saw.
 
 The weights are random, with a start from which recall is learnt within thousands of steps instead
 of millions (--no-recall-start leaves it out): see `recall_start`.
@@ -83,9 +84,15 @@ def planted_rows(
 
 
 def training_text(
-    books: list[list[str]], megabytes: float, word_weight: int, seed: int, classes: Path | None
+    books: list[list[str]],
+    megabytes: float,
+    word_weight: int,
+    seed: int,
+    classes: Path | None,
+    books_alone: bool = False,
 ) -> Iterator[str]:
-    """A sample of the books, two fifths as much of planted rows, and the words many times."""
+    """A sample of the books, and unless these are all: two fifths as much of planted rows, and the
+    words of the facts many times."""
     rng = random.Random(seed)
     paragraphs = [paragraph for book in books for paragraph in book]
     rng.shuffle(paragraphs)
@@ -95,6 +102,8 @@ def training_text(
         room -= len(paragraph)
         if room < 0:
             break
+    if books_alone:
+        return
     room = megabytes * 1e6 * 2 / 5
     for row in planted_rows(books, classes, seed):
         asked = [question["question"] + question["response"] for question in row["questions"]]
@@ -115,8 +124,9 @@ def train_tokenizer(
     word_weight: int = 2000,
     seed: int = 0,
     classes: Path | None = None,
+    books_alone: bool = False,
 ) -> Tokenizer:
-    """Train the byte-level BPE tokenizer."""
+    """Train the byte-level BPE tokenizer, see `training_text`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -133,7 +143,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = training_text(books, megabytes, word_weight, seed, classes)
+    text = training_text(books, megabytes, word_weight, seed, classes, books_alone)
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
@@ -343,6 +353,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="how often each word of the facts is shown to the tokenizer (default: 2000)",
     )
     add(
+        "--books-alone",
+        action="store_true",
+        help="train the tokenizer on the books and nothing else: no name and no value is a token "
+        "because facts have it",
+    )
+    add(
         "--recall-start",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -385,6 +401,7 @@ def run(args: argparse.Namespace) -> None:
             word_weight=args.word_weight,
             seed=args.seed,
             classes=args.classes,
+            books_alone=args.books_alone,
         )
     output.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, output)

@@ -200,11 +200,11 @@ class Prose:
                 elif taken and used >= low:
                     return taken
                 else:
-                    rest = self._cut(text, max(aim, low) - used)
+                    rest = self.cut(text, max(aim, low) - used)
                     return [*taken, (rest, True)] if rest else taken
         return taken if used >= low else []
 
-    def _cut(self, text: str, room: int) -> str:
+    def cut(self, text: str, room: int) -> str:
         """The first words of a sentence, as many as fit with a full stop; none may fit."""
         head = PARAGRAPH if text.startswith(PARAGRAPH) else ""
         room -= self.lengths.cost(head) + self.lengths.cost(".")

@@ -26,11 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lab.planted.cloze import ProseTask
 from lab.planted.code import CodeTask
 from lab.planted.dictionary import DictionaryTask
 from lab.planted.facts import FactsTask
 from lab.planted.few_shot import FewShotTask, read_classes
 from lab.planted.hops import TwoHopTask
+from lab.planted.kinds import KindsTask
 from lab.planted.many_facts import ManyFactsTask
 from lab.planted.needles import NeedleTask, TrackingTask
 from lab.planted.open_test import LEVELS, OpenTask
@@ -66,6 +68,8 @@ SHORT_PROMPTS = {
     "few-shot": "{context}\n{input}",
     "dictionary": _QUESTION,
     "code": "{context}{input}",
+    "kinds": _QUESTION,
+    "prose": "{context}\n\nMissing word: {input}\nAnswer:",
     "ruler-single": _NUMBER,
     "ruler-multi-key": _NUMBER,
     "ruler-multi-value": _NUMBERS,
@@ -184,6 +188,8 @@ def make_tasks(options: Options) -> dict[str, Task]:
         "few-shot": lambda: _few_shot(options),
         "dictionary": DictionaryTask,
         "code": CodeTask,
+        "kinds": lambda: KindsTask(**shares, kinds=options.kinds, depth=options.depth),
+        "prose": ProseTask,
         "open-next": lambda: RetrievalTask(asks_next=True),
         "open-needle": lambda: NeedleTask(keys=OPEN_NEEDLES, exact=True),
         **{name: partial(RULER.__getitem__, name) for name in RULER},

@@ -193,6 +193,8 @@ class DecodeStep:
     def _is_fused_for(self, rows: int) -> bool:
         if self._blocks is None or self._is_observed:
             return False
+        if self.device.type == "cpu" and (self._watch is None or self._watch.is_observed()):
+            return False  # hooks of this moment: nothing is captured, so they are still heard
         model = self._owner()
         norm = model.backbone.norm_f
         arguments = (

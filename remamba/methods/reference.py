@@ -57,14 +57,14 @@ def two_stages(
     last = document if settings.placement == "before_question" else min(document, prompt - 1)
     stop = max(start, min(start + length, last))
 
-    # its scores: cos(Key(h_i), Query(h_L)) (3), and which K positions are kept (4, 5)
+    # its scores: cos(Key(h_i), Query(h_L)) (3), and which K positions are kept (4)
     compressor = model.compressor
     query = compressor.query_proj(hidden[prompt - 1])
     scores = cosine_similarity(compressor.key_proj(hidden[start:stop]), query[None], dim=-1)
     counted, chosen = choose(scores, settings)
     kept = [start + i for i in chosen]
 
-    # the vectors in their place (6), and what their scores become
+    # the vectors in their place (5), and what their scores become
     vectors = compressor.value_proj(hidden[kept])
     if settings.value == "residual":
         vectors = vectors + embeds[kept]
@@ -74,7 +74,7 @@ def two_stages(
     if settings.adaption == "multiplicative":
         vectors = vectors * alpha[:, None]
 
-    # stage 2's sequence (7)
+    # stage 2's sequence (6, 7)
     before, after = {
         "replace": (start, stop),
         "append": (prompt, prompt),

@@ -1,4 +1,4 @@
-"""The selection after stage 1: the span, its scores and the kept vectors (Eq. 3-6)."""
+"""The selection after stage 1: the span, its scores and the kept vectors (Eq. 3-5)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Kept(NamedTuple):
     scores: Tensor
     """(b, k) cosine of Key and Query (Eq. 3); with a window the best in it."""
     values: Tensor
-    """(b, k, d) the vectors that stand in the span's place (Eq. 6)."""
+    """(b, k, d) the vectors that stand in the span's place (Eq. 5)."""
     lengths: Tensor
     """(b,) how many of the k are real."""
 
@@ -185,7 +185,7 @@ class Compressor(nn.Module):
         compression: CompressionConfig,
         embeddings: Callable[[Tensor], Tensor] | None = None,
     ) -> Kept:
-        """The K kept positions in ascending order and their vectors (Eq. 4-6).
+        """The K kept positions in ascending order and their vectors (Eq. 4-5).
 
         Args:
             hidden: (b, m, d) states of the span.
@@ -243,7 +243,7 @@ def _best_ahead(scores: Tensor, length: Tensor, window: int) -> Tensor:
 
 
 def _select(scores: Tensor, length: Tensor, kept: Tensor, selector: str) -> Tensor:
-    """Which K of the span's positions are kept (Eq. 4-5): (b, k), ascending; 0 beyond a row's K."""
+    """Which K of the span's positions are kept (Eq. 4): (b, k), ascending; 0 beyond a row's K."""
     rows, m = scores.shape
     k = int(kept.max()) if rows else 0
     if selector == "fixed":  # the last position of each of K equal parts

@@ -1,4 +1,4 @@
-"""Stage 2's sequence (Eq. 7): the kept vectors in place of the span, and their time steps."""
+"""Stage 2's sequence (Eq. 6-7): the kept vectors in place of the span, and their time steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Splice(NamedTuple):
 
 
 def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> Splice:
-    """Stage 2's sequence (Eq. 7): all before `at`, K kept vectors, all from at + removed on.
+    """Stage 2's sequence (Eq. 6-7): all before `at`, K kept vectors, all from at + removed on.
 
     It is planned on the host while the device is still reading, which takes one copy instead of
     many kernel launches.
@@ -55,7 +55,7 @@ def plan_splice(lengths: Tensor, at: Tensor, removed: Tensor, kept: Tensor) -> S
 
 
 def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:
-    """Stage 2's input embeddings (Eq. 7): the kept vectors where they stand, `embeds` elsewhere.
+    """Stage 2's input embeddings (Eq. 6-7): the kept vectors where they stand, `embeds` elsewhere.
 
     Args:
         embeds: (b, n, d) prompt embeddings already taken at Splice.index, from `begin` on; without
@@ -80,7 +80,7 @@ def splice(embeds: Tensor, plan: Splice, kept: Kept, begin: int = 0) -> Tensor:
 def spliced_embeds(
     batch: Batch, embeddings: nn.Module, plan: Splice, kept: Kept
 ) -> Callable[[int, int], Tensor]:
-    """(begin, end) -> (b, end - begin, d), the embeddings of stage 2's sequence there (Eq. 7)."""
+    """(begin, end) -> (b, end - begin, d), the embeddings of stage 2's sequence there (Eq. 6-7)."""
 
     def embeds(begin: int, end: int) -> Tensor:
         given = batch.take(embeddings, plan.index[:, begin:end])

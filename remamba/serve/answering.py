@@ -107,8 +107,10 @@ class Answering:
         for item, kept in zip(self.asked.items, [*self._kept, None], strict=False):
             if kept is None and isinstance(item, Question) and item.is_kept:
                 return self._loop.share_read(item.document, self.asked.client.owner)
-        total = sum(stream.tokens_to_read for stream in self.streams)
-        return sum(stream.tokens_read for stream in self.streams) / total if total else None
+        # behind a memory there is little left to read
+        streams = [s for s, kept in zip(self.streams, self._kept, strict=False) if kept is None]
+        total = sum(stream.tokens_to_read for stream in streams)
+        return sum(stream.tokens_read for stream in streams) / total if total else None
 
     async def grow(self) -> AsyncIterator[Grown | None]:
         """What is new, as it comes; None as a sign of life where nothing is.

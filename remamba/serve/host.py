@@ -37,7 +37,9 @@ class Host:
         self.keys = Keys(settings.keys())
         self.started = int(time.time())
         place = None if settings.store is None else settings.store.rstrip("/")
-        self.files = Files(place and f"{place}/files", settings.max_files_mb * MEGA)
+        # without a place they are in RAM
+        most = settings.max_files_mb if place else min(settings.max_files_mb, settings.ram_mb)
+        self.files = Files(place and f"{place}/files", most * MEGA)
         self.store = MemoryStore(
             reader.model,
             place and f"{place}/memories",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -221,29 +221,32 @@ def test_who_leaves_frees_the_slot() -> None:
 
 def test_who_leaves_a_reading_ends_it() -> None:
     """Unless another waits for it."""
-    reader = make_reader()
-    with serving(reader) as server:
-        loop, text = server.host.loop, TEXT * 400
-        mark = {"mode": "explicit"}
-        parts = [
-            {"type": "text", "text": text, "prompt_cache_breakpoint": mark},
-            {"type": "text", "text": "Who?"},
-        ]
-        body = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": parts}]}
+    parts = [
+        {"type": "text", "text": TEXT * 1500, "prompt_cache_breakpoint": {"mode": "explicit"}},
+        {"type": "text", "text": "Who?"},
+    ]
+    body = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": parts}]}
+    with serving() as server:
+        loop = server.host.loop
 
-        def leave() -> None:
-            with server.http() as http, pytest.raises(httpx2.ReadTimeout):
-                http.post("/v1/chat/completions", json=body, timeout=0.5)
+        async def leave() -> None:
+            async with httpx2.AsyncClient(base_url=server.url, timeout=60, verify=False) as http:
+                asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+                while not loop._readings:
+                    assert not asking.done()
+                    await asyncio.sleep(0.002)
+                await asyncio.sleep(0.05)
+                assert not asking.done()
+                asking.cancel()
 
-        leave()
+        asyncio.run(leave())
         until(lambda: loop.engine.is_idle and not loop.figures()["under_way"])
         assert loop.figures()["read_documents"] == 0
-        leaver = threading.Thread(target=leave)
-        leaver.start()
-        with server.http() as http:
-            found = http.post("/v1/chat/completions", json=body, timeout=60).json()
-        leaver.join()
-        assert found["usage"]["completion_tokens"] == 4
+        with ThreadPoolExecutor(1) as pool, server.http() as http:
+            staying = pool.submit(http.post, "/v1/chat/completions", json=body, timeout=60)
+            until(lambda: bool(loop._readings))
+            asyncio.run(leave())
+            assert staying.result().json()["usage"]["completion_tokens"] == 4
         assert loop.figures()["read_documents"] == 1
 
 

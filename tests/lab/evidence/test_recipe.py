@@ -17,7 +17,7 @@ import pytest
 from lab.commands.data_planted import Args as Planted
 from lab.commands.eval_planted import Args as Asked
 from lab.planted import make_base
-from lab.planted.suite import Options, make_tasks
+from lab.planted.suite import OPEN, Options, make_tasks
 from remamba.cli import _parse
 from remamba.commands import train
 
@@ -122,6 +122,8 @@ def recorded() -> dict[str, list[str]]:
 
 
 FORMER = {"plain-truncate": "plain-middle"}
+ADDED = ("two-stage-bm25", "plain-last", "plain-chunks")
+"""Conditions that the former script did not ask."""
 
 
 def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
@@ -137,7 +139,7 @@ def meaning(command: str) -> tuple[str, dict[str, list[Any]]]:
     if options.get("adaption") == ["none"]:
         options.pop("importance", None)
     asked = options.get("conditions", [])
-    options |= {"conditions": [FORMER.get(one, one) for one in asked if one != "two-stage-bm25"]}
+    options |= {"conditions": [FORMER.get(one, one) for one in asked if one not in ADDED]}
     return name, options
 
 
@@ -244,6 +246,44 @@ def test_branches_differ_in_their_form_alone(recipe: Callable[..., Any], tmp_pat
     assert all(
         added[f"whole-s4/{s}"]["seed"] != runs[f"whole-s3/{s}"]["seed"] for s in ("select", "long")
     )
+
+
+def test_the_open_world_is_trained_on_kinds_and_asked_the_open_test(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = {"SEEDS": "1", "BRANCHES": "plain sentences", "FAMILY": "mamba", "WORLD": "open"}
+    done = recipe(**given)
+    assert done.returncode == 0, done.stderr
+    found = commands(tmp_path)
+    tokenizer, base = (words for words in found if words[1] == "lab.planted.make_base")
+    assert make_base.build_parser().parse_args(tokenizer[2:]).books_alone
+    assert "tokenizer-open" in " ".join(base)
+    made = {}
+    for words in found:
+        if words[2:5] == ["data", "build", "planted"]:
+            args = _parse(Planted, "data build planted", words[5:])
+            made[args.output.stem] = args
+            assert args.output.parent.name == "data-open"
+            assert args.tokenizer == tmp_path / "out" / "tokenizer-open"
+            make_tasks(Options(**{n: getattr(args, n) for n in Options.__dataclass_fields__}))
+    training = [args for args in made.values() if args.split == "train"]
+    asked = {task for args in training for task in args.tasks}
+    assert {"kinds", "prose"} <= asked and not [task for task in asked if task in OPEN]
+    for name, args in made.items():
+        if args.split == "train":
+            assert {path.name[:5] for path in args.books} == {"train"}
+        elif args.split == "dev":
+            assert not {*args.tasks} & {*OPEN}
+        else:
+            assert {*OPEN} < {*args.tasks} and args.tasks[: len(OPEN)] == OPEN
+            assert args.documents * args.questions // len(args.tasks) == 512
+            assert [path.name[:5] for path in args.apart_from] == ["train", "train"], name
+            assert {path.name for path in args.books} == {"dev.jsonl.xz"}
+    models = tmp_path / "out" / "mamba-10m-open"
+    assert (models / "asked-test" / "sentences-s1" / "run.json").is_file()
+    assert recipe(**given | {"WORLD": "closed"}).returncode == 0  # stands beside it
+    assert (tmp_path / "out" / "mamba-10m" / "kept" / "plain-s1").is_dir()
+    assert recipe(**given | {"WORLD": "flat"}).returncode == 2
 
 
 def test_a_chain_that_was_cut_off_goes_on_where_it_was(

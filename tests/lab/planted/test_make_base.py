@@ -109,3 +109,14 @@ def test_what_cannot_be_used_is_said_in_one_line(
     assert make_base.main([*words, "--output", str(tmp_path / "new")]) == 2
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_of_books_alone_knows_no_word_of_the_facts() -> None:
+    texts = list(make_base.training_text(library(), 0.01, 2000, 0, None, books_alone=True))
+    paragraphs = {paragraph + "\n\n" for book in library() for paragraph in book}
+    assert texts and set(texts) <= paragraphs
+    given = {"megabytes": 0.05, "word_weight": 200}
+    alone = make_base.train_tokenizer(library(), 700, **given, books_alone=True)
+    usual = make_base.train_tokenizer(library(), 700, **given)
+    words = make_base.fact_words("train")
+    assert make_base.tokens_per_word(alone, words) > make_base.tokens_per_word(usual, words) + 0.5

@@ -9,6 +9,7 @@ import pytest
 
 from lab.planted.build import build_planted
 from lab.planted.disjoint import content_words, find_shared, open_phrases, shared_words
+from lab.planted.kinds import kinds
 from lab.planted.language import (
     DESCRIPTIONS,
     ECHOES,
@@ -79,6 +80,8 @@ def test_no_new_word_is_one_token_of_the_embedded_models() -> None:
 
 def test_new_phrasings_are_nobody_elses_and_have_a_word_of_their_own() -> None:
     every = {text for split in SPLITS for text in said_by(split)}
+    grammar = [kind for split in SPLITS for kind in kinds(split)]
+    every |= {text for kind in grammar for text in (*kind.facts, *kind.questions)}
     assert not every & set(open_phrases())
     known_count = count = 0
     for own, new in zip(language("train").attributes, fresh_phrasings(), strict=True):
@@ -100,6 +103,9 @@ def test_held_out_kinds_are_about_nothing_that_a_training_kind_is_about() -> Non
     for kind in (*language("train").attributes, *language("train").lists):
         said = (*kind.questions, *kind.names)
         known |= {kind.name} | {word for text in said for word in content_words(text)}
+    for kind in kinds("train"):
+        said = (*kind.facts, *kind.questions, *kind.names)
+        known |= {word for text in said for word in content_words(text)}
     assert sorted(about & known) == []
     for kind in held_out_kinds("ask"):
         assert len(kind.facts) == 3 and len(kind.questions) == 2
@@ -187,11 +193,12 @@ def test_the_open_test_is_no_training() -> None:
 
 def test_no_row_of_training_has_a_new_word_or_sentence(classes: Path) -> None:
     texts = []
+    tasks = (*CLOSED, "kinds")
     options = Options(
-        tasks=CLOSED, tokens=(300, 600), open_values=0.7, facts_per_1000=60, classes=classes
+        tasks=tasks, tokens=(300, 600), open_values=0.7, facts_per_1000=60, classes=classes
     )
     suite = Suite(source(), options, make_tasks(options))
-    for number in range(60):
+    for number in range(90):
         row = suite.make(number).row
         texts += [row["document"], *(q["question"] + q["response"] for q in row["questions"])]
     assert find_shared(texts) == []
