@@ -224,18 +224,19 @@ def open_world(files: dict[str, Options]) -> dict[str, Options]:
     """The files of training, with facts of the grammar of kinds and questions from prose.
 
     Single facts are of kinds; documents that only names tell apart have few of them, as have those
-    of the closed world. Lists, two hops, paragraphs, words and code stay as they are.
+    of the closed world. The shortest documents are longer, since names and values are several
+    tokens each. Lists, two hops, paragraphs, words and code stay as they are.
     """
     weights = {"kinds": 5, "prose": 4, "facts": 1, "two-hop": 1, "many-facts": 1, "retrieval": 2,
                "dictionary": 1, "code": 1}  # fmt: skip
     every: Options = {"tasks": tuple(weights), "weights": tuple(weights.values()), "classes": None}
     changes: dict[str, Options] = {
         "short": {"tasks": ("kinds", "facts", "many-facts", "two-hop", "dictionary"),
-                  "weights": (5, 1, 1, 1, 1)},
-        "names": {"tasks": "kinds", "kinds": (1, 2), "sentences": None},
+                  "weights": (5, 1, 1, 1, 1), "tokens": (150, 350)},
+        "names": {"tasks": "kinds", "kinds": (1, 2), "sentences": None, "tokens": (120, 300)},
         "crowds": {"tasks": "kinds", "kinds": (1, 3), "open_values": None},
         "crowds-long": {"tasks": "kinds", "kinds": (1, 4), "values": None, "open_values": None},
-        "starts": {"tasks": "kinds", "kinds": (1, 4), "open_values": None},
+        "starts": {"tasks": "kinds", "kinds": (1, 4), "open_values": None, "tokens": (80, 160)},
         "text": {**every, "weights": None},
         "middle": every,
         "long": every,
