@@ -88,6 +88,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
+    # torch notes once which functions make tensors, for `with torch.device(...)`: the real ones
+    with torch.device("meta"):
+        torch.empty(0)
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):

@@ -112,7 +112,7 @@ def test_a_forward_waits_at_its_door_and_at_its_end(form, shape, monkeypatch):
         return [torch.zeros(2, dtype=torch.long)] * 3
 
     monkeypatch.setattr(door, "to_host", at_the_door)
-    monkeypatch.setattr(modeling_remamba, "_check_finite", lambda _: waits.append("end"))
+    monkeypatch.setattr(modeling_remamba, "check_finite", lambda _: waits.append("end"))
     model = tiny_model("mamba2", num_hidden_layers=1).to("meta")
     ids, mask = rows(shape)
     options = {"compression": FORMS[form], **questions(form, 4, 5)}

@@ -91,16 +91,18 @@ def test_four_tokens_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("op", ["selective_scan", "ssd"])
 def test_steps_scaled_are_A_and_the_input_scaled(op: str) -> None:
-    """h' = s h(sA) and y' = s y(sA), without the skip D x; in float64 to 1e-9."""
-    given, scan = scan_inputs(op)
-    given = {name: t.double() if torch.is_tensor(t) else t for name, t in given.items()}
-    s = 0.75
-    y, state = ruled(at(Scaling([s], "steps")), given, scan)
-    by_A, state_by_A = ruled(at(Scaling([s], "A")), given, scan)
-    for found, expected in ((y, s * by_A), (state, s * state_by_A)):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    both = {**given, "A": s * given["A"], "B": s * given["B"]}
-    torch.testing.assert_close(y, ruled(None, both, scan)[0], rtol=1e-9, atol=1e-9)
+    """h' = s h(sA) and y' = s y(sA), without the skip D x: to 1e-6 of the largest in float32, by
+    the fastest form, and to 1e-9 in float64."""
+    single, scan = scan_inputs(op)
+    s = 0.7
+    double = {name: t.double() if torch.is_tensor(t) else t for name, t in single.items()}
+    for given, bound in ((single, 1e-6), (double, 1e-9)):
+        y, state = ruled(at(Scaling([s], "steps")), given, scan)
+        by_A, state_by_A = ruled(at(Scaling([s], "A")), given, scan)
+        both = {**given, "A": s * given["A"], "B": s * given["B"]}
+        pairs = (y, s * by_A), (state, s * state_by_A), (y, ruled(None, both, scan)[0])
+        for found, expected in pairs:
+            assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
 @pytest.mark.parametrize("op", ["selective_scan", "ssd"])
