@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
@@ -112,7 +114,7 @@ def find_embedded(auto_class: Any, then: Callable[[Any], None] | None = None) ->
     auto_class.from_pretrained = classmethod(from_pretrained)
 
 
-class AutoClassFinder(MetaPathFinder):
+class AutoClassFinder:
     """Finds modules as the other finders do, and registers our classes after the right ones.
 
     Our configuration is registered right after AutoConfig is defined. Our models have to wait if
@@ -138,7 +140,7 @@ class AutoClassFinder(MetaPathFinder):
                 continue
             if (spec := find(fullname, path, target)) is not None:
                 if spec.loader is not None:
-                    spec.loader = WatchingLoader(spec.loader, self)
+                    spec.loader = cast("Loader", WatchingLoader(spec.loader, self))
                 return spec
         return None
 
@@ -161,7 +163,7 @@ class AutoClassFinder(MetaPathFinder):
             register_models()
 
 
-class WatchingLoader(Loader):
+class WatchingLoader:
     """Another loader, except that a finder executes the module, which then gets its loader back."""
 
     def __init__(self, loader: Loader, finder: AutoClassFinder) -> None:

@@ -17,8 +17,15 @@ from remamba import cli
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "triton", "peft", "datasets", "matplotlib"}
-ATTEMPTS = 3
+ATTEMPTS = 5
 """The least of so many counts: another program on the machine slows this one down."""
+WORK = (
+    "import argparse, asyncio, concurrent.futures, decimal, email.message, http.client, inspect, "
+    "importlib.metadata, logging.config, multiprocessing, unittest.mock, xml.dom.minidom"
+)
+WORK_SECONDS = 0.11
+"""What WORK takes on a machine on which the bounds below hold as they stand; on a slower one, or
+in a slower hour, they grow with it."""
 GROUPS = ["data", "data build", "bench"]
 HELP = [
     *(["--version"], ["--help"], []),
@@ -58,6 +65,11 @@ def python(*words: str) -> Ran:
     return Ran(done.returncode, done.stdout, "".join(said), modules, seconds)
 
 
+def slowness() -> float:
+    """How many times as long as it should this machine takes for the same work now, at least 1."""
+    return max(1.0, python("-c", WORK).seconds / WORK_SECONDS)
+
+
 def heavy(ran: Ran) -> set[str]:
     return {name.partition(".")[0] for name in ran.modules} & HEAVY
 
@@ -69,7 +81,7 @@ def test_the_command_starts_fast(argv: list[str]) -> None:
         assert ran.code == (2 if argv in SLIPS else 0), ran.err
         assert "remamba.cli" in ran.modules
         assert not heavy(ran)
-        if ran.seconds < 0.4:
+        if ran.seconds < 0.4 or ran.seconds < 0.4 * slowness():
             return
     raise AssertionError(f"remamba {' '.join(argv)}: {ran.seconds:.2f} s of CPU")
 
@@ -79,7 +91,8 @@ def test_import_is_light() -> None:
         ran = python("-c", "import remamba")
         assert "remamba" in ran.modules
         assert not heavy(ran)
-        if ran.seconds - python("-c", "pass").seconds < 0.1:
+        seconds = ran.seconds - python("-c", "pass").seconds
+        if seconds < 0.1 or seconds < 0.1 * slowness():
             return
     raise AssertionError(f"import remamba: {ran.seconds:.2f} s of CPU")
 
