@@ -272,7 +272,9 @@ def test_our_forms_are_compared_where_no_peer_is_exact(monkeypatch: pytest.Monke
     """A form that is wrong in the states it leaves is found by the steps behind it."""
     ours = build(shapes.SHAPES["mamba-tiny"], "cpu", "float32")
     use_states(ours)
-    assert compare_forms(ours, "float32")["relative_error"] == 0
+    assert compare_forms(ours, "float32")["relative_error"] < 1e-6  # in C, where that runs
+    with backend.use_backend("torch"):
+        assert compare_forms(ours, "float32")["relative_error"] == 0
     right: Any = backend._load("selective_scan", "ref")
 
     def wrong(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
