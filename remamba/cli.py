@@ -69,9 +69,9 @@ TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 for other machines and of one another; a command's stderr is for its own lines."""
 
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""What is set in the environment, where it is not, before torch is imported: its threads otherwise
-spin where they wait, which takes other programs' time, and is many times slower beside them."""
+SPINS = "10000"
+"""How often threads of OpenMP look whether they may go on before they sleep. By their own number,
+of milliseconds, a program is many times slower beside others; without any, slower by itself."""
 
 
 def commands() -> dict[str, tuple[str, str]]:
@@ -85,8 +85,8 @@ def commands() -> dict[str, tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

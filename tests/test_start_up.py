@@ -115,13 +115,20 @@ def test_an_answer_needs_none_of_what_takes_long(tmp_path: Path) -> None:
     assert not ran.modules & UNNEEDED
 
 
-def test_threads_do_not_spin_where_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-        if given:
-            monkeypatch.setenv("OMP_WAIT_POLICY", given)
-        assert cli.main(["--version"]) == 0
-        assert os.environ["OMP_WAIT_POLICY"] == found
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_spin_little_where_nobody_says_how(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards, whatever is set here
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["--version"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_errors_and_settings_need_no_torch() -> None:
